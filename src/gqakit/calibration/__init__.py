@@ -1,0 +1,1 @@
+"""Text in, Moments out: the one forward pass that feeds every method."""

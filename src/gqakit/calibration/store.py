@@ -1,0 +1,110 @@
+"""The Moments noun on disk: one safetensors file, one tensor a layer and kind, its origin in the header."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from gqakit.checkpoint.atomic import write_bytes
+from gqakit.core.moments import LayerMoments
+from gqakit.errors import PlanError
+from gqakit.plan import MomentsRecord
+
+_KEY = "gqakit_moments"
+
+
+class MomentsHeader(BaseModel):
+    """Where moments came from."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    version: Literal[1] = 1
+    source: str
+    fingerprint: str
+    num_layers: int = Field(gt=0)
+    width: int = Field(gt=0)
+    tokens: int = Field(gt=0)
+    window: int = Field(gt=0)
+    text: str
+    text_sha256: str
+
+
+@dataclass(frozen=True)
+class MomentsFile:
+    """Calibration results, read a layer at a time."""
+
+    path: Path
+    header: MomentsHeader
+
+    @classmethod
+    def open(cls, path: Path) -> MomentsFile:
+        """Read the header.
+
+        Raises:
+            PlanError: when the file is missing, corrupt or not a moments file.
+        """
+        try:
+            with safe_open(path, "pt") as file:
+                metadata = file.metadata() or {}
+        except (OSError, SafetensorError) as error:
+            raise PlanError(f"cannot read moments {path}: {error}") from error
+        if _KEY not in metadata:
+            raise PlanError(f"{path} is a safetensors file but holds no gqakit moments; make them with `gqakit calibrate`")
+        try:
+            return cls(path, MomentsHeader.model_validate_json(metadata[_KEY]))
+        except ValidationError as error:
+            raise PlanError(f"moments {path} have a header this gqakit does not read: {error}") from error
+
+    def layer(self, index: int) -> LayerMoments:
+        """The moments of one layer, in the stored precision (float32)."""
+        with safe_open(self.path, "pt") as file:
+            names = set(file.keys())
+            value = f"layers.{index}.value"
+            return LayerMoments(
+                file.get_tensor(f"layers.{index}.input"),
+                file.get_tensor(value) if value in names else None,
+            )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the whole file."""
+        digest = hashlib.sha256()
+        with self.path.open("rb") as file:
+            while chunk := file.read(1 << 24):
+                digest.update(chunk)
+        return f"sha256:{digest.hexdigest()}"
+
+    def record(self) -> MomentsRecord:
+        """What a plan notes about these moments."""
+        return MomentsRecord(path=str(self.path), fingerprint=self.fingerprint, tokens=self.header.tokens)
+
+    def check_source(self, fingerprint: str, name: str) -> None:
+        """Raise `PlanError` unless the moments were taken on the model with this fingerprint."""
+        if self.header.fingerprint != fingerprint:
+            raise PlanError(
+                f"moments {self.path} were taken on {self.header.source} ({self.header.fingerprint[:19]}…), "
+                f"not on {name} ({fingerprint[:19]}…); run `gqakit calibrate` on it"
+            )
+
+
+def save_moments(path: Path, header: MomentsHeader, layers: Mapping[int, LayerMoments]) -> MomentsFile:
+    """Write moments in float32, atomically."""
+    tensors: dict[str, Tensor] = {}
+    for index, moments in layers.items():
+        tensors[f"layers.{index}.input"] = moments.input.to(torch.float32)
+        if moments.value is not None:
+            tensors[f"layers.{index}.value"] = moments.value.to(torch.float32)
+    metadata = {_KEY: json.dumps(header.model_dump(), sort_keys=True)}
+    write_bytes(path, save(tensors, metadata=metadata))
+    return MomentsFile(path, header)

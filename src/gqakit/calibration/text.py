@@ -1,0 +1,116 @@
+"""Text files cut into windows of tokens."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from gqakit.errors import DataError
+
+BUNDLED = ("calibration", "evaluation")
+"""Texts that come with gqakit, usable by name wherever a file is asked for; the second is held out."""
+
+
+class Tokenizer(Protocol):
+    """The part of a transformers tokenizer that is used here."""
+
+    def __call__(self, text: str, *, add_special_tokens: bool, verbose: bool) -> dict[str, list[int]]:
+        """Token ids under `input_ids`."""
+        ...
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of some tokens."""
+        ...
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text and what to call it."""
+
+    name: str
+    content: str
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the content."""
+        return hashlib.sha256(self.content.encode()).hexdigest()
+
+
+def read_text(sources: Sequence[str | Path]) -> Text:
+    """The texts of files, or of a bundled name, one after another.
+
+    Raises:
+        DataError: when a file is missing, not UTF-8 or empty.
+    """
+    parts: list[str] = []
+    names: list[str] = []
+    for source in sources:
+        path = Path(source)
+        if str(source) in BUNDLED and not path.exists():
+            content = files("gqakit").joinpath("assets", f"{source}.txt").read_text(encoding="utf-8")
+            names.append(f"gqakit {source} text")
+        else:
+            try:
+                content = path.read_text(encoding="utf-8")
+            except OSError as error:
+                raise DataError(f"cannot read text {path}: {error.strerror}") from error
+            except UnicodeDecodeError as error:
+                raise DataError(f"text {path} is not UTF-8: {error.reason} at byte {error.start}") from error
+            names.append(path.name)
+        parts.append(content)
+    text = "\n\n".join(parts)
+    if not text.strip():
+        raise DataError(f"text {', '.join(names)} is empty")
+    return Text(" + ".join(names), text)
+
+
+def token_windows(
+    tokenizer: Tokenizer, text: Text, *, window: int, tokens: int | None = None, skip: int = 0
+) -> Tensor:
+    """Consecutive windows of the text, `[windows, window]` token ids, the rest cut off.
+
+    Where the tokenizer opens a text with a special token (BOS), every window opens with it.
+
+    Args:
+        tokenizer: of the model.
+        text: what to cut.
+        window: tokens a window.
+        tokens: at most so many tokens in all, rounded down to whole windows; None for the whole text.
+        skip: so many windows at the start are left out.
+
+    Raises:
+        DataError: when not even one window comes out.
+    """
+    if window < 2 or (tokens is not None and tokens < window):
+        raise DataError(f"a window of {window} tokens out of {tokens} makes no window; ask for --tokens >= --window >= 2")
+    content = text.content
+    if tokens is not None:  # a token is seldom longer than 16 characters: enough, without encoding a whole corpus
+        content = content[: (tokens + skip * window) * 16]
+    prefix = _opening(tokenizer)
+    ids = tokenizer(content, add_special_tokens=False, verbose=False)["input_ids"]
+    body = window - len(prefix)
+    count = len(ids) // body - skip
+    if tokens is not None:
+        count = min(count, tokens // window)
+    if count < 1:
+        raise DataError(
+            f"text {text.name} has {len(ids)} tokens, too few for one window of {window}"
+            + (f" after {skip} others" if skip else "")
+            + "; give more text or a smaller --window"
+        )
+    cut = torch.tensor(ids[skip * body : (skip + count) * body]).view(count, body)
+    return torch.cat([torch.tensor(prefix, dtype=cut.dtype).expand(count, -1), cut], dim=1)
+
+
+def _opening(tokenizer: Tokenizer) -> list[int]:
+    """The special tokens that open every text, usually none or BOS."""
+    plain = tokenizer("a", add_special_tokens=False, verbose=False)["input_ids"]
+    full = tokenizer("a", add_special_tokens=True, verbose=False)["input_ids"]
+    return full[: full.index(plain[0])] if plain and plain[0] in full else []

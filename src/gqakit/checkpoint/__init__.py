@@ -1,0 +1,29 @@
+"""Checkpoints on disk: a lazy reader of Hugging Face directories and an atomic, resumable writer."""
+
+from .atomic import atomic_file, write_bytes
+from .dtypes import dtype_code, torch_dtype
+from .header import Shard, TensorInfo
+from .layout import Replacement, output_bytes
+from .manifest import MANIFEST_NAME
+from .output import check_output
+from .reader import Checkpoint
+from .sidefiles import copy_side_files, side_files
+from .writer import WriteResult, write_checkpoint
+
+__all__ = [
+    "MANIFEST_NAME",
+    "Checkpoint",
+    "Replacement",
+    "Shard",
+    "TensorInfo",
+    "WriteResult",
+    "atomic_file",
+    "check_output",
+    "copy_side_files",
+    "dtype_code",
+    "output_bytes",
+    "side_files",
+    "torch_dtype",
+    "write_bytes",
+    "write_checkpoint",
+]

@@ -1,0 +1,96 @@
+"""Say what a directory is when it is not a checkpoint that can be read."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from gqakit.errors import CheckpointError
+
+from .index import INDEX_NAME, SINGLE_NAME, listed
+from .manifest import MANIFEST_NAME
+
+_PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_NO_WEIGHTS = ("training_args.bin", "optimizer.*", "scheduler.*", "scaler.*", "rng_state*")
+
+
+def check_directory(path: Path) -> None:
+    """Raises CheckpointError if `path` is anything but a directory."""
+    if path.is_dir():
+        return
+    if path.suffix == ".gguf":
+        raise _gguf_error(path.parent, [path.name])
+    raise CheckpointError(
+        f"{path}: is not a directory. Give the directory that holds config.json and the weights."
+    )
+
+
+def weight_index(directory: Path) -> Path | None:
+    """The index of a sharded checkpoint, or None if the weights are one `model.safetensors`.
+
+    The single file wins where both exist, as it does in transformers.
+    Raises CheckpointError if the directory holds neither, or is no checkpoint, saying what it holds instead.
+    """
+    try:
+        names = sorted(entry.name for entry in directory.iterdir())
+    except OSError as error:
+        raise CheckpointError(
+            f"{directory}: cannot be listed ({error.strerror}). Check its rights."
+        ) from error
+    if MANIFEST_NAME in names:
+        raise CheckpointError(
+            f"{directory}: is an unfinished gqakit output ({MANIFEST_NAME} is still there). "
+            "Run the same conversion again; it continues where it stopped."
+        )
+    if SINGLE_NAME not in names and INDEX_NAME not in names:
+        raise _without_weights(directory, names)
+    if "config.json" not in names:
+        raise CheckpointError(f"{directory}: has weights but no config.json. Fetch the config of this model.")
+    return None if SINGLE_NAME in names else directory / INDEX_NAME
+
+
+def _without_weights(directory: Path, names: list[str]) -> CheckpointError:
+    pickled = [n for n in names if _matches(n, _PICKLED) and not _matches(n, _NO_WEIGHTS)]
+    gguf = [n for n in names if n.endswith(".gguf")]
+    other = [n for n in names if n.endswith(".safetensors")]
+    if "adapter_config.json" in names:
+        return CheckpointError(
+            f"{directory}: is a PEFT adapter, not a whole model. Merge it into its base model "
+            "(merge_and_unload and save_pretrained), then convert that."
+        )
+    if other:
+        return CheckpointError(
+            f"{directory}: holds {listed(other)} but neither {SINGLE_NAME} nor {INDEX_NAME}. "
+            "Fetch the missing index, or rename a single file."
+        )
+    if pickled:
+        return CheckpointError(
+            f"{directory}: has only pickled weights ({listed(pickled)}), which can run code when read and "
+            "are refused. "
+            'Convert them to safetensors first: python -c "from transformers import AutoModelForCausalLM '
+            f"as M; M.from_pretrained({str(directory)!r}).save_pretrained('OUT')\""
+        )
+    if gguf:
+        return _gguf_error(directory, gguf)
+    if "config.json" not in names:
+        return CheckpointError(
+            f"{directory}: has no config.json and no weights: not a model directory. It holds "
+            f"{listed(names) or 'nothing'}; expected config.json and {SINGLE_NAME} or {INDEX_NAME}."
+        )
+    return CheckpointError(
+        f"{directory}: has a config.json but no weights, expected {SINGLE_NAME} or {INDEX_NAME} with its "
+        "shards. Fetch the weights in safetensors form."
+    )
+
+
+def _gguf_error(directory: Path, names: list[str]) -> CheckpointError:
+    return CheckpointError(
+        f"{directory}: has its weights as GGUF ({listed(names)}), expected safetensors. Convert it first: "
+        'python -c "from transformers import AutoModelForCausalLM as M; '
+        f"M.from_pretrained({str(directory)!r}, gguf_file={names[0]!r}).save_pretrained('OUT')\" "
+        "(its tokenizer likewise, with AutoTokenizer)."
+    )
+
+
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)

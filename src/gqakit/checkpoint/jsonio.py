@@ -1,0 +1,56 @@
+"""Reading and writing the JSON of a checkpoint: strict in what it takes, canonical in what it hashes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from gqakit.errors import CheckpointError
+
+
+def read_bytes(path: Path) -> bytes:
+    """A whole small file. Raises CheckpointError if it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: cannot be read ({error.strerror}). Check the path and its rights."
+        ) from error
+
+
+def parse_object(data: bytes, where: str, *, distinct: bool = False) -> dict[str, Any]:
+    """A JSON object, with `distinct` of distinct keys. Raises CheckpointError beginning with `where`."""
+    try:
+        value = json.loads(data, object_pairs_hook=_distinct if distinct else None)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{where}: not valid JSON ({error}) in {len(data)} bytes. "
+            "The file is truncated or corrupt; fetch it again."
+        ) from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{where}: holds a JSON {type(value).__name__}, expected an object {{...}}.")
+    return value
+
+
+def canonical(value: Any) -> bytes:
+    """The one spelling of a JSON value that is hashed: sorted keys, no spaces, ASCII.
+
+    Raises TypeError or ValueError if `value` is not JSON.
+    """
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
+
+
+def pretty(value: Any) -> bytes:
+    """The spelling that is written for people: two spaces of indent, a final newline, keys in their order."""
+    return (json.dumps(value, indent=2) + "\n").encode()
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # Parsers disagree on which of two equal keys wins, so a file with both means different tensors to each.
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        seen: set[str] = set()
+        repeated = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise ValueError(f"the key {repeated!r} occurs twice")
+    return made

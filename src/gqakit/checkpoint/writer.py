@@ -1,0 +1,162 @@
+"""Write a converted checkpoint: streaming, atomic, and able to continue after an interruption.
+
+The order makes an unfinished directory visible: manifest first; shards; side files; extra files; index;
+config.json last; then the manifest goes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from gqakit.errors import OutputError
+
+from .atomic import PARTIAL, output_errors, sync_directory, write_bytes
+from .index import INDEX_NAME, build_index
+from .jsonio import canonical, pretty
+from .layout import PlannedShard, Replacement, count_parameters, plan_shards
+from .manifest import MANIFEST_NAME, Manifest, new_manifest, write_manifest
+from .output import check_output, clear_output
+from .reader import Checkpoint
+from .sidefiles import copy_side_files, side_files
+from .streaming import is_finished, write_shard
+
+
+@dataclass(frozen=True)
+class WriteResult:
+    """What a run left in `path`: shard files `written` and `kept` from an earlier run, side files copied.
+
+    `nbytes` counts all tensors of the output, headers not included.
+    """
+
+    path: Path
+    written: tuple[str, ...]
+    kept: tuple[str, ...]
+    side_files: tuple[str, ...]
+    nbytes: int
+
+
+def write_checkpoint(
+    source: Checkpoint,
+    out: Path,
+    *,
+    replaced: Mapping[str, Replacement],
+    config: dict[str, Any],
+    extra_files: Mapping[str, bytes],
+    job: Mapping[str, Any],
+    overwrite: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> WriteResult:
+    """Write `source` with some tensors replaced or added to the directory `out`.
+
+    Sharding, file names, tensor order and shard metadata stay; a shard without changes is a byte-identical
+    copy. Run again after an interruption with the same `job`, it keeps the finished shards and does the
+    rest, to the same final bytes.
+
+    Args:
+        replaced: tensor name -> Replacement; each is produced once, in file order, and freed when written.
+        config: the new config.json (the source's bytes are kept if it is unchanged).
+        extra_files: relative name -> content, written after the side files, replacing equal names.
+        job: what determines the output besides the source, as JSON; a changed job is not continued.
+        overwrite: replace the checkpoint in `out`.
+        progress: called with the number of bytes just written; the sum is the size of all shards.
+
+    Raises:
+        OutputError: `out` cannot be used (see `check_output`), the disk refuses, or the arguments contradict
+            the source.
+        CheckpointError: the source cannot be read.
+
+    Errors of `produce` pass through. After an error, KeyboardInterrupt included, the same call continues.
+    """
+    out = Path(out)
+    progress = progress or (lambda nbytes: None)
+    shards = plan_shards(source, replaced)
+    config_bytes = _config_bytes(source, config)
+    _check_extra_files(extra_files, {shard.name for shard in shards})
+    fresh = new_manifest(job, source.fingerprint())
+    needed = sum(shard.size for shard in shards) + _small_bytes(source, extra_files)
+    manifest = check_output(source, out, overwrite, job=job, needed_bytes=needed)
+
+    manifest = _prepare(out, manifest or fresh)
+    written, kept = _write_shards(source, shards, out, manifest, progress)
+    copied = copy_side_files(source.path, out)
+    for name, data in extra_files.items():
+        with output_errors(out / name):
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(out / name, data)
+    nbytes = sum(tensor.info.nbytes for shard in shards for tensor in shard.tensors)
+    if source.index is not None:
+        weight_map = _weight_map(source.index.weight_map, shards)
+        write_bytes(out / INDEX_NAME, build_index(source.index, weight_map, nbytes, count_parameters(shards)))
+    write_bytes(out / "config.json", config_bytes)
+    with output_errors(out / MANIFEST_NAME):
+        (out / MANIFEST_NAME).unlink()
+    sync_directory(out)
+    return WriteResult(out, written, kept, copied, nbytes)
+
+
+def _prepare(out: Path, manifest: Manifest) -> Manifest:
+    """Make `out` hold the manifest and the shards it lists, and nothing else of a checkpoint."""
+    with output_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+    # Before anything is removed: a directory half cleared can then be told and continued.
+    write_manifest(out, manifest)
+    clear_output(out, keep=manifest.finished)
+    return manifest
+
+
+def _write_shards(
+    source: Checkpoint,
+    shards: tuple[PlannedShard, ...],
+    out: Path,
+    manifest: Manifest,
+    progress: Callable[[int], None],
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Write what the manifest does not list as finished; returns the names written and the names kept."""
+    written, kept = [], []
+    for shard in shards:
+        record = manifest.finished.get(shard.name)
+        if record is not None and is_finished(out / shard.name, shard.size, record):
+            kept.append(shard.name)
+            progress(shard.size)
+            continue
+        manifest = manifest.with_finished(shard.name, write_shard(source, shard, out, progress))
+        write_manifest(out, manifest)
+        written.append(shard.name)
+    return tuple(written), tuple(kept)
+
+
+def _config_bytes(source: Checkpoint, config: dict[str, Any]) -> bytes:
+    try:
+        unchanged = canonical(config) == canonical(source.config)
+        return source.config_bytes if unchanged else pretty(config)
+    except (TypeError, ValueError) as error:
+        raise OutputError(
+            f"config.json: the new config is not JSON ({error}). Give the config as plain strings, "
+            "numbers, lists."
+        ) from error
+
+
+def _check_extra_files(extra_files: Mapping[str, bytes], shard_names: set[str]) -> None:
+    taken = {*shard_names, "config.json", INDEX_NAME, MANIFEST_NAME}
+    for name in extra_files:
+        path = PurePosixPath(name)
+        inside = path.parts and not path.is_absolute() and ".." not in path.parts and "\\" not in name
+        if not inside or str(path) in taken or name.endswith((PARTIAL, ".safetensors")):
+            raise OutputError(
+                f"extra file {name!r}: expected a relative name inside the output that is neither a "
+                "weight file nor one of config.json, the index and the manifest. Rename it."
+            )
+
+
+def _small_bytes(source: Checkpoint, extra_files: Mapping[str, bytes]) -> int:
+    copied = sum((source.path / name).stat().st_size for name in side_files(source.path))
+    return copied + sum(len(data) for data in extra_files.values())
+
+
+def _weight_map(source: Mapping[str, str], shards: tuple[PlannedShard, ...]) -> dict[str, str]:
+    """Tensor -> shard in the source's order, additions after all others."""
+    planned = {tensor.info.name: shard.name for shard in shards for tensor in shard.tensors}
+    return {**source, **planned}

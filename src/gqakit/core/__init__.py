@@ -1,0 +1,1 @@
+"""Pure maths on tensors: no input or output, no transformers, no globals."""

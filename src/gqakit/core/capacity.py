@@ -1,0 +1,126 @@
+"""The size of a KV cache, and the one meaning of a budget.
+
+`kv_ratio` is KV-cache bytes after / before. Every other spelling is turned into it here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+GIB = 1024**3
+
+
+@dataclass(frozen=True)
+class CacheShape:
+    """What each layer keeps for one token: `key_heads[l] + value_heads[l]` vectors of `head_dim` elements."""
+
+    key_heads: tuple[int, ...]
+    value_heads: tuple[int, ...]
+    head_dim: int
+    element_bytes: int
+
+    def __post_init__(self) -> None:
+        if len(self.key_heads) != len(self.value_heads):
+            raise ValueError(f"{len(self.key_heads)} layers of keys, {len(self.value_heads)} of values")
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes that one token of one sequence takes in the cache."""
+        return (sum(self.key_heads) + sum(self.value_heads)) * self.head_dim * self.element_bytes
+
+    def bytes_at(self, context: int, batch: int = 1) -> int:
+        """Bytes for `batch` sequences of `context` tokens."""
+        return self.bytes_per_token * context * batch
+
+    def ratio_to(self, source: CacheShape) -> float:
+        """`kv_ratio` of this cache against the source's, at equal precision."""
+        return (sum(self.key_heads) + sum(self.value_heads)) / (sum(source.key_heads) + sum(source.value_heads))
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How small the cache may be: `kv_ratio`, and the words in which it was asked for."""
+
+    kv_ratio: float
+    asked: str
+
+
+def resolve_budget(
+    source: CacheShape,
+    *,
+    kv_ratio: float | None = None,
+    kv_heads: int | None = None,
+    kv_bytes_per_token: int | None = None,
+    kv_gib: float | None = None,
+    context: int | None = None,
+    batch: int | None = None,
+) -> Budget:
+    """The budget that exactly one of the spellings gives.
+
+    Args:
+        source: the cache of the source model.
+        kv_ratio: bytes after / before, in (0, 1].
+        kv_heads: KV heads a layer, for sources with the same number in every layer.
+        kv_bytes_per_token: bytes per token, at the source's precision.
+        kv_gib: GiB for the whole cache, with `context` tokens a sequence and `batch` sequences (1).
+
+    Raises:
+        ValueError: when none or several are given, or the value is out of range; the message says what fits.
+    """
+    given = {
+        "--kv-ratio": kv_ratio,
+        "--kv-heads": kv_heads,
+        "--kv-bytes-per-token": kv_bytes_per_token,
+        "--kv-gib": kv_gib,
+    }
+    named = [name for name, value in given.items() if value is not None]
+    if len(named) != 1:
+        got = " and ".join(named) if named else "none"
+        raise ValueError(f"give exactly one of {', '.join(given)}; got {got}")
+    if kv_gib is None and (context is not None or batch is not None):
+        raise ValueError("--context and --batch belong to --kv-gib")
+    if kv_ratio is not None:
+        ratio, asked = kv_ratio, f"--kv-ratio {kv_ratio:g}"
+    elif kv_heads is not None:
+        ratio, asked = _ratio_of_heads(source, kv_heads), f"--kv-heads {kv_heads}"
+    elif kv_bytes_per_token is not None:
+        ratio = kv_bytes_per_token / source.bytes_per_token
+        asked = f"--kv-bytes-per-token {kv_bytes_per_token}"
+    else:
+        assert kv_gib is not None
+        if context is None or context < 1 or (batch is not None and batch < 1):
+            raise ValueError("--kv-gib needs --context (tokens a sequence, at least 1); --batch must be at least 1")
+        ratio = kv_gib * GIB / source.bytes_at(context, batch or 1)
+        asked = f"--kv-gib {kv_gib:g} --context {context} --batch {batch or 1}"
+        ratio = min(ratio, 1.0) if ratio > 0 else ratio
+    if not math.isfinite(ratio) or not 0 < ratio <= 1:
+        raise ValueError(
+            f"{asked} is a kv_ratio of {ratio:g}; it must be above 0 and at most 1 "
+            f"(the source keeps {source.bytes_per_token} bytes per token)"
+        )
+    return Budget(ratio, asked)
+
+
+def _ratio_of_heads(source: CacheShape, kv_heads: int) -> float:
+    counts = set(source.key_heads) | set(source.value_heads)
+    if len(counts) > 1:
+        raise ValueError(f"--kv-heads needs the same number in every layer; the source has {sorted(counts)}")
+    most = counts.pop()
+    if not 1 <= kv_heads <= most:
+        raise ValueError(f"--kv-heads {kv_heads}: the source has {most} KV heads a layer, so 1 to {most}")
+    return kv_heads / most
+
+
+def heads_within(num_heads: int, kv_ratio: float) -> int:
+    """The most heads, of `num_heads`, that stay within the ratio; 0 when not even one does.
+
+    A hair of slack keeps `2/3 of 3` at 2 in floating point.
+    """
+    return math.floor(num_heads * kv_ratio + 1e-6)
+
+
+def nearest_ratios(counts: Sequence[int], num_heads: int) -> tuple[float, ...]:
+    """The ratios that these numbers of heads give, ascending."""
+    return tuple(sorted({count / num_heads for count in counts}))

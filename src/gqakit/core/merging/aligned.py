@@ -1,0 +1,75 @@
+"""`aligned`: turn the members into a common frame, then average (arXiv 2412.20677)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gqakit.core.channels import Channels
+from gqakit.core.merging.base import HeadMerge, MergeRule, identity_maps
+from gqakit.core.merging.mean import restore_norm
+from gqakit.core.moments import HeadStats
+
+_ITERATIONS = 100
+_TOLERANCE = 1e-10
+
+
+class Aligned(MergeRule):
+    """Generalised Procrustes: orthogonal `R_h` such that the `R_hᵀ k_h` agree best, then their mean.
+
+    Turning a head changes nothing as long as its readers turn with it. Free channels take any orthogonal
+    map, a frequency pair a rotation in its plane, a locked head none (there `aligned` is `mean`).
+    Differs from the paper: moments instead of stored activations, and starts from the member of
+    greatest energy instead of a random one.
+    """
+
+    name = "aligned"
+    summary = "average after Procrustes alignment"
+    source = "Align Attention Heads Before Merging Them, arXiv 2412.20677"
+
+    def merge(self, stats: HeadStats) -> HeadMerge:
+        """`P_h = R_hᵀ/m`, `B_h = R_h`."""
+        rotation = identity_maps(stats)
+        if stats.channels.locked or stats.num_heads == 1:
+            return HeadMerge(rotation.mT / stats.num_heads, rotation)
+        start = int(stats.energy().argmax())
+        rotation = _polar(stats.gram[:, :, start, :], stats.channels)  # onto one member, then onto the mean
+        rotation[start] = torch.eye(rotation.shape[-1], dtype=rotation.dtype)
+        agreement = -1.0
+        for _ in range(_ITERATIONS):
+            cross = torch.einsum("hagb,gbc->hac", stats.gram, rotation) / stats.num_heads  # E[k_h meanᵀ]
+            rotation = _polar(cross, stats.channels)
+            previous, agreement = agreement, float((rotation * cross).sum())
+            if agreement - previous <= _TOLERANCE * abs(agreement):
+                break
+        return HeadMerge(rotation.mT / stats.num_heads, rotation)
+
+
+class AlignedNorm(Aligned):
+    """`aligned`, rescaled to the members' mean norm."""
+
+    name = "aligned_norm"
+    summary = "average after Procrustes alignment, rescaled to the members' mean norm"
+    source = "arXiv 2412.20677, with norm restoration"
+
+    def merge(self, stats: HeadStats) -> HeadMerge:
+        """As `aligned`, with `P` rescaled."""
+        return restore_norm(stats, super().merge(stats))
+
+
+def _polar(cross: Tensor, channels: Channels) -> Tensor:
+    """The allowed orthogonal map nearest to each `[d, d]` of `cross`."""
+    out = torch.zeros_like(cross)
+    first, second, free = (torch.as_tensor(c, dtype=torch.long) for c in (channels.first, channels.second, channels.free))
+    if len(free):
+        u, _, vh = torch.linalg.svd(cross[:, free[:, None], free[None, :]])
+        out[:, free[:, None], free[None, :]] = u @ vh
+    if len(first):
+        cosine = cross[:, first, first] + cross[:, second, second]
+        sine = cross[:, second, first] - cross[:, first, second]
+        length = torch.hypot(cosine, sine)
+        still = length <= 1e-30  # no agreement at all: leave the pair as it is
+        cosine, sine = torch.where(still, 1.0, cosine / length), torch.where(still, 0.0, sine / length)
+        out[:, first, first], out[:, second, second] = cosine, cosine
+        out[:, second, first], out[:, first, second] = sine, -sine
+    return out

@@ -1,0 +1,63 @@
+"""What a merge rule is: a shared head out of the members of a group, and how each member is read from it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from gqakit.core.moments import HeadStats
+
+
+@dataclass(frozen=True)
+class HeadMerge:
+    """How the members of one group become one head, as maps on head channels.
+
+    The shared head is `s = Σ_h combine[h] k_h` and stands for member `h` as `k_h ≈ expand[h] s`. `expand`
+    is folded into the weights that read the head (queries or output projection), so it costs nothing.
+    """
+
+    combine: Float[Tensor, "members head_dim head_dim"]
+    expand: Float[Tensor, "members head_dim head_dim"]
+
+
+class MergeRule(ABC):
+    """A way to merge heads. One file and one line in `gqakit.core.merging` make a new one."""
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    source: ClassVar[str]
+
+    @abstractmethod
+    def merge(self, stats: HeadStats) -> HeadMerge:
+        """The maps for a group whose members are all the heads of `stats`."""
+
+    def error(self, stats: HeadStats) -> float:
+        """The cost of making one head of all heads of `stats`; 0 for a single head."""
+        if stats.num_heads == 1:
+            return 0.0
+        return residual(stats, self.merge(stats))
+
+    def on(self, stats: HeadStats) -> MergeRule:
+        """The rule that really acts on heads of this structure: itself, or its stated fallback."""
+        return self
+
+
+def residual(stats: HeadStats, merge: HeadMerge) -> float:
+    """`Σ_h E[(k_h − B_h s)ᵀ M_h (k_h − B_h s)]` for `s = Σ_g P_g k_g`, with `P = combine`, `B = expand`."""
+    own = stats.gram.diagonal(dim1=0, dim2=2).movedim(-1, 0)  # [members, d, d]
+    cross = torch.einsum("hagb,gcb->hac", stats.gram, merge.combine)  # E[k_h sᵀ]
+    shared = torch.einsum("hab,hbc->ac", merge.combine, cross)  # E[s sᵀ]
+    expand = merge.expand
+    error = own - expand @ cross.mT - cross @ expand.mT + expand @ shared @ expand.mT
+    return max(float((error * stats.metric.mT).sum()), 0.0)
+
+
+def identity_maps(stats: HeadStats) -> Float[Tensor, "members head_dim head_dim"]:
+    """`I` for every member: a map that changes nothing."""
+    eye = torch.eye(stats.gram.shape[1], dtype=stats.gram.dtype)
+    return eye.expand(stats.num_heads, -1, -1).clone()

@@ -1,0 +1,113 @@
+"""`fold`: the best shared head, with a free linear map per member that costs nothing."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gqakit.core.merging.base import HeadMerge, MergeRule
+from gqakit.core.merging.mean import Mean
+from gqakit.core.moments import HeadStats
+
+
+class Fold(MergeRule):
+    """The rank-`d` approximation of the stacked members, in the metric of their readers.
+
+    For members `k_h` with metric `M_h`, `s` and `B_h` minimise `Σ_h E[(k_h − B_h s)ᵀ M_h (k_h − B_h s)]`:
+    with `U` the leading `d` eigenvectors of the Gram matrix of the stacked `M_h^{1/2} k_h`,
+    `s = Uᵀ stack` and `B_h = M_h^{-1/2} U_h`. The maps go where the head is read: `W_Q[q] ← B_hᵀ W_Q[q]`
+    for keys, `W_O[:,q] ← W_O[:,q] B_h` for values. Under rotary embedding each frequency pair is one complex
+    channel and is solved alone, so the maps commute with the position. Mean and aligned are special
+    cases, so the error is never larger than theirs. A locked head (q/k norm) has no free map:
+    there the rule falls back to `mean` over heads of equal length.
+    """
+
+    name = "fold"
+    summary = "best low-rank shared head, one exact linear map a member folded into its readers"
+    source = "gqakit"
+
+    def on(self, stats: HeadStats) -> MergeRule:
+        """`mean` for locked heads, else `fold`."""
+        return Mean() if stats.channels.locked else self
+
+    def merge(self, stats: HeadStats) -> HeadMerge:
+        """See the class."""
+        if stats.channels.locked:
+            return Mean().merge(stats)
+        combine, expand = torch.zeros_like(stats.metric), torch.zeros_like(stats.metric)
+        channels = stats.channels
+        if channels.first:
+            a, b = torch.as_tensor(channels.first), torch.as_tensor(channels.second)
+            pair_combine, pair_expand = _fold_pairs(stats, a, b)
+            for target, value in ((combine, pair_combine), (expand, pair_expand)):
+                target[:, a, a], target[:, b, b] = value.real, value.real
+                target[:, b, a], target[:, a, b] = value.imag, -value.imag
+        if channels.free:
+            free = torch.as_tensor(channels.free)
+            block = (slice(None), free[:, None], free[None, :])
+            combine[block], expand[block] = _fold_free(stats, free)
+        return HeadMerge(combine, expand)
+
+
+def _fold_free(stats: HeadStats, free: Tensor) -> tuple[Tensor, Tensor]:
+    """The rule on the channels `free`, which mix: `combine` and `expand`, each `[members, f, f]`."""
+    members, width = stats.num_heads, len(free)
+    gram = stats.gram[:, free][:, :, :, free]
+    root, inverse = _roots(stats.metric[:, free[:, None], free[None, :]])
+    weighted = torch.einsum("hab,hbgc,gcd->hagd", root, gram, root).reshape(members * width, -1)
+    _, vectors = torch.linalg.eigh(weighted)
+    leading = vectors[:, -width:].flip(1).unflatten(0, (members, width))  # [members, f, rank]
+    leading = leading * _sign(leading.flatten(0, 1))
+    combine, expand = (root @ leading).mT, inverse @ leading
+    return _balanced(combine, expand, gram)
+
+
+def _fold_pairs(stats: HeadStats, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """The rule on each frequency pair: complex `combine` and `expand`, each `[members, pairs]`."""
+    gram = stats.gram
+    same = gram[:, first, :, first] + gram[:, second, :, second]  # [pairs, members, members]
+    turn = gram[:, second, :, first] - gram[:, first, :, second]
+    hermitian = torch.complex(same, turn)  # E[k_h conj(k_g)]
+    root = stats.metric[:, first, first].clamp_min(0).sqrt().T  # [pairs, members]
+    _, vectors = torch.linalg.eigh(root[:, :, None] * hermitian * root[:, None, :])
+    leading = vectors[:, :, -1]  # [pairs, members]
+    anchor = leading.gather(1, leading.abs().argmax(1, keepdim=True))
+    leading = leading * (anchor.conj() / anchor.abs())
+    combine = leading.conj() * root
+    expand = leading * torch.where(root > 0, 1 / root.clamp_min(1e-300), 0.0)
+    energy = torch.einsum("ph,phg,pg->p", combine, hermitian, combine.conj()).real
+    target = hermitian.diagonal(dim1=1, dim2=2).real.mean(1)
+    scale = _safe_scale(target, energy)[:, None]
+    return (combine * scale).T, (expand / scale).T
+
+
+def _balanced(combine: Tensor, expand: Tensor, gram: Tensor) -> tuple[Tensor, Tensor]:
+    """The same merge with the shared head as long as its members are on average.
+
+    Any invertible scale of `s` may be undone in `expand`; this one keeps weights in the source's range.
+    """
+    energy = torch.einsum("hxa,hagb,gxb->", combine, gram, combine)
+    target = gram.diagonal(dim1=0, dim2=2).diagonal(dim1=0, dim2=1).sum(-1).mean()
+    scale = _safe_scale(target, energy)
+    return combine * scale, expand / scale
+
+
+def _safe_scale(target: Tensor, energy: Tensor) -> Tensor:
+    usable = (energy > 0) & (target > 0)
+    return torch.where(usable, (target / energy.clamp_min(1e-300)).clamp_min(1e-300).sqrt(), 1.0)
+
+
+def _roots(metric: Tensor) -> tuple[Tensor, Tensor]:
+    """`M^{1/2}` and its pseudo-inverse for each symmetric `[f, f]`."""
+    values, vectors = torch.linalg.eigh(metric)
+    values = values.clamp_min(0)
+    floor = values.amax(-1, keepdim=True) * 1e-12
+    root = values.sqrt()
+    inverse = torch.where(values > floor, 1 / root.clamp_min(1e-300), 0.0)
+    return (vectors * root[:, None]) @ vectors.mT, (vectors * inverse[:, None]) @ vectors.mT
+
+
+def _sign(vectors: Tensor) -> Tensor:
+    """+1 or -1 a column, so that its entry of greatest magnitude is positive: eigenvectors made unique."""
+    anchor = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
+    return torch.where(anchor < 0, -1.0, 1.0).to(vectors.dtype).squeeze(0)

@@ -1,0 +1,145 @@
+"""What one statistic and the weights say about every head.
+
+For each attention layer calibration records second moments `C = E[x̃ x̃ᵀ]` with `x̃ = [x; 1]`. From
+them and the weights follow all inner products between heads: `HeadStats` holds those of the key heads
+or of the value heads of a layer, and every merge rule and grouping method works on it alone, never on
+the `d × D` weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from gqakit.core.attention import AttentionWeights, Projection
+from gqakit.core.channels import Channels
+
+
+@dataclass(frozen=True)
+class LayerMoments:
+    """Second moments of one layer, each `[D+1, D+1]` over `x̃ = [x; 1]`, each an average over samples.
+
+    `input` is taken over the layer's inputs and weighs queries and keys. `value`, where recorded, is taken
+    over what the value heads see after attention, `z = Σ_t p_t x̃_t` (attention weights sum to 1, so the
+    bias still rides along); where it is None `input` stands in.
+    """
+
+    input: Float[Tensor, "augmented augmented"]
+    value: Float[Tensor, "augmented augmented"] | None = None
+
+    @classmethod
+    def identity(cls, width: int) -> LayerMoments:
+        """`C = I`: what weights-only methods assume."""
+        return cls(torch.eye(width + 1, dtype=torch.float64))
+
+    def to(self, dtype: torch.dtype) -> LayerMoments:
+        """The same moments in another precision."""
+        return LayerMoments(self.input.to(dtype), None if self.value is None else self.value.to(dtype))
+
+
+@dataclass(frozen=True)
+class HeadStats:
+    """Inner products between the key heads, or the value heads, of one layer.
+
+    `gram[h, :, g, :]` is `E[k_h k_gᵀ]`. `metric[h]` weighs an error of head `h`: an error vector `e` costs
+    `eᵀ metric[h] e`, so the costs of different heads add up. `channels` says what may be mixed. The
+    statistics are those of `scale[h] · k_h`; `scale` is 1 but where a normalisation removes the length anyway.
+    """
+
+    gram: Float[Tensor, "heads head_dim heads head_dim"]
+    metric: Float[Tensor, "heads head_dim head_dim"]
+    scale: Float[Tensor, " heads"]
+    channels: Channels
+
+    @property
+    def num_heads(self) -> int:
+        """Number of heads."""
+        return self.gram.shape[0]
+
+    def select(self, members: Sequence[int]) -> HeadStats:
+        """The statistics of some of the heads."""
+        index = torch.as_tensor(list(members))
+        return HeadStats(self.gram[index][:, :, index], self.metric[index], self.scale[index], self.channels)
+
+    def energy(self) -> Float[Tensor, " heads"]:
+        """`E[k_hᵀ metric k_h]`: what losing head `h` altogether would cost."""
+        own = self.gram.diagonal(dim1=0, dim2=2)  # [head_dim, head_dim, heads]
+        return torch.einsum("abh,hba->h", own, self.metric)
+
+
+def head_gram(
+    projection: Projection, moment: Float[Tensor, "augmented augmented"]
+) -> Float[Tensor, "heads head_dim heads head_dim"]:
+    """`E[k_h k_gᵀ]` for all pairs of heads of a projection, in float64."""
+    rows = projection.augmented().double().flatten(0, 1)  # [heads * head_dim, width (+ 1)]
+    width = rows.shape[-1]
+    gram = rows @ moment[:width, :width].double() @ rows.T
+    shape = (projection.num_heads, projection.head_dim)
+    return ((gram + gram.T) / 2).unflatten(1, shape).unflatten(0, shape)
+
+
+def key_stats(weights: AttentionWeights, moments: LayerMoments, channels: Channels) -> HeadStats:
+    """Statistics of the key heads, errors weighed by the queries that read them.
+
+    The logit error of query head `q` is `q·δk`, so the metric of a key head is `Σ_q E[q qᵀ]` over its
+    query heads. Under rotary embedding the relative position turns each pair by an angle that varies: the
+    metric of a pair is its mean query energy, and products between pairs average out. Where a
+    normalisation follows the projection the length of `k` before it is meaningless, and heads are first
+    scaled to equal energy.
+    """
+    gram = head_gram(weights.key, moments.input)
+    second = head_gram(weights.query, moments.input).diagonal(dim1=0, dim2=2).movedim(-1, 0)
+    metric = second.unflatten(0, (weights.num_kv_heads, -1)).sum(1)  # [kv heads, d, d]
+    scale = torch.ones(gram.shape[0], dtype=gram.dtype)
+    if channels.locked:
+        length = gram.diagonal(dim1=0, dim2=2).diagonal(dim1=0, dim2=1).sum(-1).clamp_min(1e-30).sqrt()
+        scale = length.mean() / length
+        gram = gram * scale[:, None, None, None] * scale[None, None, :, None]
+        energy = metric.diagonal(dim1=1, dim2=2).mean(1)
+        metric = energy[:, None, None] * torch.eye(gram.shape[1], dtype=gram.dtype)
+    elif channels.first:
+        metric = _rotary_metric(metric, channels)
+    return HeadStats(gram, metric, scale, channels)
+
+
+def value_stats(weights: AttentionWeights, moments: LayerMoments) -> HeadStats:
+    """Statistics of the value heads, errors weighed by what the output projection makes of them.
+
+    The metric of a value head is `Σ_q W_O[:,q]ᵀ W_O[:,q]` over its query heads.
+    """
+    gram = head_gram(weights.value, moments.input if moments.value is None else moments.value)
+    out = weights.output.double()
+    second = out.transpose(1, 2) @ out  # [query heads, d, d]
+    metric = second.unflatten(0, (weights.num_kv_heads, -1)).sum(1)
+    scale = torch.ones(gram.shape[0], dtype=gram.dtype)
+    return HeadStats(gram, metric, scale, Channels.mixing(weights.value.head_dim))
+
+
+def weight_stats(weights: AttentionWeights) -> HeadStats:
+    """Plain inner products of the heads `[W_K; W_V]`, one over the other: `C = I`, no metric, no data.
+
+    The head is `2d` wide, as in QCQA's weight-sharing error; keys and values do not mix.
+    """
+    key, value = (head_gram(p, torch.eye(p.augmented().shape[-1])) for p in (weights.key, weights.value))
+    heads, dim = key.shape[:2]
+    gram = key.new_zeros(heads, 2 * dim, heads, 2 * dim)
+    gram[:, :dim, :, :dim], gram[:, dim:, :, dim:] = key, value
+    metric = torch.eye(2 * dim, dtype=torch.float64).expand(heads, -1, -1)
+    scale = torch.ones(heads, dtype=torch.float64)
+    return HeadStats(gram, metric, scale, Channels.normalised(2 * dim))
+
+
+def _rotary_metric(metric: Tensor, channels: Channels) -> Tensor:
+    """Mean energy on each frequency pair, the full block on the free channels, zero between."""
+    first, second, free = (torch.as_tensor(c, dtype=torch.long) for c in (channels.first, channels.second, channels.free))
+    energy = metric.diagonal(dim1=1, dim2=2)  # [heads, head_dim]
+    diagonal = torch.zeros_like(energy)
+    pair = (energy[:, first] + energy[:, second]) / 2
+    diagonal[:, first], diagonal[:, second] = pair, pair
+    out = torch.diag_embed(diagonal)
+    out[:, free[:, None], free[None, :]] = metric[:, free[:, None], free[None, :]]
+    return out

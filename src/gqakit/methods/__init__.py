@@ -1,0 +1,16 @@
+"""The grouping methods by name. A new method is one file and one entry here."""
+
+from __future__ import annotations
+
+from gqakit.methods.base import GroupingMethod, LayerHeads
+from gqakit.methods.mqa import MQA
+from gqakit.methods.neighbour import Neighbour
+from gqakit.methods.optimal import Optimal
+from gqakit.methods.random_groups import Random
+from gqakit.methods.weight_similarity import WeightSimilarity
+
+METHODS: dict[str, GroupingMethod] = {
+    method.name: method for method in (Optimal(), Neighbour(), MQA(), Random(), WeightSimilarity())
+}
+
+__all__ = ["METHODS", "GroupingMethod", "LayerHeads"]

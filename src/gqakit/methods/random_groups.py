@@ -1,0 +1,23 @@
+"""`random`: equal groups drawn by chance, the baseline every search must beat."""
+
+from __future__ import annotations
+
+import random
+
+from gqakit.core.grouping import Partition
+from gqakit.methods.base import GroupingMethod, LayerHeads, cut, equal_blocks
+
+
+class Random(GroupingMethod):
+    """A random order of the heads cut into blocks as equal as can be."""
+
+    name = "random"
+    summary = "seeded random groups of equal size"
+    source = "baseline"
+    needs = "nothing"
+
+    def group(self, heads: LayerHeads, num_groups: int, *, equal: bool, rng: random.Random) -> Partition:
+        """See the class."""
+        order = list(range(heads.num_heads))
+        rng.shuffle(order)
+        return cut(order, equal_blocks(heads.num_heads, num_groups))

@@ -1,0 +1,195 @@
+"""The noun: what will be done to a checkpoint, in one readable, versioned file. It knows no method."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from gqakit.checkpoint.atomic import write_bytes
+from gqakit.core.grouping import Grouping, Partition
+from gqakit.errors import PlanError
+
+PLAN_VERSION = 1
+
+Format = Literal["uniform", "grouped"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Source(_Strict):
+    """The model that the plan was made for."""
+
+    name: str
+    model_type: str
+    fingerprint: str
+    num_layers: int = Field(gt=0)
+    num_heads: int = Field(gt=0)
+    num_kv_heads: int = Field(gt=0)
+    head_dim: int = Field(gt=0)
+
+
+class BudgetRecord(_Strict):
+    """What was asked for, in the words used, and what the plan reaches."""
+
+    asked: str
+    kv_ratio_asked: float = Field(gt=0, le=1)
+    kv_ratio: float = Field(gt=0, le=1)
+    kv_bytes_per_token_before: int = Field(gt=0)
+    kv_bytes_per_token: int = Field(gt=0)
+
+
+class MomentsRecord(_Strict):
+    """The calibration that the plan rests on; `convert` needs the very same."""
+
+    path: str
+    fingerprint: str
+    tokens: int = Field(gt=0)
+
+
+class Merging(_Strict):
+    """The merge rule asked for, and what acts on keys and on values (a rule may have to fall back)."""
+
+    rule: str
+    key: str
+    value: str
+
+
+class LayerPlan(_Strict):
+    """One layer: the group of every source KV head, and the error relative to losing all heads."""
+
+    key: tuple[int, ...]
+    value: tuple[int, ...]
+    key_error: float = Field(ge=0)
+    value_error: float = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _canonical(self) -> LayerPlan:
+        Grouping(Partition(self.key), Partition(self.value))  # raises ValueError, which pydantic reports
+        return self
+
+    @property
+    def grouping(self) -> Grouping:
+        """The layer's partitions."""
+        return Grouping(Partition(self.key), Partition(self.value))
+
+
+class Plan(_Strict):
+    """Every layer's grouping and where it came from. Nothing in it depends on time or machine."""
+
+    gqakit_plan: Literal[1] = PLAN_VERSION
+    source: Source
+    budget: BudgetRecord
+    format: Format
+    method: str
+    allocation: str
+    merging: Merging
+    seed: int
+    moments: MomentsRecord | None
+    versions: dict[str, str]
+    notes: tuple[str, ...] = ()
+    layers: tuple[LayerPlan, ...]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Plan:
+        if len(self.layers) != self.source.num_layers:
+            raise ValueError(f"{len(self.layers)} layers planned, the source has {self.source.num_layers}")
+        for index, layer in enumerate(self.layers):
+            if len(layer.key) != self.source.num_kv_heads:
+                raise ValueError(f"layer {index} groups {len(layer.key)} heads of {self.source.num_kv_heads}")
+        if self.format == "uniform" and not is_uniform(self.groupings):
+            raise ValueError("format 'uniform' asks for the same number of equal groups in every layer")
+        return self
+
+    @property
+    def groupings(self) -> tuple[Grouping, ...]:
+        """The partitions of every layer."""
+        return tuple(layer.grouping for layer in self.layers)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of all that decides: the file's bytes."""
+        return "sha256:" + hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    def to_json(self) -> str:
+        """The file's text: indented, with lists of numbers on one line."""
+        text = json.dumps(self.model_dump(mode="json"), indent=2)
+        compact = re.sub(r"\[[\d\s,]*\]", lambda match: re.sub(r"\s+", " ", match[0]).replace("[ ", "[").replace(" ]", "]"), text)
+        return compact + "\n"
+
+    def save(self, path: Path) -> None:
+        """Write the plan, atomically."""
+        write_bytes(path, self.to_json().encode())
+
+    @classmethod
+    def load(cls, path: Path) -> Plan:
+        """Read a plan.
+
+        Raises:
+            PlanError: when the file is missing, not JSON, of another version, or breaks the schema; every
+                offending key is named.
+        """
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise PlanError(f"cannot read plan {path}: {error.strerror}") from error
+        except ValueError as error:
+            raise PlanError(f"plan {path} is not JSON: {error}") from error
+        if not isinstance(data, dict) or "gqakit_plan" not in data:
+            raise PlanError(f"{path} is not a gqakit plan: it has no key 'gqakit_plan'")
+        if data["gqakit_plan"] != PLAN_VERSION:
+            raise PlanError(
+                f"plan {path} has version {data['gqakit_plan']!r}, this gqakit reads version {PLAN_VERSION}; make it anew"
+            )
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            problems = "; ".join(_describe(problem) for problem in error.errors())
+            raise PlanError(f"plan {path} is not valid: {problems}") from error
+
+    def check_source(self, fingerprint: str, name: str) -> None:
+        """Raise `PlanError` unless the plan was made for the model with this fingerprint."""
+        if fingerprint != self.source.fingerprint:
+            raise PlanError(
+                f"the plan was made for {self.source.name} ({self.source.fingerprint[:19]}…), "
+                f"{name} is another model ({fingerprint[:19]}…); make a plan for it with `gqakit plan`"
+            )
+
+
+def is_uniform(groupings: tuple[Grouping, ...]) -> bool:
+    """Whether stock engines can run these: one map a layer, equal groups, the same number in all layers."""
+    return all(g.is_uniform for g in groupings) and len({g.key.num_groups for g in groupings}) == 1
+
+
+def diff_plans(a: Plan, b: Plan) -> Iterator[tuple[str, str, str]]:
+    """What differs: `(field, value in a, value in b)`, field by field, layer by layer."""
+    left, right = a.model_dump(mode="json"), b.model_dump(mode="json")
+    for key in left:
+        if key != "layers":
+            yield from _diff(key, left[key], right[key])
+    for index in range(max(len(a.layers), len(b.layers))):
+        one, two = (p["layers"][index] if index < len(p["layers"]) else None for p in (left, right))
+        yield from _diff(f"layers.{index}", one, two)
+
+
+def _diff(path: str, a: object, b: object) -> Iterator[tuple[str, str, str]]:
+    if isinstance(a, dict) and isinstance(b, dict):
+        for key in [*a, *(k for k in b if k not in a)]:
+            yield from _diff(f"{path}.{key}", a.get(key), b.get(key))
+    elif a != b:
+        yield path, json.dumps(a), json.dumps(b)
+
+
+def _describe(problem: object) -> str:
+    assert isinstance(problem, dict)
+    where = ".".join(str(part) for part in problem["loc"]) or "plan"
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key {where!r}"
+    return f"{where}: {problem['msg']}"

@@ -1,0 +1,44 @@
+"""Peak memory: a shard far larger than the bound passes through, copied or rewritten."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from checkpoint_builders import write_config
+
+MIB = 2**20
+SCRIPT = """
+import resource, sys
+from pathlib import Path
+from gqakit.checkpoint import Checkpoint, Replacement, write_checkpoint
+source = Checkpoint.open(sys.argv[1])
+replaced = {}
+if sys.argv[3] == "rewritten":
+    import torch
+    replaced["t0"] = Replacement((1024, 1024), "F32", lambda: torch.ones(1024, 1024).t())
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+write_checkpoint(source, Path(sys.argv[2]), replaced=replaced, config=source.config, extra_files={}, job={})
+if sys.argv[3] == "rewritten":
+    source.load("t1")
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB on Linux only")
+@pytest.mark.parametrize("how", ["copied", "rewritten"])
+def test_peak_memory_of_a_300_mib_shard(tmp_path, how):
+    write_config(tmp_path / "in")
+    size = 30 * MIB
+    header = {
+        f"t{i}": {"dtype": "F32", "shape": [size // 4], "data_offsets": [i * size, (i + 1) * size]}
+        for i in range(10)
+    }
+    text = json.dumps(header).encode()
+    with (tmp_path / "in" / "model.safetensors").open("wb") as file:  # sparse: takes no time to make
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + 10 * size)
+    command = [sys.executable, "-c", SCRIPT, tmp_path / "in", tmp_path / "out", how]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    (tmp_path / "out" / "model.safetensors").unlink()  # pytest keeps the directories of three runs
+    assert int(done.stdout) / 1024 < 100

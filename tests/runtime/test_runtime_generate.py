@@ -1,0 +1,58 @@
+"""Generation with grouped models: greedy, padded batches, beams, sampling, static cache."""
+
+import pytest
+import torch
+from runtime_models import DIFFERING, FAMILIES, MAPS, SAME, pair, tokens
+
+PADDED = torch.tensor([[0] * 4 + [1] * 7, [1] * 11])
+MODES = {
+    "greedy": {"do_sample": False},
+    "beams": {"do_sample": False, "num_beams": 3},
+    "sampling": {"do_sample": True, "temperature": 0.8, "top_k": 20},
+}
+
+
+def generate(model, ids, **options):
+    torch.manual_seed(5)
+    return model.generate(ids, max_new_tokens=10, **options)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("maps", MAPS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_padded_batch_generates_what_the_stock_model_generates(family, maps, mode):
+    grouped, stock = pair(family, MAPS[maps])
+    ids = tokens() * PADDED
+    options = {"attention_mask": PADDED, **MODES[mode]}
+    out = generate(grouped, ids, **options)
+    assert out.shape == (2, 21)
+    assert torch.equal(out, generate(stock, ids, **options))
+
+
+@pytest.mark.parametrize("maps", MAPS)
+def test_cache_changes_nothing(maps):
+    grouped, _ = pair("llama", MAPS[maps])
+    ids = tokens(batch=1)
+    mask = torch.ones_like(ids)
+    cached, uncached = (generate(grouped, ids, attention_mask=mask, use_cache=use) for use in (True, False))
+    assert torch.equal(cached, uncached)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_static_cache_with_other_counts_in_each_layer(family):
+    grouped, stock = pair(family, SAME)
+    ids = tokens() * PADDED
+    options = {"attention_mask": PADDED, "do_sample": False}
+    expected = generate(stock, ids, **options)
+    assert torch.equal(generate(grouped, ids, cache_implementation="static", **options), expected)
+
+
+def test_static_cache_refuses_layers_whose_keys_and_values_differ():
+    grouped, _ = pair("llama", DIFFERING)
+    with pytest.raises(ValueError, match=r"layer 0 has different numbers of key and value heads.*dynamic"):
+        generate(
+            grouped,
+            tokens(),
+            cache_implementation="static",
+            attention_mask=torch.ones(2, 11, dtype=torch.long),
+        )
