@@ -11,8 +11,9 @@ from typing import Any
 from torch import Tensor
 
 from gqakit.calibration.store import MomentsFile
-from gqakit.checkpoint import Checkpoint, Replacement, WriteResult, check_output, write_checkpoint
+from gqakit.checkpoint import Checkpoint, Replacement, WriteResult, write_checkpoint
 from gqakit.core.apply import apply_grouping
+from gqakit.core.capacity import CacheShape
 from gqakit.core.merging import RULES
 from gqakit.core.moments import LayerMoments, key_stats, value_stats
 from gqakit.errors import PlanError
@@ -24,118 +25,125 @@ PLAN_FILE = "gqakit-plan.json"
 CARD_FILE = "README.md"
 
 
-@dataclass(frozen=True)
-class Conversion:
-    """One conversion, ready to run: what it reads and what it will write.
+def converted_config(config: Mapping[str, Any], spec: ModelSpec, plan: Plan) -> dict[str, Any]:
+    """The new `config.json`, with nothing changed that need not."""
+    if plan.format == "uniform":
+        return {**config, spec.family.num_kv_heads: plan.groupings[0].key.num_groups}
+    return grouped_config(dict(config), [g.query_maps(spec.num_heads) for g in plan.groupings])
 
-    Attributes:
-        source, spec: the checkpoint and its description.
-        plan: made for it.
-        moments: the ones the plan names; None for a weights-only plan.
+
+def converted_shapes(spec: ModelSpec, plan: Plan) -> dict[int, dict[str, tuple[int, ...]]]:
+    """For each layer that changes, its tensors and their new shapes."""
+    return {
+        layer: _layer_shapes(spec, layer, grouping.key.num_groups, grouping.value.num_groups)
+        for layer, grouping in enumerate(plan.groupings)
+        if not grouping.is_identity
+    }
+
+
+def converted_cache(spec: ModelSpec, plan: Plan, element_bytes: int) -> CacheShape:
+    """What the KV cache of the converted model keeps for a token."""
+    return CacheShape(
+        tuple(g.key.num_groups for g in plan.groupings),
+        tuple(g.value.num_groups for g in plan.groupings),
+        spec.head_dim,
+        element_bytes,
+    )
+
+
+def convert_layer(
+    source: Checkpoint, spec: ModelSpec, plan: Plan, moments: MomentsFile | None, layer: int
+) -> dict[str, Tensor]:
+    """The tensors of one layer after conversion, in the source's precision.
+
+    Raises:
+        CheckpointError: when a weight cannot be read or is not finite.
     """
+    weights = read_layer(spec, layer, source.load)
+    statistics = moments.layer(layer) if moments else LayerMoments.identity(spec.hidden_size)
+    converted = apply_grouping(
+        weights,
+        plan.groupings[layer],
+        key_stats(weights, statistics, spec.channels),
+        value_stats(weights, statistics),
+        RULES[plan.merging.key],
+        RULES[plan.merging.value],
+    )
+    return tensors_of_layer(spec, layer, converted)
 
-    source: Checkpoint
-    spec: ModelSpec
-    plan: Plan
-    moments: MomentsFile | None
 
-    def __post_init__(self) -> None:
-        self.plan.check_source(self.source.fingerprint(), str(self.source.path))
-        _check_moments(self.plan, self.moments)
+def convert_checkpoint(
+    source: Checkpoint,
+    spec: ModelSpec,
+    plan: Plan,
+    moments: MomentsFile | None,
+    out: Path,
+    card: str,
+    *,
+    overwrite: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> WriteResult:
+    """Write the converted checkpoint, tensor by tensor; run again after an interruption, it goes on.
 
-    def config(self) -> dict[str, Any]:
-        """The new `config.json`, with nothing changed that need not."""
-        if self.plan.format == "uniform":
-            kept = self.plan.groupings[0].key.num_groups
-            return {**self.source.config, self.spec.family.num_kv_heads: kept}
-        maps = [grouping.query_maps(self.spec.num_heads) for grouping in self.plan.groupings]
-        return grouped_config(self.source.config, maps)
+    Peak memory is the attention weights of two layers, their moments and a copying buffer.
 
-    def replacements(self) -> dict[str, Replacement]:
-        """Every tensor that changes, with its new shape; a layer is computed when its first tensor is due."""
+    Args:
+        source, spec: the checkpoint and its description.
+        plan: made for it. moments: the ones it names; None for a weights-only plan.
+        out: the new directory. card: text of its model card.
+        overwrite: replace a checkpoint that is there.
+        progress: called with the number of bytes just written.
 
-        @lru_cache(maxsize=2)  # tensors of a layer lie together, but two layers may be interleaved in a shard
-        def converted(layer: int) -> dict[str, Tensor]:
-            return self._convert_layer(layer)
+    Raises:
+        PlanError: when plan, moments and source do not belong together.
+        OutputError, CheckpointError: see `gqakit.checkpoint.write_checkpoint`.
+    """
+    plan.check_source(source.fingerprint(), str(source.path))
+    check_moments(plan, moments)
 
-        replaced: dict[str, Replacement] = {}
-        for layer, grouping in enumerate(self.plan.groupings):
-            if grouping.is_identity:
-                continue
-            for name, shape in self._new_shapes(layer).items():
-                produce = _Produce(converted, layer, name)
-                replaced[name] = Replacement(shape=shape, dtype=None, produce=produce)
-        return replaced
+    @lru_cache(maxsize=2)  # a layer's tensors lie together, but two layers may be interleaved in a shard
+    def converted(layer: int) -> dict[str, Tensor]:
+        return convert_layer(source, spec, plan, moments, layer)
 
-    def write(
-        self,
-        out: Path,
-        card: str,
-        *,
-        overwrite: bool = False,
-        progress: Callable[[int], None] | None = None,
-    ) -> WriteResult:
-        """Write the converted checkpoint, tensor by tensor; run again after an interruption, it goes on.
+    replaced = {
+        name: Replacement(shape=shape, dtype=None, produce=_Produce(converted, layer, name))
+        for layer, shapes in converted_shapes(spec, plan).items()
+        for name, shape in shapes.items()
+    }
+    extra = {PLAN_FILE: plan.to_json().encode(), CARD_FILE: card.encode()}
+    if plan.format == "grouped":
+        extra |= shipped_code()
+    return write_checkpoint(
+        source,
+        out,
+        replaced=replaced,
+        config=converted_config(source.config, spec, plan),
+        extra_files=extra,
+        job=job_of(plan),
+        overwrite=overwrite,
+        progress=progress,
+    )
 
-        Args:
-            out: the new directory.
-            card: text of its model card.
-            overwrite: replace a checkpoint that is there.
-            progress: called with the number of bytes just written.
 
-        Raises:
-            OutputError, CheckpointError: see `gqakit.checkpoint.write_checkpoint`.
-        """
-        extra = {PLAN_FILE: self.plan.to_json().encode(), CARD_FILE: card.encode()}
-        if self.plan.format == "grouped":
-            extra |= shipped_code()
-        return write_checkpoint(
-            self.source,
-            out,
-            replaced=self.replacements(),
-            config=self.config(),
-            extra_files=extra,
-            job=self._job(),
-            overwrite=overwrite,
-            progress=progress,
+def job_of(plan: Plan) -> dict[str, Any]:
+    """What decides the output besides the source; an interrupted run is only continued with the same."""
+    return {"plan": plan.fingerprint}
+
+
+def check_moments(plan: Plan, moments: MomentsFile | None) -> None:
+    """Raise `PlanError` unless the moments are the very ones that the plan rests on."""
+    if plan.moments is None:
+        return
+    if moments is None:
+        raise PlanError(
+            f"the plan rests on moments ({plan.moments.path}, {plan.moments.fingerprint[:19]}…); "
+            "give them with --moments"
         )
-
-    def check_output(self, out: Path, *, overwrite: bool = False) -> None:
-        """Raise `OutputError` unless `write` could start there."""
-        check_output(self.source, out, overwrite, job=self._job())
-
-    def _job(self) -> Mapping[str, Any]:
-        return {"plan": self.plan.fingerprint}
-
-    def _new_shapes(self, layer: int) -> dict[str, tuple[int, ...]]:
-        family, spec = self.spec.family, self.spec
-        grouping = self.plan.groupings[layer]
-        rows = {
-            family.query: spec.num_heads * spec.head_dim,
-            family.key: grouping.key.num_groups * spec.head_dim,
-            family.value: grouping.value.num_groups * spec.head_dim,
-        }
-        shapes: dict[str, tuple[int, ...]] = {}
-        for projection, count in rows.items():
-            shapes[family.weight(layer, projection)] = (count, spec.hidden_size)
-            if projection in spec.biased:
-                shapes[family.bias(layer, projection)] = (count,)
-        output = family.weight(layer, family.output)
-        shapes[output] = self.source.info(output).shape
-        return shapes
-
-    def _convert_layer(self, layer: int) -> dict[str, Tensor]:
-        weights = read_layer(self.spec, layer, self.source.load)
-        moments = self.moments.layer(layer) if self.moments else LayerMoments.identity(self.spec.hidden_size)
-        converted = apply_grouping(
-            weights,
-            self.plan.groupings[layer],
-            key_stats(weights, moments, self.spec.channels),
-            value_stats(weights, moments),
-            RULES[self.plan.merging.key],
-            RULES[self.plan.merging.value],
+    if moments.fingerprint != plan.moments.fingerprint:
+        raise PlanError(
+            f"the plan rests on moments {plan.moments.fingerprint[:19]}…, {moments.path} has "
+            f"{moments.fingerprint[:19]}…; give the same moments or make the plan anew"
         )
-        return tensors_of_layer(self.spec, layer, converted)
 
 
 @dataclass(frozen=True)
@@ -150,15 +158,17 @@ class _Produce:
         return self.converted(self.layer)[self.name]
 
 
-def _check_moments(plan: Plan, moments: MomentsFile | None) -> None:
-    if plan.moments is None:
-        return
-    if moments is None:
-        raise PlanError(
-            f"the plan rests on moments ({plan.moments.path}, {plan.moments.fingerprint[:19]}…); give them with --moments"
-        )
-    if moments.fingerprint != plan.moments.fingerprint:
-        raise PlanError(
-            f"the plan rests on moments {plan.moments.fingerprint[:19]}…, {moments.path} has "
-            f"{moments.fingerprint[:19]}…; give the same moments or make the plan anew"
-        )
+def _layer_shapes(spec: ModelSpec, layer: int, key_heads: int, value_heads: int) -> dict[str, tuple[int, ...]]:
+    family = spec.family
+    rows = {
+        family.query: spec.num_heads * spec.head_dim,
+        family.key: key_heads * spec.head_dim,
+        family.value: value_heads * spec.head_dim,
+    }
+    shapes: dict[str, tuple[int, ...]] = {}
+    for projection, count in rows.items():
+        shapes[family.weight(layer, projection)] = (count, spec.hidden_size)
+        if projection in spec.biased:
+            shapes[family.bias(layer, projection)] = (count,)
+    shapes[family.weight(layer, family.output)] = (spec.hidden_size, spec.num_heads * spec.head_dim)
+    return shapes

@@ -23,7 +23,7 @@ COMMON = {
     "num_key_value_heads": NUM_HEADS,
     "head_dim": 8,  # times the heads is 64, not the hidden size
     "max_position_embeddings": 256,
-    "initializer_range": 0.3,
+    "initializer_range": 0.2,
     "bos_token_id": 1,
     "eos_token_id": None,
     "pad_token_id": 0,
@@ -31,9 +31,10 @@ COMMON = {
 FAMILIES: dict[str, dict] = {
     "llama": {**COMMON, "tie_word_embeddings": True},
     "mistral": {**COMMON, "sliding_window": None},
-    "qwen2": {**{name: value for name, value in COMMON.items() if name != "head_dim"}, "hidden_size": 64},
+    "qwen2": {**COMMON, "hidden_size": 64, "initializer_range": 0.15},
     "qwen3": {**COMMON, "attention_bias": True},
 }
+del FAMILIES["qwen2"]["head_dim"]  # its configs have none
 
 CONTIGUOUS, UNEQUAL = [0, 0, 0, 0, 1, 1, 1, 1], [0, 1, 0, 0, 2, 1, 0, 0]
 IDENTITY, ONE = list(range(8)), [0] * 8

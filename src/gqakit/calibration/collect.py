@@ -9,18 +9,25 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from gqakit.core.moments import LayerMoments
 from gqakit.errors import DataError
 from gqakit.families import ModelSpec
 
+_NAME = "gqakit_calibration"
+
 
 def collect_moments(
-    model: nn.Module, spec: ModelSpec, windows: Tensor, progress: Callable[[int], None] = lambda n: None
+    model: PreTrainedModel, spec: ModelSpec, windows: Tensor, progress: Callable[[int], None] = lambda n: None
 ) -> dict[int, LayerMoments]:
-    """Second moments of every attention layer's input over some text.
+    """Moments of every attention layer over some text, from one forward pass a window.
 
-    One forward pass a window; products in float32, sums in float64.
+    Input moments take every position. What attention does is sampled: each query head is followed at every
+    `num_heads`-th position, another one for each head, so that it costs about as much as the input moments.
+    Products in float32, sums in float64.
 
     Args:
         model: a loaded language model, in eval mode.
@@ -31,21 +38,67 @@ def collect_moments(
     Raises:
         DataError: when an activation is not finite; names the layer.
     """
-    sums = [_Sum(spec.hidden_size) for _ in range(spec.num_layers)]
-    with _watch(model, spec, sums), torch.inference_mode():
+    device = next(model.parameters()).device
+    layers = [_LayerSums(spec, layer, windows.shape[1]) for layer in range(spec.num_layers)]
+    with _watched(model, spec, layers), torch.inference_mode():
         for window in windows:
-            model(input_ids=window[None].to(next(model.parameters()).device), use_cache=False, logits_to_keep=1)
+            model(input_ids=window[None].to(device), use_cache=False, logits_to_keep=1)
             progress(window.numel())
-    moments: dict[int, LayerMoments] = {}
-    for layer, total in enumerate(sums):
-        mean = total.mean()
-        if not bool(torch.isfinite(mean).all()):
-            raise DataError(f"layer {layer}: the input of its attention is not finite on this text; is the model sound?")
-        moments[layer] = LayerMoments(mean)
-    return moments
+    frequencies = _frequencies(model, spec)
+    return {index: layer.moments(frequencies) for index, layer in enumerate(layers)}
 
 
-class _Sum:
+class _LayerSums:
+    """The running sums of one layer."""
+
+    def __init__(self, spec: ModelSpec, layer: int, window: int) -> None:
+        self.layer = layer
+        self.num_kv_heads = spec.key_heads[layer]
+        self.input = _Second(spec.hidden_size)
+        self.value = _Second(spec.hidden_size)
+        self.distances = torch.zeros(self.num_kv_heads, window, dtype=torch.float64)
+        self.rows: Tensor | None = None  # the layer's present input, between its two hooks
+
+    def see_input(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        """The input of the key projection is the layer's."""
+        rows = args[0].detach()[0].float()
+        self.rows = torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1)
+        self.input.add(self.rows)
+
+    def see_attention(self, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> None:
+        """Queries `[1, H, T, d]` and keys `[1, kv, T, d]`, as they meet after normalisation and rotation."""
+        assert self.rows is not None
+        heads, length = query.shape[1], query.shape[2]
+        per_head = heads // self.num_kv_heads
+        position = torch.arange(length, device=query.device)
+        for head in range(heads):
+            sampled = position[head % min(heads, length) :: heads]
+            scores = query[0, head, sampled].float() @ key[0, head // per_head].float().T * scaling
+            if mask is None:
+                scores = scores.masked_fill(position[None] > sampled[:, None], -torch.inf)
+            elif mask.dtype == torch.bool:
+                scores = scores.masked_fill(~mask[0, 0, sampled, :length], -torch.inf)
+            else:
+                scores = scores + mask[0, 0, sampled, :length]
+            weights = scores.softmax(-1)
+            self.value.add(weights @ self.rows)
+            distance = (sampled[:, None] - position[None]).clamp_min(0)
+            self.distances[head // per_head].index_add_(0, distance.flatten().cpu(), weights.flatten().double().cpu())
+
+    def moments(self, frequencies: Tensor | None) -> LayerMoments:
+        """The averages."""
+        value, inputs = self.value.mean(), self.input.mean()
+        if not bool(torch.isfinite(inputs).all() and torch.isfinite(value).all()):
+            raise DataError(
+                f"layer {self.layer}: activations of its attention are not finite on this text; is the model sound?"
+            )
+        if frequencies is None:
+            return LayerMoments(inputs, value)
+        distances = self.distances / self.distances.sum(1, keepdim=True)
+        return LayerMoments(inputs, value, distances, frequencies)
+
+
+class _Second:
     """`Σ x̃ x̃ᵀ` over all rows seen."""
 
     def __init__(self, width: int) -> None:
@@ -53,11 +106,9 @@ class _Sum:
         self.count = 0
 
     def add(self, rows: Tensor) -> None:
-        """Add rows `[..., width]`."""
-        x = rows.detach().flatten(0, -2).float()
-        x = torch.cat([x, x.new_ones(len(x), 1)], dim=1)
-        self.total += (x.T @ x).cpu()
-        self.count += len(x)
+        """Add rows `[n, width + 1]`."""
+        self.total += (rows.T @ rows).cpu()
+        self.count += len(rows)
 
     def mean(self) -> Tensor:
         """`E[x̃ x̃ᵀ]`."""
@@ -65,18 +116,48 @@ class _Sum:
 
 
 @contextmanager
-def _watch(model: nn.Module, spec: ModelSpec, sums: list[_Sum]) -> Iterator[None]:
-    """Hooks on the key projections, whose input is the layer's."""
+def _watched(model: PreTrainedModel, spec: ModelSpec, layers: list[_LayerSums]) -> Iterator[None]:
+    """The model with every attention layer reporting to its sums."""
     handles: list[Any] = []
+    watched: dict[nn.Module, _LayerSums] = {}
+    attention = model.config._attn_implementation
     try:
-        for layer, total in enumerate(sums):
-            module = model.get_submodule(f"{spec.family.attention.format(layer=layer)}.{spec.family.key}")
-            handles.append(module.register_forward_pre_hook(partial(_record, total)))
+        for index, sums in enumerate(layers):
+            module = model.get_submodule(spec.family.attention.format(layer=index))
+            watched[module] = sums
+            projection = module.get_submodule(spec.family.key)
+            handles.append(projection.register_forward_pre_hook(sums.see_input))
+        AttentionInterface.register(_NAME, partial(_attention, watched))
+        AttentionMaskInterface.register(_NAME, sdpa_mask)
+        model.set_attn_implementation(_NAME)
         yield
     finally:
         for handle in handles:
             handle.remove()
+        model.set_attn_implementation(attention)
 
 
-def _record(total: _Sum, module: nn.Module, args: tuple[Tensor, ...]) -> None:
-    total.add(args[0])
+def _attention(
+    watched: dict[nn.Module, _LayerSums],
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """transformers' own attention, after a look at its queries and keys."""
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    watched[module].see_attention(query, key, attention_mask, scale)
+    return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+
+
+def _frequencies(model: PreTrainedModel, spec: ModelSpec) -> Tensor | None:
+    """Radians per position of each rotary pair, as the model's own rotary module has them."""
+    if not spec.channels.first:
+        return None
+    found = [m.inv_freq for m in model.modules() if isinstance(getattr(m, "inv_freq", None), Tensor)]
+    if not found or found[0].numel() != len(spec.channels.first):
+        return None
+    return found[0].detach().double().cpu()

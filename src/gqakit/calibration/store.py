@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -22,6 +22,7 @@ from gqakit.errors import PlanError
 from gqakit.plan import MomentsRecord
 
 _KEY = "gqakit_moments"
+_KINDS = tuple(field.name for field in fields(LayerMoments))
 
 
 class MomentsHeader(BaseModel):
@@ -35,6 +36,7 @@ class MomentsHeader(BaseModel):
     num_layers: int = Field(gt=0)
     width: int = Field(gt=0)
     tokens: int = Field(gt=0)
+    tokens_asked: int = Field(gt=0)
     window: int = Field(gt=0)
     text: str
     text_sha256: str
@@ -70,11 +72,8 @@ class MomentsFile:
         """The moments of one layer, in the stored precision (float32)."""
         with safe_open(self.path, "pt") as file:
             names = set(file.keys())
-            value = f"layers.{index}.value"
-            return LayerMoments(
-                file.get_tensor(f"layers.{index}.input"),
-                file.get_tensor(value) if value in names else None,
-            )
+            found = {kind: file.get_tensor(name) for kind in _KINDS if (name := f"layers.{index}.{kind}") in names}
+        return LayerMoments(**found)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -84,6 +83,12 @@ class MomentsFile:
             while chunk := file.read(1 << 24):
                 digest.update(chunk)
         return f"sha256:{digest.hexdigest()}"
+
+    def matches(self, fingerprint: str, text_sha256: str, tokens: int, window: int) -> bool:
+        """Whether calibrating this model on this text would give these moments again."""
+        head = self.header
+        have = (head.fingerprint, head.text_sha256, head.tokens_asked, head.window)
+        return have == (fingerprint, text_sha256, tokens, window)
 
     def record(self) -> MomentsRecord:
         """What a plan notes about these moments."""
@@ -102,9 +107,10 @@ def save_moments(path: Path, header: MomentsHeader, layers: Mapping[int, LayerMo
     """Write moments in float32, atomically."""
     tensors: dict[str, Tensor] = {}
     for index, moments in layers.items():
-        tensors[f"layers.{index}.input"] = moments.input.to(torch.float32)
-        if moments.value is not None:
-            tensors[f"layers.{index}.value"] = moments.value.to(torch.float32)
+        for kind in _KINDS:
+            tensor = getattr(moments, kind)
+            if tensor is not None:
+                tensors[f"layers.{index}.{kind}"] = tensor.to(torch.float32).contiguous()
     metadata = {_KEY: json.dumps(header.model_dump(), sort_keys=True)}
     write_bytes(path, save(tensors, metadata=metadata))
     return MomentsFile(path, header)

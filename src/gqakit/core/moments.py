@@ -9,7 +9,8 @@ the `d × D` weights.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
@@ -17,43 +18,49 @@ from torch import Tensor
 
 from gqakit.core.attention import AttentionWeights, Projection
 from gqakit.core.channels import Channels
+from gqakit.core.rotation import Rotation
 
 
 @dataclass(frozen=True)
 class LayerMoments:
-    """Second moments of one layer, each `[D+1, D+1]` over `x̃ = [x; 1]`, each an average over samples.
+    """What calibration knows of one layer. Second moments are `[D+1, D+1]` averages over `x̃ = [x; 1]`.
 
-    `input` is taken over the layer's inputs and weighs queries and keys. `value`, where recorded, is taken
-    over what the value heads see after attention, `z = Σ_t p_t x̃_t` (attention weights sum to 1, so the
-    bias still rides along); where it is None `input` stands in.
+    Attributes:
+        input: over the layer's inputs; weighs queries and keys.
+        value: over what value heads deliver after attention, `z = Σ_t p_t x̃_t` (attention weights sum to 1,
+            so the bias still rides along); where None, `input` stands in.
+        distances: share of each source KV head's attention that falls on each distance, `[kv heads, window]`;
+            None where it was not recorded or positions do not rotate.
+        frequencies: radians per position of each rotary pair; None like `distances`.
     """
 
     input: Float[Tensor, "augmented augmented"]
     value: Float[Tensor, "augmented augmented"] | None = None
+    distances: Float[Tensor, "kv_heads window"] | None = None
+    frequencies: Float[Tensor, " pairs"] | None = None
 
     @classmethod
     def identity(cls, width: int) -> LayerMoments:
         """`C = I`: what weights-only methods assume."""
         return cls(torch.eye(width + 1, dtype=torch.float64))
 
-    def to(self, dtype: torch.dtype) -> LayerMoments:
-        """The same moments in another precision."""
-        return LayerMoments(self.input.to(dtype), None if self.value is None else self.value.to(dtype))
-
 
 @dataclass(frozen=True)
 class HeadStats:
     """Inner products between the key heads, or the value heads, of one layer.
 
-    `gram[h, :, g, :]` is `E[k_h k_gᵀ]`. `metric[h]` weighs an error of head `h`: an error vector `e` costs
-    `eᵀ metric[h] e`, so the costs of different heads add up. `channels` says what may be mixed. The
-    statistics are those of `scale[h] · k_h`; `scale` is 1 but where a normalisation removes the length anyway.
+    `gram[h, :, g, :]` is `E[k_h k_gᵀ]`, keys before rotation. `metric[h]` weighs an error of head `h`: an error
+    vector `e`, rotated if it is a key's, costs `eᵀ metric[h] e`, so the costs of different heads add up.
+    `channels` says what may be mixed. The statistics are those of `scale[h] · k_h`; `scale` is 1 but where
+    a normalisation removes the length anyway. `distances` and `frequencies` are those of `LayerMoments`.
     """
 
     gram: Float[Tensor, "heads head_dim heads head_dim"]
     metric: Float[Tensor, "heads head_dim head_dim"]
     scale: Float[Tensor, " heads"]
     channels: Channels
+    distances: Float[Tensor, "heads window"] | None = None
+    frequencies: Float[Tensor, " pairs"] | None = None
 
     @property
     def num_heads(self) -> int:
@@ -63,12 +70,35 @@ class HeadStats:
     def select(self, members: Sequence[int]) -> HeadStats:
         """The statistics of some of the heads."""
         index = torch.as_tensor(list(members))
-        return HeadStats(self.gram[index][:, :, index], self.metric[index], self.scale[index], self.channels)
+        distances = None if self.distances is None else self.distances[index]
+        return replace(
+            self,
+            gram=self.gram[index][:, :, index],
+            metric=self.metric[index],
+            scale=self.scale[index],
+            distances=distances,
+        )
+
+    @cached_property
+    def rotation(self) -> Rotation | None:
+        """How rotary embedding turns these heads, averaged over where they look; None where nothing turns.
+
+        Without recorded distances all distances count alike.
+        """
+        if not self.channels.first:
+            return None
+        if self.distances is None or self.frequencies is None:
+            return Rotation.all_distances(self.channels)
+        return Rotation.over(self.distances.double().mean(0), self.frequencies, self.channels)
+
+    def seen(self, moment: Float[Tensor, "*batch head_dim head_dim"]) -> Float[Tensor, "*batch head_dim head_dim"]:
+        """A moment between heads as their readers see it: turned, on average, where positions rotate."""
+        return moment if self.rotation is None else self.rotation.forward(moment)
 
     def energy(self) -> Float[Tensor, " heads"]:
-        """`E[k_hᵀ metric k_h]`: what losing head `h` altogether would cost."""
-        own = self.gram.diagonal(dim1=0, dim2=2)  # [head_dim, head_dim, heads]
-        return torch.einsum("abh,hba->h", own, self.metric)
+        """What losing head `h` altogether would cost."""
+        own = self.gram.diagonal(dim1=0, dim2=2).movedim(-1, 0)  # [heads, head_dim, head_dim]
+        return (self.seen(own) * self.metric.mT).sum((1, 2))
 
 
 def head_gram(
@@ -86,10 +116,8 @@ def key_stats(weights: AttentionWeights, moments: LayerMoments, channels: Channe
     """Statistics of the key heads, errors weighed by the queries that read them.
 
     The logit error of query head `q` is `q·δk`, so the metric of a key head is `Σ_q E[q qᵀ]` over its
-    query heads. Under rotary embedding the relative position turns each pair by an angle that varies: the
-    metric of a pair is its mean query energy, and products between pairs average out. Where a
-    normalisation follows the projection the length of `k` before it is meaningless, and heads are first
-    scaled to equal energy.
+    query heads. Where a normalisation follows the projection the length of `k` before it is meaningless:
+    heads are first scaled to equal energy, and all their channels count alike.
     """
     gram = head_gram(weights.key, moments.input)
     second = head_gram(weights.query, moments.input).diagonal(dim1=0, dim2=2).movedim(-1, 0)
@@ -101,9 +129,7 @@ def key_stats(weights: AttentionWeights, moments: LayerMoments, channels: Channe
         gram = gram * scale[:, None, None, None] * scale[None, None, :, None]
         energy = metric.diagonal(dim1=1, dim2=2).mean(1)
         metric = energy[:, None, None] * torch.eye(gram.shape[1], dtype=gram.dtype)
-    elif channels.first:
-        metric = _rotary_metric(metric, channels)
-    return HeadStats(gram, metric, scale, channels)
+    return HeadStats(gram, metric, scale, channels, moments.distances, moments.frequencies)
 
 
 def value_stats(weights: AttentionWeights, moments: LayerMoments) -> HeadStats:
@@ -131,15 +157,3 @@ def weight_stats(weights: AttentionWeights) -> HeadStats:
     metric = torch.eye(2 * dim, dtype=torch.float64).expand(heads, -1, -1)
     scale = torch.ones(heads, dtype=torch.float64)
     return HeadStats(gram, metric, scale, Channels.normalised(2 * dim))
-
-
-def _rotary_metric(metric: Tensor, channels: Channels) -> Tensor:
-    """Mean energy on each frequency pair, the full block on the free channels, zero between."""
-    first, second, free = (torch.as_tensor(c, dtype=torch.long) for c in (channels.first, channels.second, channels.free))
-    energy = metric.diagonal(dim1=1, dim2=2)  # [heads, head_dim]
-    diagonal = torch.zeros_like(energy)
-    pair = (energy[:, first] + energy[:, second]) / 2
-    diagonal[:, first], diagonal[:, second] = pair, pair
-    out = torch.diag_embed(diagonal)
-    out[:, free[:, None], free[None, :]] = metric[:, free[:, None], free[None, :]]
-    return out

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import dropout as drop
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.utils import logging
@@ -103,7 +103,8 @@ class GroupedHeads:
     def _attend_two_maps(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float, scaling: float
     ) -> Tensor:
-        scores = (self.keys.pack(query) @ key.transpose(2, 3)).float() * scaling  # [B, key heads, rows T, S]
+        scores = self.keys.pack(query) @ key.transpose(2, 3)  # [B, key heads, rows T, S]
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) * scaling
         mask = _mask_of_rows(mask, self.keys.rows)
         if mask is not None and mask.dtype == torch.bool:
             # Not -inf: a position that sees nothing at all must stay finite.
@@ -128,7 +129,7 @@ def _mask_of_rows(mask: Tensor | None, rows: int) -> Tensor | None:
 
 
 def grouped_attention_forward(
-    module: nn.Module,
+    module: Any,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -140,8 +141,8 @@ def grouped_attention_forward(
 ) -> tuple[Tensor, None]:
     """The function behind `attn_implementation="gqakit"`, with the signature transformers asks for.
 
-    Whether attention is causal is decided as in transformers' `sdpa_attention_forward`. The work is done by the
-    module's own `grouped_heads`: a checkpoint that brings this code may register it over another release's.
+    Whether attention is causal is decided as in transformers' `sdpa_attention_forward`. The module's own
+    `grouped_heads` does the work: a checkpoint that brings this code may register it over another release's.
 
     Returns:
         `[B, T, H, dv]`, and None where other functions give attention weights.

@@ -26,8 +26,8 @@ def load(
         path: directory with `config.json` and the weights; grouped or of any family transformers reads.
         dtype: of the weights; None keeps the checkpoint's own.
         device_map: as in `from_pretrained`; None is the CPU.
-        trust_remote_code: run model code found in the checkpoint. Grouped checkpoints do not need it, they run
-            the installed gqakit's.
+        trust_remote_code: run model code found in the checkpoint. Grouped checkpoints do not need it: they
+            run the installed gqakit's.
 
     Raises:
         CheckpointError: the directory, its `config.json` or its weights are missing, or tensors of the model
@@ -44,7 +44,8 @@ def load(
     from transformers import AutoModelForCausalLM
 
     register()
-    model, info = AutoModelForCausalLM.from_pretrained(
+    # The annotation: transformers' own says nothing of output_loading_info, which makes it a pair.
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         str(path),
         dtype="auto" if dtype is None else dtype,
         device_map=device_map,
@@ -52,6 +53,7 @@ def load(
         local_files_only=True,
         output_loading_info=True,
     )
+    model, info = loaded
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise CheckpointError(

@@ -66,9 +66,7 @@ def install_grouped_heads(model: PreTrainedModel) -> None:
         ValueError: the config has no head maps, or the model has no attention module for some of them.
     """
     layers = model.config.layer_heads()
-    attentions = [
-        module for module in model.modules() if hasattr(module, "k_proj") and hasattr(module, "v_proj")
-    ]
+    attentions: list[Any] = [module for module in model.modules() if hasattr(module, "k_proj")]
     if sorted(attention.layer_idx for attention in attentions) != list(range(len(layers))):
         raise ValueError(
             f"{type(model).__name__}: {len(layers)} head maps for {len(attentions)} attention modules."
@@ -92,7 +90,7 @@ def _smaller(model: PreTrainedModel, linear: nn.Linear, out_features: int) -> nn
     return new
 
 
-def _refuse_static_cache(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+def _refuse_static_cache(module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
     layers = getattr(kwargs.get("past_key_values"), "layers", ())
     if module.layer_idx < len(layers) and isinstance(layers[module.layer_idx], StaticLayer):
         raise ValueError(

@@ -48,10 +48,14 @@ class MergeRule(ABC):
 
 
 def residual(stats: HeadStats, merge: HeadMerge) -> float:
-    """`Σ_h E[(k_h − B_h s)ᵀ M_h (k_h − B_h s)]` for `s = Σ_g P_g k_g`, with `P = combine`, `B = expand`."""
+    """`Σ_h E[e_hᵀ M_h e_h]` with `e_h = k_h − B_h s`, `s = Σ_g P_g k_g`, `P = combine`, `B = expand`.
+
+    Rotated keys stand for `k_h` and `s` where positions rotate: `e_h = R k_h − B_h R s`, averaged over distances.
+    """
     own = stats.gram.diagonal(dim1=0, dim2=2).movedim(-1, 0)  # [members, d, d]
     cross = torch.einsum("hagb,gcb->hac", stats.gram, merge.combine)  # E[k_h sᵀ]
     shared = torch.einsum("hab,hbc->ac", merge.combine, cross)  # E[s sᵀ]
+    own, cross, shared = stats.seen(own), stats.seen(cross), stats.seen(shared)
     expand = merge.expand
     error = own - expand @ cross.mT - cross @ expand.mT + expand @ shared @ expand.mT
     return max(float((error * stats.metric.mT).sum()), 0.0)

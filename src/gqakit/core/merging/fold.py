@@ -5,25 +5,35 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gqakit.core.merging.base import HeadMerge, MergeRule
+from gqakit.core.merging.base import HeadMerge, MergeRule, residual
 from gqakit.core.merging.mean import Mean
 from gqakit.core.moments import HeadStats
 
 
 class Fold(MergeRule):
-    """The rank-`d` approximation of the stacked members, in the metric of their readers.
+    """The best shared head of width `d`, in the metric of its readers.
 
-    For members `k_h` with metric `M_h`, `s` and `B_h` minimise `Σ_h E[(k_h − B_h s)ᵀ M_h (k_h − B_h s)]`:
-    with `U` the leading `d` eigenvectors of the Gram matrix of the stacked `M_h^{1/2} k_h`,
-    `s = Uᵀ stack` and `B_h = M_h^{-1/2} U_h`. The maps go where the head is read: `W_Q[q] ← B_hᵀ W_Q[q]`
-    for keys, `W_O[:,q] ← W_O[:,q] B_h` for values. Under rotary embedding each frequency pair is one complex
-    channel and is solved alone, so the maps commute with the position. Mean and aligned are special
-    cases, so the error is never larger than theirs. A locked head (q/k norm) has no free map:
-    there the rule falls back to `mean` over heads of equal length.
+    For members `k_h` with metric `M_h`, the shared head `s = Σ_h P_h k_h` and the maps `B_h` minimise
+    `Σ_h E[e_hᵀ M_h e_h]`, `e_h = k_h − B_h s`. The maps go where the head is read: `W_Q[q] ← B_hᵀ W_Q[q]` for keys,
+    `W_O[:,q] ← W_O[:,q] B_h` for values.
+
+    *Without rotation* (values; keys of models with absolute positions) the solution is closed: with `U` the
+    leading `d` eigenvectors of the Gram matrix of the stacked `M_h^{1/2} k_h`, `s = Uᵀ stack` and
+    `B_h = M_h^{-1/2} U_h`.
+
+    *With rotary embedding* a reader sees `R k_h` and `R s`, `R` the rotation by the distance, and the error is
+    averaged over the distances where attention looks. Start: each frequency pair one complex channel, solved
+    alone, which holds at every distance. From there `B` given `P` and `P` given `B` are least squares in turn,
+    `B_h = E[R k_h sᵀ Rᵀ] E[R s sᵀ Rᵀ]⁻¹` and `P_h = N⁻¹ E[Rᵀ B_hᵀ M_h R]`, `N = Σ_h E[Rᵀ B_hᵀ M_h B_h R]`: pairs that turn
+    slowly share what they have in common, which no map that commutes with rotation can. Without
+    recorded distances the start is the solution.
+
+    Mean and aligned are special cases, so the error is never larger than theirs. A locked head (q/k norm)
+    has no free map: there the rule falls back to `mean` over heads of equal length.
     """
 
     name = "fold"
-    summary = "best low-rank shared head, one exact linear map a member folded into its readers"
+    summary = "best low-rank shared head, a linear map for each member folded into its readers"
     source = "gqakit"
 
     def on(self, stats: HeadStats) -> MergeRule:
@@ -34,19 +44,60 @@ class Fold(MergeRule):
         """See the class."""
         if stats.channels.locked:
             return Mean().merge(stats)
-        combine, expand = torch.zeros_like(stats.metric), torch.zeros_like(stats.metric)
-        channels = stats.channels
-        if channels.first:
-            a, b = torch.as_tensor(channels.first), torch.as_tensor(channels.second)
-            pair_combine, pair_expand = _fold_pairs(stats, a, b)
-            for target, value in ((combine, pair_combine), (expand, pair_expand)):
-                target[:, a, a], target[:, b, b] = value.real, value.real
-                target[:, b, a], target[:, a, b] = value.imag, -value.imag
-        if channels.free:
-            free = torch.as_tensor(channels.free)
-            block = (slice(None), free[:, None], free[None, :])
-            combine[block], expand[block] = _fold_free(stats, free)
-        return HeadMerge(combine, expand)
+        if not stats.channels.first:
+            return HeadMerge(*_fold_free(stats, torch.arange(stats.channels.head_dim)))
+        start = _fold_pairwise(stats)
+        return start if stats.distances is None else _alternate(stats, start)
+
+
+def _fold_pairwise(stats: HeadStats) -> HeadMerge:
+    """The best maps that commute with every rotation: frequency pairs and free channels solved apart."""
+    combine, expand = torch.zeros_like(stats.metric), torch.zeros_like(stats.metric)
+    a, b = torch.as_tensor(stats.channels.first), torch.as_tensor(stats.channels.second)
+    pair_combine, pair_expand = _fold_pairs(stats, a, b)
+    for target, value in ((combine, pair_combine), (expand, pair_expand)):
+        target[:, a, a], target[:, b, b] = value.real, value.real
+        target[:, b, a], target[:, a, b] = value.imag, -value.imag
+    if stats.channels.free:
+        free = torch.as_tensor(stats.channels.free)
+        block = (slice(None), free[:, None], free[None, :])
+        combine[block], expand[block] = _fold_free(stats, free)
+    return HeadMerge(combine, expand)
+
+
+def _alternate(stats: HeadStats, start: HeadMerge) -> HeadMerge:
+    """Least squares for the maps given the shared head and for the shared head given the maps, in turn."""
+    rotation = stats.rotation
+    assert rotation is not None
+    eye = torch.eye(stats.gram.shape[1], dtype=stats.gram.dtype)
+
+    def solve_expand(combine: Tensor) -> tuple[Tensor, float]:
+        cross = torch.einsum("hagb,gcb->hac", stats.gram, combine)
+        shared = rotation.forward(torch.einsum("hab,hbc->ac", combine, cross))
+        shared = shared + _MAP_RIDGE * shared.diagonal().mean().clamp_min(1e-30) * eye
+        seen = rotation.forward(cross)
+        expand = torch.linalg.solve(shared, seen.mT).mT
+        return expand, float((expand @ seen.mT * stats.metric.mT).sum())  # what is explained, up to the ridge
+
+    combine = start.combine
+    expand, explained = solve_expand(combine)
+    for _ in range(_ITERATIONS):
+        weighted = expand.mT @ stats.metric
+        normal = rotation.backward((weighted @ expand).sum(0))
+        normal = normal + _HEAD_RIDGE * normal.diagonal().mean().clamp_min(1e-30) * eye
+        combine = torch.linalg.solve(normal, rotation.backward(weighted))
+        before = explained
+        expand, explained = solve_expand(combine)
+        if explained - before <= _TOLERANCE * explained:
+            break
+    merge = HeadMerge(*_balanced(combine, expand, stats.gram))
+    return min(start, merge, key=lambda candidate: residual(stats, candidate))
+
+
+_ITERATIONS = 60
+_TOLERANCE = 1e-5
+_MAP_RIDGE = 1e-5
+_HEAD_RIDGE = 1e-8
 
 
 def _fold_free(stats: HeadStats, free: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,7 +119,8 @@ def _fold_pairs(stats: HeadStats, first: Tensor, second: Tensor) -> tuple[Tensor
     same = gram[:, first, :, first] + gram[:, second, :, second]  # [pairs, members, members]
     turn = gram[:, second, :, first] - gram[:, first, :, second]
     hermitian = torch.complex(same, turn)  # E[k_h conj(k_g)]
-    root = stats.metric[:, first, first].clamp_min(0).sqrt().T  # [pairs, members]
+    energy = stats.metric.diagonal(dim1=1, dim2=2)
+    root = ((energy[:, first] + energy[:, second]) / 2).clamp_min(0).sqrt().T  # [pairs, members]
     _, vectors = torch.linalg.eigh(root[:, :, None] * hermitian * root[:, None, :])
     leading = vectors[:, :, -1]  # [pairs, members]
     anchor = leading.gather(1, leading.abs().argmax(1, keepdim=True))

@@ -1,0 +1,31 @@
+"""One function for each command, with the same name and the same defaults.
+
+Every function raises a `GqakitError` with a message meant for people; `progress` is a
+`gqakit.progress.Reporter`. Importing this imports torch and transformers.
+"""
+
+from __future__ import annotations
+
+from gqakit.api.calibrating import calibrate
+from gqakit.api.catalogue import inspect, methods
+from gqakit.api.converting import ConvertResult, convert
+from gqakit.api.demonstrating import demo
+from gqakit.api.evaluating import evaluate
+from gqakit.api.generating import generate
+from gqakit.api.planning import BudgetOptions, PlanOptions, plan
+from gqakit.api.verifying import verify
+
+__all__ = [
+    "BudgetOptions",
+    "ConvertResult",
+    "PlanOptions",
+    "calibrate",
+    "convert",
+    "demo",
+    "evaluate",
+    "generate",
+    "inspect",
+    "methods",
+    "plan",
+    "verify",
+]

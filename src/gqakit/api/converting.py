@@ -1,0 +1,157 @@
+"""`convert`: the whole flow from a checkpoint and a budget to a smaller-cache checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gqakit.api.calibrating import TOKENS, WINDOW, calibrate_opened
+from gqakit.api.evaluating import evaluate
+from gqakit.api.planning import BudgetOptions, PlanOptions, plan_opened
+from gqakit.calibration.store import MomentsFile
+from gqakit.calibration.text import Text, read_text
+from gqakit.checkpoint import Checkpoint, check_output, write_bytes
+from gqakit.convert import CARD_FILE, check_moments, convert_checkpoint, job_of
+from gqakit.errors import PlanError, UsageError
+from gqakit.families import ModelSpec
+from gqakit.inspection import open_model
+from gqakit.plan import Plan
+from gqakit.progress import Reporter, silent
+from gqakit.report.card import model_card
+from gqakit.report.evaluation import EvaluationRow
+
+
+@dataclass(frozen=True)
+class ConvertResult:
+    """What `convert` did.
+
+    Attributes:
+        plan: what was carried out.
+        out: where it went.
+        bytes_written: of tensors; 0 on a dry run.
+        resumed: whether an interrupted run was continued.
+        evaluation: the measured loss, source first; empty where it was not asked for.
+    """
+
+    plan: Plan
+    out: Path
+    bytes_written: int
+    resumed: bool
+    evaluation: tuple[EvaluationRow, ...]
+
+
+def convert(
+    model: str,
+    out: Path,
+    *,
+    plan: Plan | None = None,
+    budget: BudgetOptions | None = None,
+    options: PlanOptions | None = None,
+    moments: Path | None = None,
+    text: Text | Sequence[str | Path] = ("calibration",),
+    evaluate_on: Sequence[str | Path] | None = None,
+    tokens: int = TOKENS,
+    window: int = WINDOW,
+    device: str = "auto",
+    dry_run: bool = False,
+    overwrite: bool = False,
+    progress: Reporter = silent,
+) -> ConvertResult:
+    """Carry out a plan, or make one within a budget and carry it out.
+
+    With a budget and no moments the model is first calibrated on `text`; the moments are kept beside
+    the output as `OUT.moments.safetensors` and used again by a second run on the same text. Interrupted,
+    the same call goes on where it stopped.
+
+    Args:
+        model: directory or hub name.
+        out: the new directory.
+        plan: carry out this one; its moments are looked for where it says, unless `moments` is given.
+        budget, options: make a plan instead.
+        moments: a moments file.
+        text, tokens, window: what to calibrate on; see `calibrate`.
+        evaluate_on: measure the loss on these texts and state it in the model card.
+        device: for calibration and evaluation.
+        dry_run: check and decide everything, write no checkpoint.
+        overwrite: replace a checkpoint in `out`.
+        progress: see the package.
+
+    Raises:
+        OutputError, PlanError, BudgetError, UsageError, CheckpointError, FamilyError, DataError.
+    """
+    if (plan is None) == (budget is None):
+        raise UsageError("give either a plan (--plan) or a budget (--kv-ratio or another), not both")
+    source, spec = open_model(model)
+    check_output(source, out, overwrite)
+    opened: MomentsFile | None = None
+    if plan is not None:
+        plan.check_source(source.fingerprint(), model)
+        if plan.moments is not None:
+            opened = _planned_moments(plan, moments)
+    else:
+        assert budget is not None
+        budget.resolve(spec)  # an impossible budget is said before the calibration, not after it
+        if moments is not None:
+            opened = MomentsFile.open(moments)
+        else:
+            kept = out.with_name(out.name + ".moments.safetensors")
+            opened = _fresh_moments(source, spec, model, kept, text, tokens, window, device, progress)
+        plan = plan_opened(source, spec, model, budget, options or PlanOptions(), opened, progress)
+    check_moments(plan, opened)
+    check_output(source, out, overwrite, job=job_of(plan))
+    if dry_run:
+        return ConvertResult(plan, out, 0, False, ())
+    with progress("convert", source.nbytes, "bytes") as advance:
+        result = convert_checkpoint(
+            source, spec, plan, opened, out, model_card(plan, source.path), overwrite=overwrite, progress=advance
+        )
+    rows: tuple[EvaluationRow, ...] = ()
+    if evaluate_on:
+        rows = tuple(evaluate(model, [str(out)], text=evaluate_on, window=window, device=device, progress=progress))
+        stated = f"{read_text(evaluate_on).name}, {rows[0].scores.tokens:,} predicted tokens in windows of {window}"
+        write_bytes(out / CARD_FILE, model_card(plan, source.path, rows, stated).encode())
+    return ConvertResult(plan, out, result.nbytes, bool(result.kept), rows)
+
+
+def _planned_moments(plan: Plan, given: Path | None) -> MomentsFile:
+    assert plan.moments is not None
+    path = given or Path(plan.moments.path)
+    if not path.is_file():
+        raise PlanError(
+            f"the plan rests on moments that are not at {path}; give their place with --moments, or calibrate "
+            "and plan anew"
+        )
+    return MomentsFile.open(path)
+
+
+def _fresh_moments(
+    source: Checkpoint,
+    spec: ModelSpec,
+    name: str,
+    kept: Path,
+    text: Text | Sequence[str | Path],
+    tokens: int,
+    window: int,
+    device: str,
+    progress: Reporter,
+) -> MomentsFile:
+    """Moments of an earlier run where they are the same, else new ones."""
+    content = text if isinstance(text, Text) else read_text(text)
+    if kept.is_file():
+        found = MomentsFile.open(kept)
+        if found.matches(source.fingerprint(), content.sha256, tokens, window):
+            return found
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    return calibrate_opened(
+        source,
+        spec,
+        name,
+        kept,
+        text=content,
+        tokens=tokens,
+        window=window,
+        dtype="float32",
+        device=device,
+        progress=progress,
+    )

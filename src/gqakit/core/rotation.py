@@ -1,0 +1,85 @@
+"""Rotary embedding, averaged over the distances at which attention really looks.
+
+A query at position `i` reads a key at position `j` through `qᵀ R k` with `R` the rotation by the distance
+`i − j`. What a linear map on the key's channels costs therefore depends on the distances that carry attention.
+`Rotation` holds the averages that this takes; a map that acts alike at all those distances need not commute
+with rotation at every other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from gqakit.core.channels import Channels
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """`X ↦ E[R X Rᵀ]` over distances, for `[..., d, d]` matrices between the channels of two heads.
+
+    With `c`, `s` the cosine and sine of each channel's angle, `R = diag(c) + diag(s) J` where `J` turns a
+    frequency pair by a right angle, so four tables of products between channels say it all.
+    """
+
+    cos_cos: Float[Tensor, "d d"]
+    sin_sin: Float[Tensor, "d d"]
+    sin_cos: Float[Tensor, "d d"]
+    quarter: Float[Tensor, "d d"]
+
+    @classmethod
+    def over(
+        cls,
+        distances: Float[Tensor, " window"],
+        frequencies: Float[Tensor, " pairs"],
+        channels: Channels,
+    ) -> Rotation:
+        """The average for attention that falls on distance `t` with weight `distances[t]`.
+
+        Args:
+            distances: non-negative, any sum above 0.
+            frequencies: radians per position of each pair.
+            channels: which channels form the pairs; free channels do not turn.
+        """
+        weight = (distances.double() / distances.double().sum())[:, None]
+        rate = torch.zeros(channels.head_dim, dtype=torch.float64)
+        rate[list(channels.first)] = frequencies.double()
+        rate[list(channels.second)] = frequencies.double()
+        angle = -torch.arange(len(distances), dtype=torch.float64)[:, None] * rate
+        cos, sin = angle.cos(), angle.sin()
+        return cls(cos.T @ (weight * cos), sin.T @ (weight * sin), sin.T @ (weight * cos), _quarter_turn(channels))
+
+    @classmethod
+    def all_distances(cls, channels: Channels) -> Rotation:
+        """The average over ever larger distances: products between different pairs vanish."""
+        tables = torch.zeros(channels.head_dim, channels.head_dim, dtype=torch.float64)
+        for a, b in zip(channels.first, channels.second, strict=True):
+            tables[[a, a, b, b], [a, b, a, b]] = 0.5
+        still = torch.zeros_like(tables)
+        free = torch.as_tensor(channels.free, dtype=torch.long)
+        still[free[:, None], free[None, :]] = 1.0
+        return cls(tables + still, tables, torch.zeros_like(tables), _quarter_turn(channels))
+
+    def forward(self, x: Float[Tensor, "*batch d d"]) -> Float[Tensor, "*batch d d"]:
+        """`E[R X Rᵀ]`: a moment of keys as queries see it."""
+        return self._turn(x, 1.0)
+
+    def backward(self, x: Float[Tensor, "*batch d d"]) -> Float[Tensor, "*batch d d"]:
+        """`E[Rᵀ X R]`: a metric of queries as keys see it."""
+        return self._turn(x, -1.0)
+
+    def _turn(self, x: Tensor, sign: float) -> Tensor:
+        left, right = self.quarter @ x, x @ self.quarter.mT
+        mixed = self.sin_cos * left + self.sin_cos.mT * right
+        return self.cos_cos * x + sign * mixed + self.sin_sin * (left @ self.quarter.mT)
+
+
+def _quarter_turn(channels: Channels) -> Tensor:
+    """`J`: maps the first channel of each pair to the second and the second to minus the first."""
+    quarter = torch.zeros(channels.head_dim, channels.head_dim, dtype=torch.float64)
+    first, second = list(channels.first), list(channels.second)
+    quarter[first, second], quarter[second, first] = -1.0, 1.0
+    return quarter

@@ -1,0 +1,131 @@
+"""Is a converted checkpoint what its plan promises?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gqakit.checkpoint import Checkpoint
+from gqakit.convert import converted_config, converted_shapes
+from gqakit.core.capacity import CacheShape
+from gqakit.evaluation.cache import measure_cache
+from gqakit.families import ModelSpec
+from gqakit.plan import Plan
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing looked at: whether it holds, and what was seen."""
+
+    name: str
+    passed: bool
+    detail: str
+
+
+def check_config(source: Checkpoint, spec: ModelSpec, plan: Plan, out: Checkpoint) -> Check:
+    """The config is the source's with the planned edits."""
+    expected = converted_config(source.config, spec, plan)
+    different = sorted(k for k in expected.keys() | out.config.keys() if expected.get(k) != out.config.get(k))
+    return Check("config", not different, f"unexpected values of {different}" if different else "as planned")
+
+
+def check_tensors(
+    source: Checkpoint,
+    spec: ModelSpec,
+    plan: Plan,
+    out: Checkpoint,
+    progress: Callable[[int], None] = lambda n: None,
+) -> Iterator[Check]:
+    """Names, shapes and types as planned; every value finite; every untouched tensor equal to the source's.
+
+    Holds one tensor of each checkpoint at a time.
+    """
+    planned = {name: shape for shapes in converted_shapes(spec, plan).values() for name, shape in shapes.items()}
+    yield _check_structure(source, planned, out)
+    broken: list[str] = []
+    changed: list[str] = []
+    for name, info in out.tensors.items():
+        tensor = out.load(name)
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            broken.append(name)
+        if name not in planned and name in source.tensors and tensor.shape == source.tensors[name].shape:
+            same = torch.equal(_bits(tensor), _bits(source.load(name)))
+            changed += [] if same else [name]
+        progress(info.nbytes)
+    yield Check("finite", not broken, f"NaN or infinity in {broken[:3]}" if broken else "no NaN, no infinity")
+    kept = f"{len(out.tensors) - len(planned)} tensors equal the source's, bit for bit"
+    yield Check("untouched tensors", not changed, f"changed: {changed[:3]}" if changed else kept)
+
+
+def _check_structure(source: Checkpoint, planned: dict[str, tuple[int, ...]], out: Checkpoint) -> Check:
+    problems = [f"{name} is missing" for name in sorted(source.tensors.keys() - out.tensors.keys())]
+    problems += [f"{name} is not expected" for name in sorted(out.tensors.keys() - source.tensors.keys())]
+    for name in sorted(source.tensors.keys() & out.tensors.keys()):
+        original, seen = source.tensors[name], out.tensors[name]
+        shape = planned.get(name, original.shape)
+        if (seen.shape, seen.dtype) != (shape, original.dtype):
+            problems.append(f"{name} is {seen.dtype} {list(seen.shape)}, planned {original.dtype} {list(shape)}")
+    more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+    return Check("structure", not problems, "; ".join(problems[:3]) + more or f"{len(out.tensors)} tensors as planned")
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    return tensor.reshape(-1).view(torch.uint8)
+
+
+def check_cache(model: nn.Module, shape: CacheShape) -> Check:
+    """A real cache is as small as the plan promises."""
+    measured = measure_cache(model)
+    promised = shape.bytes_per_token
+    detail = f"{measured:,.0f} bytes per token measured, {promised:,} promised"
+    return Check("cache", abs(measured - promised) < 0.5, detail)
+
+
+def attention_errors(
+    source: nn.Module, converted: nn.Module, spec: ModelSpec, window: Tensor
+) -> list[float]:
+    """For each layer `E‖y − ŷ‖² / E‖y‖²` of the attention output, both given the *source's* layer input.
+
+    Args:
+        source, converted: loaded models, in eval mode and of the same precision.
+        spec: of the source; its module paths hold for both.
+        window: token ids, `[window]`.
+    """
+    errors: list[float] = []
+
+    def compare(layer: int) -> Callable[..., None]:
+        twin = converted.get_submodule(spec.family.attention.format(layer=layer))
+
+        def hook(module: nn.Module, args: Any, kwargs: Any, output: tuple[Tensor, ...]) -> None:
+            theirs = twin(*args, **kwargs)[0].double()
+            ours = output[0].double()
+            errors.append(float((ours - theirs).square().sum() / ours.square().sum().clamp_min(1e-300)))
+
+        return hook
+
+    handles = [
+        source.get_submodule(spec.family.attention.format(layer=layer)).register_forward_hook(
+            compare(layer), with_kwargs=True
+        )
+        for layer in range(spec.num_layers)
+    ]
+    try:
+        with torch.inference_mode():
+            source(input_ids=window[None], use_cache=False, logits_to_keep=1)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return errors
+
+
+def check_attention(errors: list[float], plan: Plan) -> Check:
+    """Every layer's output is finite, and equal to the source's where nothing was merged."""
+    odd = [i for i, (e, g) in enumerate(zip(errors, plan.groupings, strict=True)) if not e < (1e-6 if g.is_identity else 1e6)]
+    worst = max(range(len(errors)), key=errors.__getitem__)
+    mean = sum(errors) / len(errors)
+    detail = f"relative error by layer: mean {mean:.3g}, largest {errors[worst]:.3g} (layer {worst})"
+    return Check("attention output", not odd, f"layers {odd} differ where they should not; {detail}" if odd else detail)
