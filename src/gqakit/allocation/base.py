@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 
 class Allocation(ABC):
@@ -13,6 +13,7 @@ class Allocation(ABC):
     name: ClassVar[str]
     summary: ClassVar[str]
     source: ClassVar[str]
+    needs: ClassVar[Literal["nothing", "weights", "moments"]]
 
     @abstractmethod
     def allocate(self, num_heads: Sequence[int], kv_ratio: float, *, equal: bool) -> list[int]:

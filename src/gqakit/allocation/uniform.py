@@ -15,6 +15,7 @@ class Uniform(Allocation):
     name = "uniform"
     summary = "the same share of heads in every layer"
     source = "GQA, arXiv 2305.13245"
+    needs = "nothing"
 
     def allocate(self, num_heads: Sequence[int], kv_ratio: float, *, equal: bool) -> list[int]:
         """See the class."""

@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from gqakit.errors import DataError
+from gqakit.errors import DataError, MissingDependencyError
 
 BUNDLED = ("calibration", "evaluation")
 """Texts that come with gqakit, usable by name wherever a file is asked for; the second is held out."""
@@ -69,6 +69,42 @@ def read_text(sources: Sequence[str | Path]) -> Text:
     if not text.strip():
         raise DataError(f"text {', '.join(names)} is empty")
     return Text(" + ".join(names), text)
+
+
+def read_dataset(name: str, split: str, column: str, characters: int = 50_000_000) -> Text:
+    """The texts of a dataset column, row after row, up to some length. Streams, so a large dataset is no matter.
+
+    Args:
+        name: a hub name, or a local directory or file that `datasets` reads.
+        split: which split. column: which column.
+        characters: enough; the rest is not read.
+
+    Raises:
+        MissingDependencyError: without the `data` extra.
+        DataError: when dataset, split or column are not there.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise MissingDependencyError("--dataset needs the 'data' extra: pip install 'gqakit[data]'") from error
+    try:
+        rows = datasets.load_dataset(name, split=split, streaming=True)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise DataError(f"dataset {name!r}, split {split!r} cannot be read: {str(error).splitlines()[0]}") from error
+    parts: list[str] = []
+    length = 0
+    for row in rows:
+        if not isinstance(row, dict) or not isinstance(row.get(column), str):
+            seen = sorted(row) if isinstance(row, dict) else type(row).__name__
+            raise DataError(f"dataset {name!r} has no text column {column!r}; its columns are {seen}")
+        parts.append(row[column])
+        length += len(row[column])
+        if length >= characters:
+            break
+    text = "\n\n".join(parts)
+    if not text.strip():
+        raise DataError(f"dataset {name!r}, split {split!r}, column {column!r} is empty")
+    return Text(f"{name}[{split}].{column}", text)
 
 
 def token_windows(

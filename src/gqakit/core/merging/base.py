@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -31,6 +31,7 @@ class MergeRule(ABC):
     name: ClassVar[str]
     summary: ClassVar[str]
     source: ClassVar[str]
+    needs: ClassVar[Literal["weights", "moments"]] = "moments"
 
     @abstractmethod
     def merge(self, stats: HeadStats) -> HeadMerge:

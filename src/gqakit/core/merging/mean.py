@@ -14,6 +14,7 @@ class Mean(MergeRule):
     name = "mean"
     summary = "average of the members"
     source = "GQA, arXiv 2305.13245"
+    needs = "weights"
 
     def merge(self, stats: HeadStats) -> HeadMerge:
         """`P_h = I/m`, `B_h = I`."""

@@ -1,0 +1,5 @@
+"""`python -m gqakit`."""
+
+from gqakit.cli import main
+
+main()

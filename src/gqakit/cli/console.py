@@ -1,0 +1,131 @@
+"""Progress, tables and remarks: drawn on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
+from typing import Any
+
+from gqakit.progress import Advance, Reporter, silent
+
+
+class Screen:
+    """Where a command's words go. Results on standard output, everything else on standard error.
+
+    Args:
+        as_json: results as JSON. quiet: no progress, no remarks. verbose: logging at INFO.
+    """
+
+    def __init__(self, *, as_json: bool = False, quiet: bool = False, verbose: bool = False) -> None:
+        self.as_json, self.quiet = as_json, quiet
+        level = logging.INFO if verbose else logging.ERROR
+        logging.basicConfig(level=level, stream=sys.stderr, format="%(name)s: %(message)s")
+        _calm_transformers(verbose)
+
+    @property
+    def progress(self) -> Reporter:
+        """A bar on a terminal, a line now and then elsewhere, nothing when quiet."""
+        if self.quiet:
+            return silent
+        return _bar if sys.stderr.isatty() else _lines
+
+    def remark(self, text: str) -> None:
+        """A word to the user, unless quiet."""
+        if not self.quiet:
+            print(text, file=sys.stderr)
+
+    def json(self, value: Any) -> None:
+        """A result as JSON; dataclasses become objects."""
+        plain = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+        print(json.dumps(plain, indent=2, default=_plain))
+
+    def table(self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """A result as a table."""
+        if sys.stdout.isatty():
+            _rich_table(title, header, rows)
+            return
+        print(title)
+        widths = [max(len(str(row[i])) for row in [header, *rows]) for i in range(len(header))]
+        for row in [header, *rows]:
+            print("  ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+    def line(self, text: str) -> None:
+        """A result as a line."""
+        print(text)
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    if hasattr(value, "model_dump"):
+        return value.model_dump(mode="json")
+    return str(value)
+
+
+def _rich_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for index, name in enumerate(header):
+        numeric = all(str(row[index])[:1].isdigit() for row in rows)
+        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(str(cell) for cell in row))
+    Console().print(table)
+
+
+@contextmanager
+def _bar(description: str, total: int, unit: str) -> Iterator[Advance]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    amount = DownloadColumn() if unit == "bytes" else MofNCompleteColumn()
+    unit_name = TextColumn("" if unit == "bytes" else unit)
+    columns = (TextColumn("{task.description}"), BarColumn(), amount, unit_name, TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(description, total=total)
+        yield lambda done: progress.advance(task, done)
+
+
+_QUIET_SECONDS = 10.0
+
+
+@contextmanager
+def _lines(description: str, total: int, unit: str) -> Iterator[Advance]:
+    start = last = time.monotonic()
+    done = 0
+
+    def advance(amount: int) -> None:
+        nonlocal done, last
+        done += amount
+        now = time.monotonic()
+        if now - last >= _QUIET_SECONDS and done < total:
+            last = now
+            print(f"{description}: {done:,} of {total:,} {unit} ({done / max(total, 1):.0%})", file=sys.stderr)
+
+    yield advance
+    print(f"{description}: {done:,} {unit} in {time.monotonic() - start:.1f} s", file=sys.stderr)
+
+
+def _calm_transformers(verbose: bool) -> None:
+    """transformers draws bars and logs at import; ask it, before that, to leave the screen to us."""
+    import os
+
+    if not verbose:
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")

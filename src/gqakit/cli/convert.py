@@ -1,0 +1,121 @@
+"""`gqakit convert`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gqakit.cli.console import Screen
+from gqakit.cli.options import (
+    Allocation,
+    Batch,
+    Context,
+    Dataset,
+    DatasetColumn,
+    DatasetSplit,
+    Device,
+    Format,
+    Json,
+    KvBytesPerToken,
+    KvGib,
+    KvHeads,
+    KvRatio,
+    Merge,
+    Method,
+    Model,
+    Moments,
+    Quiet,
+    Seed,
+    Text,
+    Tokens,
+    Verbose,
+    Window,
+    data_source,
+)
+
+
+def command(
+    model: Model,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The directory to write.", show_default=False)],
+    plan: Annotated[
+        Path | None, typer.Option(help="Carry out this plan instead of making one.", show_default=False)
+    ] = None,
+    kv_ratio: KvRatio = None,
+    kv_heads: KvHeads = None,
+    kv_bytes_per_token: KvBytesPerToken = None,
+    kv_gib: KvGib = None,
+    context: Context = None,
+    batch: Batch = None,
+    method: Method = "optimal",
+    merge: Merge = "fold",
+    allocation: Allocation = "uniform",
+    format: Format = "auto",
+    seed: Seed = 0,
+    moments: Moments = None,
+    text: Text = None,
+    dataset: Dataset = None,
+    dataset_split: DatasetSplit = "train",
+    dataset_column: DatasetColumn = "text",
+    tokens: Tokens = 12288,
+    window: Window = 512,
+    device: Device = "auto",
+    evaluate: Annotated[
+        bool, typer.Option("--evaluate", help="Measure the loss afterwards and state it in the model card.")
+    ] = False,
+    evaluate_text: Annotated[
+        list[str] | None, typer.Option(help="Text for --evaluate. Default: the held-out text that comes with gqakit.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and decide everything, write no checkpoint.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint in the output directory.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Write a checkpoint with a smaller KV cache: calibrate, plan and convert, or carry out a plan.
+
+    Interrupted, the same command goes on where it stopped.
+    """
+    screen = Screen(as_json=as_json, quiet=quiet, verbose=verbose)
+    from gqakit.api import BudgetOptions, PlanOptions, convert
+    from gqakit.plan import Plan
+
+    budget = BudgetOptions(kv_ratio, kv_heads, kv_bytes_per_token, kv_gib, context, batch)
+    given = any(value is not None for value in vars(budget).values())
+    try:
+        result = convert(
+            model,
+            output,
+            plan=Plan.load(plan) if plan else None,
+            budget=budget if given or plan is None else None,
+            options=PlanOptions(method, merge, allocation, format, seed),  # pyright: ignore[reportArgumentType]
+            moments=moments,
+            text=data_source(text, dataset, dataset_split, dataset_column, "calibration"),
+            evaluate_on=(evaluate_text or ["evaluation"]) if evaluate or evaluate_text else None,
+            tokens=tokens,
+            window=window,
+            device=device,
+            dry_run=dry_run,
+            overwrite=overwrite,
+            progress=screen.progress,
+        )
+    except KeyboardInterrupt:
+        screen.remark(f"interrupted; the same command goes on where it stopped ({output})")
+        raise typer.Exit(130) from None
+    if as_json:
+        screen.json(result)
+        return
+    made = result.plan.budget
+    rows = [
+        ("format", result.plan.format),
+        ("grouping, merge", f"{result.plan.method}, {result.plan.merging.key} for keys, {result.plan.merging.value} for values"),
+        ("KV cache", f"{made.kv_bytes_per_token_before:,} → {made.kv_bytes_per_token:,} bytes per token"),
+        ("kv_ratio", f"{made.kv_ratio:.4g} ({made.asked})"),
+        ("written", "nothing (dry run)" if dry_run else f"{result.bytes_written / 2**20:,.0f} MiB to {output}"),
+    ]
+    screen.table("Converted" if not dry_run else "Would convert", ("", ""), rows)
+    if result.evaluation:
+        from gqakit.report.evaluation import HEADER
+
+        screen.table("Measured", HEADER, [row.cells() for row in result.evaluation])

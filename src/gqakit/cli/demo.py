@@ -1,0 +1,34 @@
+"""`gqakit demo`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gqakit.cli.console import Screen
+from gqakit.cli.options import Json, Quiet, Verbose
+
+
+def command(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Directory for what it makes.")] = Path("demo-out"),
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Shrink the KV cache of a real pretrained model (SmolLM2-135M, 93 MB from PyPI) and show what it cost."""
+    screen = Screen(as_json=as_json, quiet=quiet, verbose=verbose)
+    from gqakit.api import demo
+    from gqakit.report.evaluation import HEADER
+
+    shown = demo(output, progress=screen.progress)
+    if as_json:
+        screen.json(shown)
+        return
+    title = f"SmolLM2-135M-Instruct, held-out text, {shown.rows[0].scores.tokens:,} predicted tokens, no training"
+    screen.table(title, HEADER, [row.cells() for row in shown.rows])
+    screen.line(f'\nPrompt: "{shown.prompt}"')
+    for name, text in shown.continuations.items():
+        screen.line(f"\n[{name}]\n{' '.join(text.split())}")
+    screen.line(f"\nplot: {shown.plot}\ncheckpoints: {output}")

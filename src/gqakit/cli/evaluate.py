@@ -1,0 +1,62 @@
+"""`gqakit evaluate`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from gqakit.cli.console import Screen
+from gqakit.cli.options import (
+    Dataset,
+    DatasetColumn,
+    DatasetSplit,
+    Device,
+    Dtype,
+    Json,
+    Model,
+    Quiet,
+    Text,
+    Tokens,
+    Verbose,
+    Window,
+    data_source,
+)
+
+
+def command(
+    model: Model,
+    converted: Annotated[list[str] | None, typer.Argument(help="What was made of it.", show_default=False)] = None,
+    text: Text = None,
+    dataset: Dataset = None,
+    dataset_split: DatasetSplit = "test",
+    dataset_column: DatasetColumn = "text",
+    window: Window = 512,
+    tokens: Tokens = 4096,
+    dtype: Dtype = "float32",
+    device: Device = "auto",
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Perplexity, divergence from the source, and cache size as computed and as measured, side by side."""
+    screen = Screen(as_json=as_json, quiet=quiet, verbose=verbose)
+    source = data_source(text, dataset, dataset_split, dataset_column, "evaluation")
+    from gqakit.api import evaluate
+    from gqakit.report.evaluation import HEADER
+
+    rows = evaluate(
+        model,
+        converted or [],
+        text=source,
+        window=window,
+        tokens=tokens,
+        dtype=dtype,
+        device=device,
+        progress=screen.progress,
+    )
+    if as_json:
+        screen.json({"window": window, "dtype": dtype, "checkpoints": rows})
+        return
+    title = f"{rows[0].scores.tokens:,} predicted tokens in windows of {window}, {dtype}"
+    screen.table(title, HEADER, [row.cells() for row in rows])

@@ -1,0 +1,63 @@
+"""Plots. They need the `plot` extra."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from gqakit.errors import MissingDependencyError
+from gqakit.report.evaluation import EvaluationRow
+
+
+def plot_quality(
+    path: Path, title: str, source: EvaluationRow, series: Mapping[str, Sequence[EvaluationRow]]
+) -> None:
+    """Perplexity against KV bytes per token, one line a way of converting, saved as an image.
+
+    Args:
+        path: where; the ending decides the format.
+        title: above the plot.
+        source: the model before conversion, drawn as a level.
+        series: results by name, any order.
+
+    Raises:
+        MissingDependencyError: without matplotlib.
+    """
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise MissingDependencyError("plots need the 'plot' extra: pip install 'gqakit[plot]'") from error
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+    from matplotlib.ticker import FuncFormatter
+
+    figure, axes = plt.subplots(figsize=(7.2, 4.4), layout="constrained")
+    axes.axhline(source.scores.perplexity, color="#888888", linewidth=1, linestyle=":")
+    axes.plot(source.kv_bytes_per_token / 1024, source.scores.perplexity, "o", color="#222222")
+    axes.annotate(
+        f"original {source.scores.perplexity:.3g}",
+        (source.kv_bytes_per_token / 1024, source.scores.perplexity),
+        textcoords="offset points",
+        xytext=(-6, 9),
+        ha="right",
+    )
+    colours = ("#c44e52", "#2a6fb0", "#4c9f70", "#8172b3")
+    for (name, rows), colour in zip(series.items(), colours, strict=False):
+        ordered = sorted(rows, key=lambda row: row.kv_bytes_per_token)
+        x = [row.kv_bytes_per_token / 1024 for row in ordered]
+        y = [row.scores.perplexity for row in ordered]
+        axes.plot(x, y, "o-", label=name, color=colour)
+        for at, value in zip(x, y, strict=True):
+            axes.annotate(f"{value:,.3g}" if value < 1000 else f"{value:,.0f}", (at, value), textcoords="offset points", xytext=(7, 5))
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.set_xlim(left=0, right=source.kv_bytes_per_token / 1024 * 1.15)
+    axes.set_xlabel("KV cache per token (KiB)")
+    axes.set_ylabel("perplexity (log scale, lower is better)")
+    axes.set_title(title, loc="left")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
