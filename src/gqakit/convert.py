@@ -158,7 +158,9 @@ class _Produce:
         return self.converted(self.layer)[self.name]
 
 
-def _layer_shapes(spec: ModelSpec, layer: int, key_heads: int, value_heads: int) -> dict[str, tuple[int, ...]]:
+def _layer_shapes(
+    spec: ModelSpec, layer: int, key_heads: int, value_heads: int
+) -> dict[str, tuple[int, ...]]:
     family = spec.family
     rows = {
         family.query: spec.num_heads * spec.head_dim,

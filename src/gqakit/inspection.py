@@ -89,10 +89,15 @@ def _formats(spec: ModelSpec) -> tuple[FormatReach, ...]:
         return tuple(FormatReach(name, False, (), why) for name in ("uniform", "grouped"))
     heads = spec.key_heads[0]
     if heads == 1:
-        return tuple(FormatReach(name, False, (), "one KV head a layer is the least") for name in ("uniform", "grouped"))
+        return tuple(
+            FormatReach(name, False, (), "one KV head a layer is the least")
+            for name in ("uniform", "grouped")
+        )
     equal = tuple(n for n in range(1, heads) if Grouping.shared(_blocks(heads, n)).is_uniform)
     return (
-        FormatReach("uniform", True, equal, "equal groups, the same in every layer: any engine that runs the source"),
+        FormatReach(
+            "uniform", True, equal, "equal groups, the same in every layer: any engine that runs the source"
+        ),
         FormatReach(
             "grouped",
             True,

@@ -121,7 +121,11 @@ class Plan(_Strict):
     def to_json(self) -> str:
         """The file's text: indented, with lists of numbers on one line."""
         text = json.dumps(self.model_dump(mode="json"), indent=2)
-        compact = re.sub(r"\[[\d\s,]*\]", lambda match: re.sub(r"\s+", " ", match[0]).replace("[ ", "[").replace(" ]", "]"), text)
+        compact = re.sub(
+            r"\[[\d\s,]*\]",
+            lambda match: re.sub(r"\s+", " ", match[0]).replace("[ ", "[").replace(" ]", "]"),
+            text,
+        )
         return compact + "\n"
 
     def save(self, path: Path) -> None:

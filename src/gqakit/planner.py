@@ -19,7 +19,7 @@ from gqakit.core.moments import HeadStats, LayerMoments, key_stats, value_stats,
 from gqakit.errors import BudgetError, PlanError, UsageError, unknown_name
 from gqakit.families import ModelSpec, read_layer
 from gqakit.methods import METHODS, GroupingMethod, LayerHeads
-from gqakit.plan import BudgetRecord, Format, LayerPlan, Merging, MomentsRecord, Plan, Source, is_uniform
+from gqakit.plan import BudgetRecord, Format, LayerPlan, Merging, Plan, Source, is_uniform
 from gqakit.version import __version__
 
 
@@ -96,7 +96,9 @@ def make_plan(
         UsageError: when the source is itself a grouped checkpoint.
     """
     if spec.is_grouped:
-        raise UsageError(f"{source.path} is already a grouped checkpoint; convert from the model it was made of")
+        raise UsageError(
+            f"{source.path} is already a grouped checkpoint; convert from the model it was made of"
+        )
     fingerprint = source.fingerprint()
     if moments is not None:
         moments.check_source(fingerprint, str(source.path))
@@ -112,7 +114,9 @@ def make_plan(
     rules: set[tuple[str, str]] = set()
     for layer in range(spec.num_layers):
         weights = read_layer(spec, layer, source.load)
-        stats = LayerStats.of(spec, weights, moments.layer(layer) if moments else LayerMoments.identity(spec.hidden_size))
+        stats = LayerStats.of(
+            spec, weights, moments.layer(layer) if moments else LayerMoments.identity(spec.hidden_size)
+        )
         rules.add((rule.on(stats.key).name, rule.on(stats.value).name))
         rng = random.Random(f"{options.seed}/{layer}")
         partition = _group(method, rule, stats, weights, keep[layer], equal=equal, rng=rng)

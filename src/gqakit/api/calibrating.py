@@ -49,7 +49,16 @@ def calibrate(
     """
     source, spec = open_model(model)
     return calibrate_opened(
-        source, spec, model, out, text=text, tokens=tokens, window=window, dtype=dtype, device=device, progress=progress
+        source,
+        spec,
+        model,
+        out,
+        text=text,
+        tokens=tokens,
+        window=window,
+        dtype=dtype,
+        device=device,
+        progress=progress,
     )
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from gqakit.api.calibrating import TOKENS, WINDOW, calibrate_opened
 from gqakit.api.evaluating import evaluate
 from gqakit.api.planning import BudgetOptions, PlanOptions, plan_opened
+from gqakit.api.refitting import refit_staged, staging_of
+from gqakit.calibration.refit import LayerRefit
 from gqakit.calibration.store import MomentsFile
 from gqakit.calibration.text import Text, read_text
 from gqakit.checkpoint import Checkpoint, check_output, write_bytes
@@ -31,6 +33,7 @@ class ConvertResult:
         out: where it went.
         bytes_written: of tensors; 0 on a dry run.
         resumed: whether an interrupted run was continued.
+        refits: what refitting did to each layer; empty where it was not asked for.
         evaluation: the measured loss, source first; empty where it was not asked for.
     """
 
@@ -38,6 +41,7 @@ class ConvertResult:
     out: Path
     bytes_written: int
     resumed: bool
+    refits: tuple[LayerRefit, ...]
     evaluation: tuple[EvaluationRow, ...]
 
 
@@ -54,6 +58,7 @@ def convert(
     tokens: int = TOKENS,
     window: int = WINDOW,
     device: str = "auto",
+    refit: bool = False,
     dry_run: bool = False,
     overwrite: bool = False,
     progress: Reporter = silent,
@@ -72,7 +77,8 @@ def convert(
         moments: a moments file.
         text, tokens, window: what to calibrate on; see `calibrate`.
         evaluate_on: measure the loss on these texts and state it in the model card.
-        device: for calibration and evaluation.
+        device: for calibration, refitting and evaluation.
+        refit: then refit the output projections on `text` (see `gqakit.core.refit`); needs both models in memory.
         dry_run: check and decide everything, write no checkpoint.
         overwrite: replace a checkpoint in `out`.
         progress: see the package.
@@ -84,11 +90,10 @@ def convert(
         raise UsageError("give either a plan (--plan) or a budget (--kv-ratio or another), not both")
     source, spec = open_model(model)
     check_output(source, out, overwrite)
-    opened: MomentsFile | None = None
+    content = text if isinstance(text, Text) else read_text(text)
     if plan is not None:
         plan.check_source(source.fingerprint(), model)
-        if plan.moments is not None:
-            opened = _planned_moments(plan, moments)
+        opened = None if plan.moments is None else _planned_moments(plan, moments)
     else:
         assert budget is not None
         budget.resolve(spec)  # an impossible budget is said before the calibration, not after it
@@ -96,22 +101,39 @@ def convert(
             opened = MomentsFile.open(moments)
         else:
             kept = out.with_name(out.name + ".moments.safetensors")
-            opened = _fresh_moments(source, spec, model, kept, text, tokens, window, device, progress)
+            opened = _fresh_moments(source, spec, model, kept, content, tokens, window, device, progress)
         plan = plan_opened(source, spec, model, budget, options or PlanOptions(), opened, progress)
     check_moments(plan, opened)
-    check_output(source, out, overwrite, job=job_of(plan))
+    if not refit:
+        check_output(source, out, overwrite, job=job_of(plan))
     if dry_run:
-        return ConvertResult(plan, out, 0, False, ())
+        return ConvertResult(plan, out, 0, False, (), ())
+    card = model_card(plan, source.path)
+    target = staging_of(out) if refit else out
     with progress("convert", source.nbytes, "bytes") as advance:
         result = convert_checkpoint(
-            source, spec, plan, opened, out, model_card(plan, source.path), overwrite=overwrite, progress=advance
+            source, spec, plan, opened, target, card, overwrite=overwrite or refit, progress=advance
         )
-    rows: tuple[EvaluationRow, ...] = ()
+    refits: list[LayerRefit] = []
+    if refit:
+        refits = refit_staged(
+            source,
+            spec,
+            out,
+            text=content,
+            tokens=tokens,
+            window=window,
+            device=device,
+            overwrite=overwrite,
+            progress=progress,
+        )
+    rows: list[EvaluationRow] = []
     if evaluate_on:
-        rows = tuple(evaluate(model, [str(out)], text=evaluate_on, window=window, device=device, progress=progress))
-        stated = f"{read_text(evaluate_on).name}, {rows[0].scores.tokens:,} predicted tokens in windows of {window}"
+        rows = evaluate(model, [str(out)], text=evaluate_on, window=window, device=device, progress=progress)
+        predicted = f"{rows[0].scores.tokens:,} predicted tokens in windows of {window}"
+        stated = f"{read_text(evaluate_on).name}, {predicted}"
         write_bytes(out / CARD_FILE, model_card(plan, source.path, rows, stated).encode())
-    return ConvertResult(plan, out, result.nbytes, bool(result.kept), rows)
+    return ConvertResult(plan, out, result.nbytes, bool(result.kept), tuple(refits), tuple(rows))
 
 
 def _planned_moments(plan: Plan, given: Path | None) -> MomentsFile:
@@ -130,14 +152,13 @@ def _fresh_moments(
     spec: ModelSpec,
     name: str,
     kept: Path,
-    text: Text | Sequence[str | Path],
+    content: Text,
     tokens: int,
     window: int,
     device: str,
     progress: Reporter,
 ) -> MomentsFile:
     """Moments of an earlier run where they are the same, else new ones."""
-    content = text if isinstance(text, Text) else read_text(text)
     if kept.is_file():
         found = MomentsFile.open(kept)
         if found.matches(source.fingerprint(), content.sha256, tokens, window):

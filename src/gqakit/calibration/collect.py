@@ -83,7 +83,9 @@ class _LayerSums:
             weights = scores.softmax(-1)
             self.value.add(weights @ self.rows)
             distance = (sampled[:, None] - position[None]).clamp_min(0)
-            self.distances[head // per_head].index_add_(0, distance.flatten().cpu(), weights.flatten().double().cpu())
+            self.distances[head // per_head].index_add_(
+                0, distance.flatten().cpu(), weights.flatten().double().cpu()
+            )
 
     def moments(self, frequencies: Tensor | None) -> LayerMoments:
         """The averages."""
@@ -120,7 +122,7 @@ def _watched(model: PreTrainedModel, spec: ModelSpec, layers: list[_LayerSums]) 
     """The model with every attention layer reporting to its sums."""
     handles: list[Any] = []
     watched: dict[nn.Module, _LayerSums] = {}
-    attention = model.config._attn_implementation
+    attention = model.config._attn_implementation or "sdpa"
     try:
         for index, sums in enumerate(layers):
             module = model.get_submodule(spec.family.attention.format(layer=index))
@@ -157,7 +159,7 @@ def _frequencies(model: PreTrainedModel, spec: ModelSpec) -> Tensor | None:
     """Radians per position of each rotary pair, as the model's own rotary module has them."""
     if not spec.channels.first:
         return None
-    found = [m.inv_freq for m in model.modules() if isinstance(getattr(m, "inv_freq", None), Tensor)]
-    if not found or found[0].numel() != len(spec.channels.first):
-        return None
-    return found[0].detach().double().cpu()
+    for name, buffer in model.named_buffers():
+        if name.endswith("inv_freq") and buffer.numel() == len(spec.channels.first):
+            return buffer.detach().double().cpu()
+    return None

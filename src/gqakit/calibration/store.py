@@ -62,7 +62,9 @@ class MomentsFile:
         except (OSError, SafetensorError) as error:
             raise PlanError(f"cannot read moments {path}: {error}") from error
         if _KEY not in metadata:
-            raise PlanError(f"{path} is a safetensors file but holds no gqakit moments; make them with `gqakit calibrate`")
+            raise PlanError(
+                f"{path} is a safetensors file but holds no gqakit moments; make them with `gqakit calibrate`"
+            )
         try:
             return cls(path, MomentsHeader.model_validate_json(metadata[_KEY]))
         except ValidationError as error:
@@ -72,7 +74,9 @@ class MomentsFile:
         """The moments of one layer, in the stored precision (float32)."""
         with safe_open(self.path, "pt") as file:
             names = set(file.keys())
-            found = {kind: file.get_tensor(name) for kind in _KINDS if (name := f"layers.{index}.{kind}") in names}
+            found = {
+                kind: file.get_tensor(name) for kind in _KINDS if (name := f"layers.{index}.{kind}") in names
+            }
         return LayerMoments(**found)
 
     @cached_property

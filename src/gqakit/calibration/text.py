@@ -85,12 +85,17 @@ def read_dataset(name: str, split: str, column: str, characters: int = 50_000_00
     """
     try:
         import datasets
+        from datasets.exceptions import DatasetsError
     except ImportError as error:
-        raise MissingDependencyError("--dataset needs the 'data' extra: pip install 'gqakit[data]'") from error
+        raise MissingDependencyError(
+            "--dataset needs the 'data' extra: pip install 'gqakit[data]'"
+        ) from error
     try:
         rows = datasets.load_dataset(name, split=split, streaming=True)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(f"dataset {name!r}, split {split!r} cannot be read: {str(error).splitlines()[0]}") from error
+    except (OSError, ValueError, DatasetsError) as error:
+        raise DataError(
+            f"dataset {name!r}, split {split!r} cannot be read: {str(error).splitlines()[0]}"
+        ) from error
     parts: list[str] = []
     length = 0
     for row in rows:
@@ -125,9 +130,13 @@ def token_windows(
         DataError: when not even one window comes out.
     """
     if window < 2 or (tokens is not None and tokens < window):
-        raise DataError(f"a window of {window} tokens out of {tokens} makes no window; ask for --tokens >= --window >= 2")
+        raise DataError(
+            f"a window of {window} tokens out of {tokens} makes no window; ask for --tokens >= --window >= 2"
+        )
     content = text.content
-    if tokens is not None:  # a token is seldom longer than 16 characters: enough, without encoding a whole corpus
+    if (
+        tokens is not None
+    ):  # a token is seldom longer than 16 characters: enough, without encoding a whole corpus
         content = content[: (tokens + skip * window) * 16]
     prefix = _opening(tokenizer)
     ids = tokenizer(content, add_special_tokens=False, verbose=False)["input_ids"]

@@ -46,10 +46,21 @@ def command(
     from gqakit.api import calibrate
 
     moments = calibrate(
-        model, output, text=source, tokens=tokens, window=window, dtype=dtype, device=device, progress=screen.progress
+        model,
+        output,
+        text=source,
+        tokens=tokens,
+        window=window,
+        dtype=dtype,
+        device=device,
+        progress=screen.progress,
     )
     if as_json:
-        screen.json({"path": str(moments.path), "fingerprint": moments.fingerprint, **moments.header.model_dump()})
+        screen.json(
+            {"path": str(moments.path), "fingerprint": moments.fingerprint, **moments.header.model_dump()}
+        )
     else:
         head = moments.header
-        screen.line(f"{moments.path}: moments of {head.num_layers} layers over {head.tokens:,} tokens of {head.text}")
+        screen.line(
+            f"{moments.path}: moments of {head.num_layers} layers over {head.tokens:,} tokens of {head.text}"
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -62,8 +63,9 @@ class Screen:
 def _plain(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         return asdict(value)
-    if hasattr(value, "model_dump"):
-        return value.model_dump(mode="json")
+    dump = getattr(value, "model_dump", None)
+    if dump is not None:
+        return dump(mode="json")
     return str(value)
 
 
@@ -95,7 +97,14 @@ def _bar(description: str, total: int, unit: str) -> Iterator[Advance]:
 
     amount = DownloadColumn() if unit == "bytes" else MofNCompleteColumn()
     unit_name = TextColumn("" if unit == "bytes" else unit)
-    columns = (TextColumn("{task.description}"), BarColumn(), amount, unit_name, TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        amount,
+        unit_name,
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task(description, total=total)
         yield lambda done: progress.advance(task, done)
@@ -115,7 +124,9 @@ def _lines(description: str, total: int, unit: str) -> Iterator[Advance]:
         now = time.monotonic()
         if now - last >= _QUIET_SECONDS and done < total:
             last = now
-            print(f"{description}: {done:,} of {total:,} {unit} ({done / max(total, 1):.0%})", file=sys.stderr)
+            print(
+                f"{description}: {done:,} of {total:,} {unit} ({done / max(total, 1):.0%})", file=sys.stderr
+            )
 
     yield advance
     print(f"{description}: {done:,} {unit} in {time.monotonic() - start:.1f} s", file=sys.stderr)
@@ -123,9 +134,9 @@ def _lines(description: str, total: int, unit: str) -> Iterator[Advance]:
 
 def _calm_transformers(verbose: bool) -> None:
     """transformers draws bars and logs at import; ask it, before that, to leave the screen to us."""
-    import os
-
     if not verbose:
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        if not sys.stderr.isatty():
+            os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+            os.environ.setdefault("TQDM_DISABLE", "1")
         os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")

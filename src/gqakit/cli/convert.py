@@ -38,7 +38,9 @@ from gqakit.cli.options import (
 
 def command(
     model: Model,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The directory to write.", show_default=False)],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The directory to write.", show_default=False)
+    ],
     plan: Annotated[
         Path | None, typer.Option(help="Carry out this plan instead of making one.", show_default=False)
     ] = None,
@@ -61,14 +63,26 @@ def command(
     tokens: Tokens = 12288,
     window: Window = 512,
     device: Device = "auto",
+    refit: Annotated[
+        bool,
+        typer.Option(
+            "--refit",
+            help="Then refit output projections on the calibration text, where a held-out part improves.",
+        ),
+    ] = False,
     evaluate: Annotated[
         bool, typer.Option("--evaluate", help="Measure the loss afterwards and state it in the model card.")
     ] = False,
     evaluate_text: Annotated[
-        list[str] | None, typer.Option(help="Text for --evaluate. Default: the held-out text that comes with gqakit.")
+        list[str] | None,
+        typer.Option(help="Text for --evaluate. Default: the held-out text that comes with gqakit."),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and decide everything, write no checkpoint.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint in the output directory.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check and decide everything, write no checkpoint.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a checkpoint in the output directory.")
+    ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -96,6 +110,7 @@ def command(
             tokens=tokens,
             window=window,
             device=device,
+            refit=refit,
             dry_run=dry_run,
             overwrite=overwrite,
             progress=screen.progress,
@@ -109,11 +124,26 @@ def command(
     made = result.plan.budget
     rows = [
         ("format", result.plan.format),
-        ("grouping, merge", f"{result.plan.method}, {result.plan.merging.key} for keys, {result.plan.merging.value} for values"),
+        (
+            "grouping, merge",
+            f"{result.plan.method}, {result.plan.merging.key} for keys, {result.plan.merging.value} for values",
+        ),
         ("KV cache", f"{made.kv_bytes_per_token_before:,} → {made.kv_bytes_per_token:,} bytes per token"),
         ("kv_ratio", f"{made.kv_ratio:.4g} ({made.asked})"),
-        ("written", "nothing (dry run)" if dry_run else f"{result.bytes_written / 2**20:,.0f} MiB to {output}"),
+        (
+            "written",
+            "nothing (dry run)" if dry_run else f"{result.bytes_written / 2**20:,.0f} MiB to {output}",
+        ),
     ]
+    if result.refits:
+        kept = sum(layer.ridge is not None for layer in result.refits)
+        before, after = (
+            sum(getattr(layer, name) for layer in result.refits) / len(result.refits)
+            for name in ("error_before", "error_after")
+        )
+        rows.append(
+            ("refit", f"{kept} of {len(result.refits)} layers; held-out error {before:.3g} → {after:.3g}")
+        )
     screen.table("Converted" if not dry_run else "Would convert", ("", ""), rows)
     if result.evaluation:
         from gqakit.report.evaluation import HEADER

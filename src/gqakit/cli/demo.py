@@ -12,7 +12,9 @@ from gqakit.cli.options import Json, Quiet, Verbose
 
 
 def command(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Directory for what it makes.")] = Path("demo-out"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Directory for what it makes.")] = Path(
+        "demo-out"
+    ),
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -26,7 +28,9 @@ def command(
     if as_json:
         screen.json(shown)
         return
-    title = f"SmolLM2-135M-Instruct, held-out text, {shown.rows[0].scores.tokens:,} predicted tokens, no training"
+    title = (
+        f"SmolLM2-135M-Instruct, held-out text, {shown.rows[0].scores.tokens:,} predicted tokens, no training"
+    )
     screen.table(title, HEADER, [row.cells() for row in shown.rows])
     screen.line(f'\nPrompt: "{shown.prompt}"')
     for name, text in shown.continuations.items():

@@ -26,7 +26,9 @@ from gqakit.cli.options import (
 
 def command(
     model: Model,
-    converted: Annotated[list[str] | None, typer.Argument(help="What was made of it.", show_default=False)] = None,
+    converted: Annotated[
+        list[str] | None, typer.Argument(help="What was made of it.", show_default=False)
+    ] = None,
     text: Text = None,
     dataset: Dataset = None,
     dataset_split: DatasetSplit = "test",

@@ -14,7 +14,9 @@ def command(
     model: Model,
     prompt: Annotated[str, typer.Argument(help="What to continue.", show_default=False)],
     max_new_tokens: Annotated[int, typer.Option(min=1, help="At most so many tokens.")] = 64,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the most likely token each time.")] = 0.0,
+    temperature: Annotated[
+        float, typer.Option(min=0.0, help="0 takes the most likely token each time.")
+    ] = 0.0,
     chat: Annotated[bool, typer.Option("--chat", help="Wrap the prompt as a user's message.")] = False,
     seed: Seed = 0,
     dtype: Dtype = "float32",

@@ -28,8 +28,14 @@ def command(model: Model, as_json: Json = False, quiet: Quiet = False, verbose: 
         ("model width", str(found.hidden_size)),
         ("biases", ", ".join(found.biases) or "none"),
         ("rotary embedding", "after a key normalisation" if found.key_norm else rotary),
-        ("weights", f"{found.weight_bytes / 2**20:,.0f} MiB of {found.dtype} in {found.tensors} tensors, {found.shards} files"),
-        ("KV cache", f"{found.kv_bytes_per_token:,} bytes per token, {found.kv_gib_at_32k:.2f} GiB at 32,768 tokens"),
+        (
+            "weights",
+            f"{found.weight_bytes / 2**20:,.0f} MiB of {found.dtype} in {found.tensors} tensors, {found.shards} files",
+        ),
+        (
+            "KV cache",
+            f"{found.kv_bytes_per_token:,} bytes per token, {found.kv_gib_at_32k:.2f} GiB at 32,768 tokens",
+        ),
     ]
     screen.table(found.path, ("", ""), rows)
     screen.table(

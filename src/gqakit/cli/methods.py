@@ -15,7 +15,11 @@ def command(as_json: Json = False) -> None:
     if as_json:
         screen.json(entries)
         return
-    titles = {"method": "Grouping methods (--method)", "merge": "Merge rules (--merge)", "allocation": "Allocations (--allocation)"}
+    titles = {
+        "method": "Grouping methods (--method)",
+        "merge": "Merge rules (--merge)",
+        "allocation": "Allocations (--allocation)",
+    }
     for kind, title in titles.items():
         rows = [(e["name"], e["needs"], e["summary"], e["source"]) for e in entries if e["kind"] == kind]
         screen.table(title, ("name", "needs", "what", "source"), rows)

@@ -12,24 +12,35 @@ _HOW = "How"
 _DATA = "Calibration data"
 _SHOW = "Output"
 
-Model = Annotated[str, typer.Argument(help="Directory of a checkpoint, or a name on the Hugging Face hub.", show_default=False)]
+Model = Annotated[
+    str,
+    typer.Argument(help="Directory of a checkpoint, or a name on the Hugging Face hub.", show_default=False),
+]
 
 KvRatio = Annotated[
     float | None, typer.Option(help="KV-cache bytes after / before, such as 0.5.", rich_help_panel=_BUDGET)
 ]
 KvHeads = Annotated[int | None, typer.Option(help="KV heads a layer.", rich_help_panel=_BUDGET)]
 KvBytesPerToken = Annotated[
-    int | None, typer.Option(help="Cache bytes per token, at the checkpoint's precision.", rich_help_panel=_BUDGET)
+    int | None,
+    typer.Option(help="Cache bytes per token, at the checkpoint's precision.", rich_help_panel=_BUDGET),
 ]
 KvGib = Annotated[
-    float | None, typer.Option(help="GiB for the whole cache, with --context and --batch.", rich_help_panel=_BUDGET)
+    float | None,
+    typer.Option(help="GiB for the whole cache, with --context and --batch.", rich_help_panel=_BUDGET),
 ]
-Context = Annotated[int | None, typer.Option(help="Tokens a sequence, for --kv-gib.", rich_help_panel=_BUDGET)]
+Context = Annotated[
+    int | None, typer.Option(help="Tokens a sequence, for --kv-gib.", rich_help_panel=_BUDGET)
+]
 Batch = Annotated[int | None, typer.Option(help="Sequences, for --kv-gib (1).", rich_help_panel=_BUDGET)]
 
 Method = Annotated[str, typer.Option(help="Which heads share; see `gqakit methods`.", rich_help_panel=_HOW)]
-Merge = Annotated[str, typer.Option(help="How they become one head; see `gqakit methods`.", rich_help_panel=_HOW)]
-Allocation = Annotated[str, typer.Option(help="How the budget is spent over the layers.", rich_help_panel=_HOW)]
+Merge = Annotated[
+    str, typer.Option(help="How they become one head; see `gqakit methods`.", rich_help_panel=_HOW)
+]
+Allocation = Annotated[
+    str, typer.Option(help="How the budget is spent over the layers.", rich_help_panel=_HOW)
+]
 Format = Annotated[
     str,
     typer.Option(
@@ -39,25 +50,37 @@ Format = Annotated[
 ]
 Seed = Annotated[int, typer.Option(help="Of everything random.", rich_help_panel=_HOW)]
 Moments = Annotated[
-    Path | None, typer.Option(help="Moments made by `gqakit calibrate`.", rich_help_panel=_DATA, show_default=False)
+    Path | None,
+    typer.Option(help="Moments made by `gqakit calibrate`.", rich_help_panel=_DATA, show_default=False),
 ]
 
 Text = Annotated[
     list[str] | None,
-    typer.Option(help="A UTF-8 text file; may be repeated. Default: a text that comes with gqakit.", rich_help_panel=_DATA),
+    typer.Option(
+        help="A UTF-8 text file; may be repeated. Default: a text that comes with gqakit.",
+        rich_help_panel=_DATA,
+    ),
 ]
 Dataset = Annotated[
-    str | None, typer.Option(help="A dataset (hub name or local directory) instead of --text.", rich_help_panel=_DATA)
+    str | None,
+    typer.Option(help="A dataset (hub name or local directory) instead of --text.", rich_help_panel=_DATA),
 ]
 DatasetSplit = Annotated[str, typer.Option(help="Which split of --dataset.", rich_help_panel=_DATA)]
-DatasetColumn = Annotated[str, typer.Option(help="Which column of --dataset holds text.", rich_help_panel=_DATA)]
+DatasetColumn = Annotated[
+    str, typer.Option(help="Which column of --dataset holds text.", rich_help_panel=_DATA)
+]
 Tokens = Annotated[int, typer.Option(help="At most so many tokens, in whole windows.", rich_help_panel=_DATA)]
 Window = Annotated[int, typer.Option(help="Tokens a window.", rich_help_panel=_DATA)]
 
 Device = Annotated[str, typer.Option(help="cpu, cuda or auto.", rich_help_panel=_HOW)]
-Dtype = Annotated[str, typer.Option(help="Precision to run in: float32, bfloat16 or float16.", rich_help_panel=_HOW)]
+Dtype = Annotated[
+    str, typer.Option(help="Precision to run in: float32, bfloat16 or float16.", rich_help_panel=_HOW)
+]
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on standard output.", rich_help_panel=_SHOW)]
+Json = Annotated[
+    bool,
+    typer.Option("--json", help="Print JSON, and nothing else, on standard output.", rich_help_panel=_SHOW),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no remarks.", rich_help_panel=_SHOW)]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log what is done.", rich_help_panel=_SHOW)]
 

@@ -126,12 +126,18 @@ def show_plan(screen: Screen, plan: Plan) -> None:
     short = "" if budget.kv_ratio > 0.995 * budget.kv_ratio_asked else " (the most whole heads allow)"
     rows = [
         ("source", f"{plan.source.name} ({plan.source.model_type}, {plan.source.num_layers} layers)"),
-        ("budget", f"{budget.asked}: kv_ratio {budget.kv_ratio_asked:.4g} asked, {budget.kv_ratio:.4g} reached{short}"),
+        (
+            "budget",
+            f"{budget.asked}: kv_ratio {budget.kv_ratio_asked:.4g} asked, {budget.kv_ratio:.4g} reached{short}",
+        ),
         ("KV cache", f"{budget.kv_bytes_per_token_before:,} → {budget.kv_bytes_per_token:,} bytes per token"),
         ("format", plan.format),
         ("grouping", f"{plan.method}, allocation {plan.allocation}, seed {plan.seed}"),
         ("merge rule", f"{plan.merging.key} for keys, {plan.merging.value} for values"),
-        ("moments", f"{plan.moments.tokens:,} tokens ({plan.moments.path})" if plan.moments else "none: weights only"),
+        (
+            "moments",
+            f"{plan.moments.tokens:,} tokens ({plan.moments.path})" if plan.moments else "none: weights only",
+        ),
         *(("note", note) for note in plan.notes),
     ]
     screen.table("Plan", ("", ""), rows)
@@ -139,7 +145,13 @@ def show_plan(screen: Screen, plan: Plan) -> None:
         "Layers (errors are relative to losing all heads)",
         ("layer", "KV heads", "groups", "key error", "value error"),
         [
-            (str(index), _counts(layer.grouping), _groups(layer.grouping), f"{layer.key_error:.3g}", f"{layer.value_error:.3g}")
+            (
+                str(index),
+                _counts(layer.grouping),
+                _groups(layer.grouping),
+                f"{layer.key_error:.3g}",
+                f"{layer.value_error:.3g}",
+            )
             for index, layer in enumerate(plan.layers)
         ],
     )

@@ -15,9 +15,7 @@ from gqakit.core.moments import HeadStats
 
 def merge_groups(stats: HeadStats, partition: Partition, rule: MergeRule) -> tuple[HeadMerge | None, ...]:
     """The maps of every group; None for a head that stays alone and so unchanged."""
-    return tuple(
-        rule.merge(stats.select(group)) if len(group) > 1 else None for group in partition.groups
-    )
+    return tuple(rule.merge(stats.select(group)) if len(group) > 1 else None for group in partition.groups)
 
 
 def apply_grouping(
@@ -72,12 +70,13 @@ def _merge_projection(
 
 def _expand_maps(partition: Partition, merges: Sequence[HeadMerge | None]) -> dict[int, Tensor]:
     """For each merged head the map by which it is read, where that is not the identity."""
-    maps: dict[int, Tensor] = {}
-    for group, merge in zip(partition.groups, merges, strict=True):
-        for head, expand in zip(group, merge.expand if merge else (), strict=False):
-            if not torch.equal(expand, torch.eye(expand.shape[0], dtype=expand.dtype)):
-                maps[head] = expand
-    return maps
+    return {
+        head: expand
+        for group, merge in zip(partition.groups, merges, strict=True)
+        if merge is not None
+        for head, expand in zip(group, merge.expand, strict=True)
+        if not torch.equal(expand, torch.eye(expand.shape[0], dtype=expand.dtype))
+    }
 
 
 def _readers(weights: AttentionWeights, kv_head: int) -> slice:

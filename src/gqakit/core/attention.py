@@ -36,7 +36,9 @@ class Projection:
         return torch.cat([self.weight, self.bias.unsqueeze(-1)], dim=-1)
 
     @classmethod
-    def from_augmented(cls, augmented: Float[Tensor, "heads head_dim augmented"], has_bias: bool) -> Projection:
+    def from_augmented(
+        cls, augmented: Float[Tensor, "heads head_dim augmented"], has_bias: bool
+    ) -> Projection:
         """The inverse of `augmented`."""
         if not has_bias:
             return cls(augmented)

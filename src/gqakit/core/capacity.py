@@ -36,7 +36,9 @@ class CacheShape:
 
     def ratio_to(self, source: CacheShape) -> float:
         """`kv_ratio` of this cache against the source's, at equal precision."""
-        return (sum(self.key_heads) + sum(self.value_heads)) / (sum(source.key_heads) + sum(source.value_heads))
+        return (sum(self.key_heads) + sum(self.value_heads)) / (
+            sum(source.key_heads) + sum(source.value_heads)
+        )
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,9 @@ def resolve_budget(
     else:
         assert kv_gib is not None
         if context is None or context < 1 or (batch is not None and batch < 1):
-            raise ValueError("--kv-gib needs --context (tokens a sequence, at least 1); --batch must be at least 1")
+            raise ValueError(
+                "--kv-gib needs --context (tokens a sequence, at least 1); --batch must be at least 1"
+            )
         ratio = kv_gib * GIB / source.bytes_at(context, batch or 1)
         asked = f"--kv-gib {kv_gib:g} --context {context} --batch {batch or 1}"
         ratio = min(ratio, 1.0) if ratio > 0 else ratio

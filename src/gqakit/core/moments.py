@@ -89,9 +89,11 @@ class HeadStats:
             return None
         if self.distances is None or self.frequencies is None:
             return Rotation.all_distances(self.channels)
-        return Rotation.over(self.distances.double().mean(0), self.frequencies, self.channels)
+        return Rotation.beyond(self.distances.double().mean(0), self.frequencies, self.channels)
 
-    def seen(self, moment: Float[Tensor, "*batch head_dim head_dim"]) -> Float[Tensor, "*batch head_dim head_dim"]:
+    def seen(
+        self, moment: Float[Tensor, "*batch head_dim head_dim"]
+    ) -> Float[Tensor, "*batch head_dim head_dim"]:
         """A moment between heads as their readers see it: turned, on average, where positions rotate."""
         return moment if self.rotation is None else self.rotation.forward(moment)
 
@@ -109,7 +111,7 @@ def head_gram(
     width = rows.shape[-1]
     gram = rows @ moment[:width, :width].double() @ rows.T
     shape = (projection.num_heads, projection.head_dim)
-    return ((gram + gram.T) / 2).unflatten(1, shape).unflatten(0, shape)
+    return ((gram + gram.T) / 2).reshape(*shape, *shape)
 
 
 def key_stats(weights: AttentionWeights, moments: LayerMoments, channels: Channels) -> HeadStats:
@@ -121,7 +123,7 @@ def key_stats(weights: AttentionWeights, moments: LayerMoments, channels: Channe
     """
     gram = head_gram(weights.key, moments.input)
     second = head_gram(weights.query, moments.input).diagonal(dim1=0, dim2=2).movedim(-1, 0)
-    metric = second.unflatten(0, (weights.num_kv_heads, -1)).sum(1)  # [kv heads, d, d]
+    metric = second.reshape(weights.num_kv_heads, -1, *second.shape[1:]).sum(1)  # [kv heads, d, d]
     scale = torch.ones(gram.shape[0], dtype=gram.dtype)
     if channels.locked:
         length = gram.diagonal(dim1=0, dim2=2).diagonal(dim1=0, dim2=1).sum(-1).clamp_min(1e-30).sqrt()
@@ -140,7 +142,7 @@ def value_stats(weights: AttentionWeights, moments: LayerMoments) -> HeadStats:
     gram = head_gram(weights.value, moments.input if moments.value is None else moments.value)
     out = weights.output.double()
     second = out.transpose(1, 2) @ out  # [query heads, d, d]
-    metric = second.unflatten(0, (weights.num_kv_heads, -1)).sum(1)
+    metric = second.reshape(weights.num_kv_heads, -1, *second.shape[1:]).sum(1)
     scale = torch.ones(gram.shape[0], dtype=gram.dtype)
     return HeadStats(gram, metric, scale, Channels.mixing(weights.value.head_dim))
 

@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from gqakit.core.linalg import solve
+
 
 @dataclass(frozen=True)
 class OutputMoments:
@@ -47,7 +49,7 @@ def ridge_refit(
     gram = moments.heads.double()
     strength = ridge * gram.diagonal().mean().clamp_min(1e-30)
     system = gram + strength * torch.eye(gram.shape[0], dtype=gram.dtype)
-    step = torch.linalg.solve(system, (moments.cross.double() - out @ gram).mT).mT
+    step = solve(system, (moments.cross.double() - out @ gram).mT).mT
     return (out + step).to(output.dtype)
 
 

@@ -16,6 +16,9 @@ from torch import Tensor
 
 from gqakit.core.channels import Channels
 
+TAIL = 0.2
+REACH = 4
+
 
 @dataclass(frozen=True)
 class Rotation:
@@ -50,7 +53,24 @@ class Rotation:
         rate[list(channels.second)] = frequencies.double()
         angle = -torch.arange(len(distances), dtype=torch.float64)[:, None] * rate
         cos, sin = angle.cos(), angle.sin()
-        return cls(cos.T @ (weight * cos), sin.T @ (weight * sin), sin.T @ (weight * cos), _quarter_turn(channels))
+        return cls(
+            cos.T @ (weight * cos), sin.T @ (weight * sin), sin.T @ (weight * cos), _quarter_turn(channels)
+        )
+
+    @classmethod
+    def beyond(
+        cls, distances: Float[Tensor, " window"], frequencies: Float[Tensor, " pairs"], channels: Channels
+    ) -> Rotation:
+        """As `over`, with part of the weight spread beyond the window that was recorded.
+
+        Maps fitted to a short window alone decay at longer ones. So `TAIL` of the weight goes to distances
+        up to `REACH` windows, falling as `1 / (1 + t)`.
+        """
+        window = len(distances)
+        spread = 1.0 / (1.0 + torch.arange(REACH * window, dtype=torch.float64))
+        spread = TAIL * spread / spread.sum()
+        spread[:window] += (1.0 - TAIL) * distances.double() / distances.double().sum()
+        return cls.over(spread, frequencies, channels)
 
     @classmethod
     def all_distances(cls, channels: Channels) -> Rotation:

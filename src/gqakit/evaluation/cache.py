@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from transformers import PreTrainedModel
 
 
-def measure_cache(model: nn.Module, tokens: int = 16) -> float:
+def measure_cache(model: PreTrainedModel, tokens: int = 16) -> float:
     """Bytes per token that a real cache holds after a forward pass over `tokens` tokens of one sequence.
 
     Counts the storage of every layer's keys and values, so a cache that repeats heads shows it.

@@ -50,7 +50,9 @@ def score_language(
             if reference is None:
                 agree += len(window) - 1
             else:
-                true = reference(input_ids=window[None], use_cache=False).logits[0, :-1].float().log_softmax(-1)
+                true = (
+                    reference(input_ids=window[None], use_cache=False).logits[0, :-1].float().log_softmax(-1)
+                )
                 agree += float((logp.argmax(-1) == true.argmax(-1)).sum())
                 kl += float((true.exp() * (true - logp)).sum(-1).double().sum())
             progress(window.numel())

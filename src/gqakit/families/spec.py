@@ -136,16 +136,23 @@ class _Numbers:
         wrong += [key for key in optional if not _positive(config.get(key))]
         if wrong:
             seen = ", ".join(f"{key} = {config.get(key)!r}" for key in wrong)
-            raise FamilyError(f"config.json of this {family.model_type} needs positive integers; seen: {seen}")
+            raise FamilyError(
+                f"config.json of this {family.model_type} needs positive integers; seen: {seen}"
+            )
         heads, hidden = config[family.num_heads], config["hidden_size"]
         kv_heads = config.get(family.num_kv_heads) or heads
-        if heads % kv_heads:
+        grouped = str(config.get("model_type")).startswith(GROUPED_PREFIX)
+        if heads % kv_heads and not grouped:
             raise FamilyError(
                 f"config.json: {family.num_heads} = {heads} is no multiple of {family.num_kv_heads} = {kv_heads}"
             )
         if not config.get("head_dim") and hidden % heads:
-            raise FamilyError(f"config.json: hidden_size {hidden} is no multiple of {heads} heads, and no head_dim")
-        return cls(config[family.num_layers], heads, kv_heads, hidden, config.get("head_dim") or hidden // heads)
+            raise FamilyError(
+                f"config.json: hidden_size {hidden} is no multiple of {heads} heads, and no head_dim"
+            )
+        return cls(
+            config[family.num_layers], heads, kv_heads, hidden, config.get("head_dim") or hidden // heads
+        )
 
 
 def _kv_heads(
@@ -158,9 +165,13 @@ def _kv_heads(
         key = tuple(max(layer["key_head_of_query"]) + 1 for layer in layers)
         value = tuple(max(layer["value_head_of_query"]) + 1 for layer in layers)
     except (KeyError, TypeError, ValueError) as error:
-        raise FamilyError(f"config.json of this {model_type}: the field 'gqakit' is missing or malformed") from error
+        raise FamilyError(
+            f"config.json of this {model_type}: the field 'gqakit' is missing or malformed"
+        ) from error
     if len(key) != numbers.layers:
-        raise FamilyError(f"config.json: 'gqakit' describes {len(key)} layers, the model has {numbers.layers}")
+        raise FamilyError(
+            f"config.json: 'gqakit' describes {len(key)} layers, the model has {numbers.layers}"
+        )
     return key, value
 
 

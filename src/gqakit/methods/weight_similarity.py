@@ -25,7 +25,9 @@ class WeightSimilarity(GroupingMethod):
 
     def group(self, heads: LayerHeads, num_groups: int, *, equal: bool, rng: random.Random) -> Partition:
         """See the class."""
-        inner = torch.einsum("hagb,ab->hg", heads.weights.gram, torch.eye(heads.weights.gram.shape[1]).double())
+        inner = torch.einsum(
+            "hagb,ab->hg", heads.weights.gram, torch.eye(heads.weights.gram.shape[1]).double()
+        )
         norm = inner.diagonal().clamp_min(1e-30).sqrt()
         cosine = inner / norm[:, None] / norm[None, :]
 

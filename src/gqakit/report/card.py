@@ -44,8 +44,7 @@ def model_card(
         f"- Format: `{plan.format}` — {_LOADING[plan.format]}",
         f"- Grouping: `{plan.method}`, allocation `{plan.allocation}`, seed {plan.seed}",
         f"- Merge rule: `{plan.merging.key}` for keys, `{plan.merging.value}` for values",
-        "- Calibration: "
-        + (f"{plan.moments.tokens:,} tokens" if plan.moments else "none (weights only)"),
+        "- Calibration: " + (f"{plan.moments.tokens:,} tokens" if plan.moments else "none (weights only)"),
         "- The whole plan: `gqakit-plan.json`",
         *(f"- Note: {note}" for note in plan.notes),
         "",
@@ -55,7 +54,10 @@ def model_card(
     if rows:
         body += [f"On {text}:", "", markdown_table(rows)]
     else:
-        body += ["Not measured on text. `gqakit evaluate` does it. Error of each layer, relative to losing its heads:", ""]
+        body += [
+            "Not measured on text. `gqakit evaluate` does it. Error of each layer, relative to losing its heads:",
+            "",
+        ]
         body += ["| layer | KV heads (K, V) | key error | value error |", "|---|---|---|---|"]
         body += [
             f"| {i} | {k}, {v} | {layer.key_error:.3g} | {layer.value_error:.3g} |"

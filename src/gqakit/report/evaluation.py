@@ -31,7 +31,15 @@ class EvaluationRow:
         )
 
 
-HEADER = ("checkpoint", "KV bytes/token", "measured", "kv_ratio", "perplexity", "KL to source", "same top token")
+HEADER = (
+    "checkpoint",
+    "KV bytes/token",
+    "measured",
+    "kv_ratio",
+    "perplexity",
+    "KL to source",
+    "same top token",
+)
 
 
 def number(value: float) -> str:
@@ -41,5 +49,9 @@ def number(value: float) -> str:
 
 def markdown_table(rows: Sequence[EvaluationRow]) -> str:
     """The rows as a Markdown table."""
-    lines = [" | ".join(HEADER), " | ".join("---" for _ in HEADER), *(" | ".join(row.cells()) for row in rows)]
+    lines = [
+        " | ".join(HEADER),
+        " | ".join("---" for _ in HEADER),
+        *(" | ".join(row.cells()) for row in rows),
+    ]
     return "\n".join(f"| {line} |" for line in lines)

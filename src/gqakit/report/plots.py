@@ -48,7 +48,12 @@ def plot_quality(
         y = [row.scores.perplexity for row in ordered]
         axes.plot(x, y, "o-", label=name, color=colour)
         for at, value in zip(x, y, strict=True):
-            axes.annotate(f"{value:,.3g}" if value < 1000 else f"{value:,.0f}", (at, value), textcoords="offset points", xytext=(7, 5))
+            axes.annotate(
+                f"{value:,.3g}" if value < 1000 else f"{value:,.0f}",
+                (at, value),
+                textcoords="offset points",
+                xytext=(7, 5),
+            )
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.set_xlim(left=0, right=source.kv_bytes_per_token / 1024 * 1.15)

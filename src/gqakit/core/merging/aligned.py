@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from gqakit.core.channels import Channels
+from gqakit.core.linalg import polar
 from gqakit.core.merging.base import HeadMerge, MergeRule, identity_maps
 from gqakit.core.merging.mean import restore_norm
 from gqakit.core.moments import HeadStats
@@ -60,10 +61,11 @@ class AlignedNorm(Aligned):
 def _polar(cross: Tensor, channels: Channels) -> Tensor:
     """The allowed orthogonal map nearest to each `[d, d]` of `cross`."""
     out = torch.zeros_like(cross)
-    first, second, free = (torch.as_tensor(c, dtype=torch.long) for c in (channels.first, channels.second, channels.free))
+    first, second, free = (
+        torch.as_tensor(c, dtype=torch.long) for c in (channels.first, channels.second, channels.free)
+    )
     if len(free):
-        u, _, vh = torch.linalg.svd(cross[:, free[:, None], free[None, :]])
-        out[:, free[:, None], free[None, :]] = u @ vh
+        out[:, free[:, None], free[None, :]] = polar(cross[:, free[:, None], free[None, :]])
     if len(first):
         cosine = cross[:, first, first] + cross[:, second, second]
         sine = cross[:, second, first] - cross[:, first, second]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gqakit.core.linalg import eigh, solve
 from gqakit.core.merging.base import HeadMerge, MergeRule, residual
 from gqakit.core.merging.mean import Mean
 from gqakit.core.moments import HeadStats
@@ -76,7 +77,7 @@ def _alternate(stats: HeadStats, start: HeadMerge) -> HeadMerge:
         shared = rotation.forward(torch.einsum("hab,hbc->ac", combine, cross))
         shared = shared + _MAP_RIDGE * shared.diagonal().mean().clamp_min(1e-30) * eye
         seen = rotation.forward(cross)
-        expand = torch.linalg.solve(shared, seen.mT).mT
+        expand = solve(shared, seen.mT).mT
         return expand, float((expand @ seen.mT * stats.metric.mT).sum())  # what is explained, up to the ridge
 
     combine = start.combine
@@ -85,7 +86,7 @@ def _alternate(stats: HeadStats, start: HeadMerge) -> HeadMerge:
         weighted = expand.mT @ stats.metric
         normal = rotation.backward((weighted @ expand).sum(0))
         normal = normal + _HEAD_RIDGE * normal.diagonal().mean().clamp_min(1e-30) * eye
-        combine = torch.linalg.solve(normal, rotation.backward(weighted))
+        combine = solve(normal, rotation.backward(weighted))
         before = explained
         expand, explained = solve_expand(combine)
         if explained - before <= _TOLERANCE * explained:
@@ -106,8 +107,8 @@ def _fold_free(stats: HeadStats, free: Tensor) -> tuple[Tensor, Tensor]:
     gram = stats.gram[:, free][:, :, :, free]
     root, inverse = _roots(stats.metric[:, free[:, None], free[None, :]])
     weighted = torch.einsum("hab,hbgc,gcd->hagd", root, gram, root).reshape(members * width, -1)
-    _, vectors = torch.linalg.eigh(weighted)
-    leading = vectors[:, -width:].flip(1).unflatten(0, (members, width))  # [members, f, rank]
+    _, vectors = eigh(weighted)
+    leading = vectors[:, -width:].flip(1).reshape(members, width, width)  # [members, f, rank]
     leading = leading * _sign(leading.flatten(0, 1))
     combine, expand = (root @ leading).mT, inverse @ leading
     return _balanced(combine, expand, gram)
@@ -121,7 +122,7 @@ def _fold_pairs(stats: HeadStats, first: Tensor, second: Tensor) -> tuple[Tensor
     hermitian = torch.complex(same, turn)  # E[k_h conj(k_g)]
     energy = stats.metric.diagonal(dim1=1, dim2=2)
     root = ((energy[:, first] + energy[:, second]) / 2).clamp_min(0).sqrt().T  # [pairs, members]
-    _, vectors = torch.linalg.eigh(root[:, :, None] * hermitian * root[:, None, :])
+    _, vectors = eigh(root[:, :, None] * hermitian * root[:, None, :])
     leading = vectors[:, :, -1]  # [pairs, members]
     anchor = leading.gather(1, leading.abs().argmax(1, keepdim=True))
     leading = leading * (anchor.conj() / anchor.abs())
@@ -151,7 +152,7 @@ def _safe_scale(target: Tensor, energy: Tensor) -> Tensor:
 
 def _roots(metric: Tensor) -> tuple[Tensor, Tensor]:
     """`M^{1/2}` and its pseudo-inverse for each symmetric `[f, f]`."""
-    values, vectors = torch.linalg.eigh(metric)
+    values, vectors = eigh(metric)
     values = values.clamp_min(0)
     floor = values.amax(-1, keepdim=True) * 1e-12
     root = values.sqrt()

@@ -1,0 +1,49 @@
+"""The shapes in the core's signatures are checked while tests run (see the root conftest)."""
+
+import jaxtyping
+import pytest
+import torch
+
+from gqakit.core.attention import Projection
+from gqakit.core.merging import HeadMerge
+from gqakit.core.moments import HeadStats, LayerMoments, head_gram
+from gqakit.core.refit import OutputMoments, ridge_refit
+from gqakit.core.rotation import Rotation
+
+
+def test_dataclass_fields_must_agree():
+    with pytest.raises(jaxtyping.TypeCheckError):
+        Projection(torch.zeros(4, 6, 10), torch.zeros(4, 5))
+
+
+def test_gram_needs_four_axes_of_two_sizes(core_rotary):
+    with pytest.raises(jaxtyping.TypeCheckError):
+        HeadStats(torch.zeros(2, 6, 3, 6), torch.zeros(2, 6, 6), torch.ones(2), core_rotary)
+
+
+def test_function_arguments():
+    with pytest.raises(jaxtyping.TypeCheckError):
+        head_gram(Projection(torch.zeros(4, 6, 10)), torch.zeros(11, 10))
+    with pytest.raises(jaxtyping.TypeCheckError):
+        ridge_refit(torch.zeros(5), OutputMoments(torch.eye(4), torch.zeros(5, 4), 1.0), 0.1)
+
+
+    with pytest.raises(jaxtyping.TypeCheckError):
+        OutputMoments(torch.eye(4), torch.zeros(5, 3), 1.0)
+
+
+def test_integers_are_no_weights():
+    with pytest.raises(jaxtyping.TypeCheckError):
+        HeadMerge(torch.zeros(2, 6, 6, dtype=torch.long), torch.zeros(2, 6, 6))
+
+
+def test_methods_and_classmethods(core_rotary):
+    with pytest.raises(jaxtyping.TypeCheckError):
+        Rotation.over(torch.ones(3, 1), torch.ones(3), core_rotary)
+    with pytest.raises(jaxtyping.TypeCheckError):
+        Rotation.all_distances(core_rotary).forward(torch.zeros(6, 5))
+
+
+def test_optional_fields_are_checked_when_given():
+    with pytest.raises(jaxtyping.TypeCheckError):
+        LayerMoments(torch.eye(4), torch.eye(5))
