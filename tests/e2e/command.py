@@ -6,8 +6,11 @@ import contextlib
 import io
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from unittest import mock
+
+from tiny_models import hashes
 
 from gqakit.cli import main
 
@@ -45,7 +48,11 @@ def succeeds(*args: Any) -> Ran:
 
 
 def refused(code: int, *args: Any, says: tuple[str, ...] = ()) -> str:
-    """Run a command that must be refused with this code and one clear message; returns the message."""
+    """Run a command that must be refused with this code and one clear message; returns the message.
+
+    Whatever lies in the working directory must be as it was, and nothing new beside it.
+    """
+    before = hashes(Path.cwd())
     ran = gqakit(*args)
     assert ran.code == code, f"exit {ran.code}, expected {code}\n{ran.err}{ran.out}"
     assert "Traceback" not in ran.err
@@ -55,4 +62,5 @@ def refused(code: int, *args: Any, says: tuple[str, ...] = ()) -> str:
     assert ran.err.splitlines()[-1] == errors[0], f"the message is not the last word, or has several lines:\n{ran.err}"
     for part in says:
         assert str(part) in errors[0], f"{part!r} is not in: {errors[0]}"
+    assert hashes(Path.cwd()) == before, "files appeared, went or changed"
     return errors[0]

@@ -1,0 +1,166 @@
+"""What each part of the default conversion is worth, and what else was tried. No training.
+
+    python benchmarks/levers.py
+
+SmolLM2-135M-Instruct, WikiText-2; every line changes one thing against the default at the same KV bytes.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache
+from typing import Any
+from unittest import mock
+
+import torch
+
+from common import arguments, environment, print_table
+from gqakit.calibration.store import MomentsFile
+from gqakit.core import moments as core_moments
+from gqakit.core import rotation
+from gqakit.core.grouping import Partition
+from gqakit.core.merging import RULES
+from gqakit.core.moments import HeadStats, LayerMoments
+from gqakit.families import read_layer
+from gqakit.methods.search import best_partition
+from gqakit.plan import Plan
+from gqakit.planner import LayerStats
+from workbench import Workbench, cross, only, without
+
+Cells = tuple[str, str]
+
+
+def main() -> None:
+    """Measure and print."""
+    options = arguments(__doc__ or "").parse_args()
+    bench = Workbench.on_smollm2(options.wikitext, options.work)
+    windows = [bench.windows("test", 8, 512), bench.windows("test", 2, 2048)]
+    moments = bench.moments()
+    print(environment())
+
+    def measure(plan: Plan, using: MomentsFile | None) -> Cells:
+        short, long = bench.score(plan, using, windows)
+        return f"{short.perplexity:,.2f} ({short.kl:.3f})", f"{long.perplexity:,.2f} ({long.kl:.3f})"
+
+    def both(using: MomentsFile | None, **how: Any) -> tuple[str, ...]:
+        return tuple(cell for kept in (2, 1) for cell in measure(bench.plan(kept, using, **how), using))
+
+    header = ("change", "2/3: 8 x 512", "2/3: 2 x 2048", "1/3: 8 x 512", "1/3: 2 x 2048")
+    rows = [("default (fold)", *both(moments))]
+    pairwise = bench.changed_moments("pairwise", without("distances", "frequencies"))
+    plain = bench.changed_moments("plain", without("distances", "frequencies", "value"))
+    inputs = bench.changed_moments("inputs", without("value"))
+    rows.append(("keys: one complex number a frequency pair, no distances", *both(pairwise)))
+    rows.append(("values: layer input instead of what attention delivers", *both(inputs)))
+    rows.append(("both of these: the plain fold", *both(plain)))
+    with mock.patch.object(rotation, "TAIL", 0.0):
+        rows.append(("keys: distances of the window alone, nothing beyond", *both(moments)))
+    centred = bench.changed_moments("centred", _centre)
+    rows.append(("keys and queries: centred second moment", *both(centred)))
+    with _metric(key=True):
+        rows.append(("keys: not weighed by the queries", *both(moments)))
+    with _metric(value=True):
+        rows.append(("values: not weighed by the output projection", *both(moments)))
+    rows.append(("calibrated on gqakit's own text", *both(bench.moments("calibration"))))
+    rows.append(("weights only (C = I)", *both(None)))
+    print_table("Perplexity (KL to the source), one change at a time", header, rows)
+
+    rows = []
+    for merge in ("mean", "mean_norm", "medoid", "aligned", "aligned_norm"):
+        rows.append((f"merge rule {merge}", *both(moments, merge=merge)))
+    print_table("Other merge rules, each with the grouping that is best for it", header, rows)
+
+    rows = [("grouping optimal", *measure(bench.plan(2, moments), moments))]
+    for method in ("neighbour", "random", "weight_similarity"):
+        rows.append((f"grouping {method}", *measure(bench.plan(2, moments, method=method), moments)))
+    rows.append(("grouping worst", *measure(_worst(bench, moments), moments)))
+    apart = cross(_grouped(bench, moments, 2, key=1.0), _grouped(bench, moments, 2, value=1.0))
+    rows.append(("keys and values grouped apart", *measure(apart, moments)))
+    print_table("Groupings at 2/3, fold", header[:3], rows)
+
+    rows = []
+    for keys, values in ((3, 2), (2, 3), (3, 1), (2, 2), (1, 3), (2, 1), (1, 2), (1, 1)):
+        plan = cross(_grouped(bench, moments, keys, key=1.0), _grouped(bench, moments, values, value=1.0))
+        rows.append(
+            (f"{keys} key heads, {values} value heads", f"{(keys + values) / 6:.3f}", *measure(plan, moments))
+        )
+    for side in ("key", "value"):
+        for kept in (2, 1):
+            plan = only(bench.plan(kept, moments), side)
+            rows.append((f"{side}s alone, {kept} of 3", f"{(3 + kept) / 6:.3f}", *measure(plan, moments)))
+    print_table(
+        "Keys and values apart, the same in every layer",
+        ("heads of 3", "KV kept", "8 x 512", "2 x 2048"),
+        rows,
+    )
+
+
+def _centre(moments: LayerMoments) -> LayerMoments:
+    mean = moments.input[:-1, -1]
+    centred = moments.input.clone()
+    centred[:-1, :-1] -= torch.outer(mean, mean)
+    return replace(moments, input=centred)
+
+
+@contextmanager
+def _metric(key: bool = False, value: bool = False) -> Iterator[None]:
+    """Errors that count alike in every channel, whatever reads them."""
+
+    def plain(statistics: Any) -> Any:
+        def changed(*args: Any) -> HeadStats:
+            stats = statistics(*args)
+            eye = torch.eye(stats.metric.shape[-1], dtype=stats.metric.dtype).expand_as(stats.metric)
+            return replace(stats, metric=eye.clone())
+
+        return changed
+
+    with (
+        mock.patch.multiple("gqakit.planner", **_patched(plain, key, value)),
+        mock.patch.multiple("gqakit.convert", **_patched(plain, key, value)),
+    ):
+        yield
+
+
+def _patched(plain: Any, key: bool, value: bool) -> dict[str, Any]:
+    return {
+        "key_stats": plain(core_moments.key_stats) if key else core_moments.key_stats,
+        "value_stats": plain(core_moments.value_stats) if value else core_moments.value_stats,
+    }
+
+
+def _grouped(bench: Workbench, moments: MomentsFile, kept: int, key: float = 0.0, value: float = 0.0) -> Plan:
+    """A plan whose groups minimise a weighted sum of the relative errors of keys and of values."""
+    plan = bench.plan(kept, moments)
+    rule = RULES["fold"]
+    layers = []
+    for index, layer in enumerate(plan.layers):
+        weights = read_layer(bench.spec, index, bench.source.load)
+        stats = LayerStats.of(bench.spec, weights, moments.layer(index))
+
+        @cache
+        def cost(group: tuple[int, ...], stats: LayerStats = stats) -> float:
+            total = 0.0
+            for share, side in ((key, stats.key), (value, stats.value)):
+                if share:
+                    total += share * rule.error(side.select(group)) / float(side.energy().sum())
+            return total
+
+        heads = weights.num_kv_heads
+        partition = (
+            Partition.identity(heads)
+            if kept == heads
+            else best_partition(heads, kept, cost, equal=False, rng=random.Random(0))
+        )
+        layers.append(layer.model_copy(update={"key": partition.labels, "value": partition.labels}))
+    return plan.model_copy(update={"layers": tuple(layers), "format": "grouped"})
+
+
+def _worst(bench: Workbench, moments: MomentsFile) -> Plan:
+    return _grouped(bench, moments, 2, key=-1.0, value=-1.0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""SmolLM2 and WikiText-2 made ready for experiments: moments, plans to measure, scores."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gqakit.api.calibrating import calibrate
+from gqakit.api.models import load_tokenizer
+from gqakit.calibration.store import MomentsFile, save_moments
+from gqakit.calibration.text import read_text, token_windows
+from gqakit.checkpoint import Checkpoint
+from gqakit.convert import convert_checkpoint
+from gqakit.core.capacity import resolve_budget
+from gqakit.core.grouping import Partition
+from gqakit.core.moments import LayerMoments
+from gqakit.evaluation.language import LanguageScores, score_language
+from gqakit.families import ModelSpec
+from gqakit.inspection import open_model
+from gqakit.plan import LayerPlan, Plan
+from gqakit.planner import PlanOptions, make_plan
+from gqakit.runtime import load
+from gqakit.zoo import SMOLLM2, fetch
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """One source model, calibrated on the first 24 × 512 tokens of valid, scored on the first 8 × 512 of test."""
+
+    source: Checkpoint
+    spec: ModelSpec
+    wikitext: Path
+    work: Path
+
+    @classmethod
+    def on_smollm2(cls, wikitext: Path, work: Path) -> Workbench:
+        """The workbench of all WikiText figures."""
+        work.mkdir(parents=True, exist_ok=True)
+        return cls(*open_model(str(fetch(SMOLLM2))), wikitext, work)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The model's."""
+        return load_tokenizer(self.source)
+
+    @cached_property
+    def reference(self) -> Any:
+        """The source, running."""
+        return load(self.source.path, dtype=torch.float32)
+
+    def windows(self, split: str, count: int, window: int) -> torch.Tensor:
+        """The first windows of a split, or of a text that comes with gqakit."""
+        path = self.wikitext / f"{split}.txt"
+        text = read_text([path] if path.is_file() else [split])
+        return token_windows(self.tokenizer, text, window=window, tokens=count * window)
+
+    def moments(self, text: str | None = None) -> MomentsFile:
+        """Moments on WikiText valid, or on a text that comes with gqakit; kept between runs."""
+        path = self.work / f"moments-{text or 'wikitext'}.safetensors"
+        if not path.is_file() or MomentsFile.open(path).header.fingerprint != self.source.fingerprint():
+            calibrate(
+                str(self.source.path), path, text=[text or self.wikitext / "valid.txt"], tokens=24 * 512
+            )
+        return MomentsFile.open(path)
+
+    def changed_moments(self, name: str, change: Callable[[LayerMoments], LayerMoments]) -> MomentsFile:
+        """The WikiText moments with something changed in every layer."""
+        original = self.moments()
+        layers = {index: change(original.layer(index)) for index in range(self.spec.num_layers)}
+        return save_moments(self.work / f"moments-{name}.safetensors", original.header, layers)
+
+    def plan(self, kept: int, moments: MomentsFile | None, **options: Any) -> Plan:
+        """A plan that keeps so many KV heads in every layer."""
+        budget = resolve_budget(self.spec.cache, kv_heads=kept)
+        return make_plan(self.source, self.spec, budget, PlanOptions(**options), moments)
+
+    def score(
+        self, plan: Plan, moments: MomentsFile | None, windows: Sequence[torch.Tensor]
+    ) -> list[LanguageScores]:
+        """Convert, load, score on each set of windows, throw away."""
+        out = self.work / "candidate"
+        shutil.rmtree(out, ignore_errors=True)
+        convert_checkpoint(self.source, self.spec, plan, moments, out, "")
+        model = load(out, dtype=torch.float32)
+        scores = [score_language(model, each, self.reference) for each in windows]
+        shutil.rmtree(out)
+        return scores
+
+
+def only(plan: Plan, side: str) -> Plan:
+    """The plan with keys, or values, alone merged."""
+    other = {"key": "value", "value": "key"}[side]
+
+    def keep(layer: LayerPlan) -> LayerPlan:
+        alone = Partition.identity(len(layer.key)).labels
+        return layer.model_copy(update={other: alone, f"{other}_error": 0.0})
+
+    return plan.model_copy(
+        update={"format": "grouped", "layers": tuple(keep(layer) for layer in plan.layers)}
+    )
+
+
+def cross(keys: Plan, values: Plan) -> Plan:
+    """The plan that groups keys as one plan does and values as another."""
+    layers = tuple(
+        k.model_copy(update={"value": v.value, "value_error": v.value_error})
+        for k, v in zip(keys.layers, values.layers, strict=True)
+    )
+    return keys.model_copy(update={"format": "grouped", "layers": layers})
+
+
+def without(*fields: str) -> Callable[[LayerMoments], LayerMoments]:
+    """A change that forgets some of what calibration recorded."""
+    return lambda moments: replace(moments, **dict.fromkeys(fields))
