@@ -7,12 +7,12 @@ import jaxtyping
 # Before anything imports gqakit.core, or its signatures stay unchecked.
 jaxtyping.install_import_hook("gqakit.core", "beartype.beartype")
 
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable  # noqa: E402
+from pathlib import Path  # noqa: E402
 
-import pytest
-import torch
-from hypothesis import settings
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from hypothesis import settings  # noqa: E402
 
 # Examples are the same on every run: a failure that comes and goes helps nobody.
 settings.register_profile("gqakit", derandomize=True, deadline=None, print_blob=True)

@@ -16,7 +16,7 @@ from gqakit.core.apply import apply_grouping
 from gqakit.core.capacity import CacheShape
 from gqakit.core.merging import RULES
 from gqakit.core.moments import LayerMoments, key_stats, value_stats
-from gqakit.errors import PlanError
+from gqakit.errors import PlanError, unknown_name
 from gqakit.families import ModelSpec, read_layer, tensors_of_layer
 from gqakit.plan import Plan
 from gqakit.runtime import grouped_config, shipped_code
@@ -99,6 +99,7 @@ def convert_checkpoint(
         OutputError, CheckpointError: see `gqakit.checkpoint.write_checkpoint`.
     """
     plan.check_source(source.fingerprint(), str(source.path))
+    check_rules(plan)
     check_moments(plan, moments)
 
     @lru_cache(maxsize=2)  # a layer's tensors lie together, but two layers may be interleaved in a shard
@@ -128,6 +129,13 @@ def convert_checkpoint(
 def job_of(plan: Plan) -> dict[str, Any]:
     """What decides the output besides the source; an interrupted run is only continued with the same."""
     return {"plan": plan.fingerprint}
+
+
+def check_rules(plan: Plan) -> None:
+    """Raise `PlanError` unless this gqakit knows the merge rules that the plan names."""
+    for name in (plan.merging.key, plan.merging.value):
+        if name not in RULES:
+            raise PlanError(f"the plan cannot be carried out: {unknown_name('merge rule', name, RULES)}")
 
 
 def check_moments(plan: Plan, moments: MomentsFile | None) -> None:

@@ -122,7 +122,7 @@ class Plan(_Strict):
         """The file's text: indented, with lists of numbers on one line."""
         text = json.dumps(self.model_dump(mode="json"), indent=2)
         compact = re.sub(
-            r"\[[\d\s,]*\]",
+            r"\[\n[\d\s,]*\]",  # only a list spread over lines: in a string a line never ends
             lambda match: re.sub(r"\s+", " ", match[0]).replace("[ ", "[").replace(" ]", "]"),
             text,
         )

@@ -62,7 +62,7 @@ class LayerStats:
 
         @cache
         def cost(group: tuple[int, ...]) -> float:
-            key, value = rule.error(self.key.select(group)), rule.error(self.value.select(group))
+            key, value = rule.score(self.key.select(group)), rule.score(self.value.select(group))
             return key / key_scale + value / value_scale
 
         return cost
@@ -105,6 +105,13 @@ def make_plan(
     method, rule = METHODS[options.method], RULES[options.merge]
     equal = options.format == "uniform"
     keep = ALLOCATIONS[options.allocation].allocate(spec.key_heads, budget.kv_ratio, equal=equal)
+    if equal and budget.kv_heads is not None and set(keep) != {budget.kv_heads}:
+        heads = spec.key_heads[0]
+        possible = ", ".join(str(n) for n in range(1, heads + 1) if heads % n == 0)
+        raise BudgetError(
+            f"format uniform makes equal groups, and {heads} KV heads do not divide into {budget.kv_heads}; "
+            f"possible: --kv-heads {possible}. Or --format grouped, which takes any number"
+        )
     if method.name == "mqa" and set(keep) != {1}:
         raise BudgetError(
             f"method mqa keeps one KV head a layer, the budget ({budget.asked}) leaves {max(keep)}; "

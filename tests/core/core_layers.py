@@ -46,9 +46,7 @@ class Layer:
         return self.channels.first, self.channels.second
 
 
-def random_layer(
-    structure: str, heads: int = 8, kv_heads: int = 4, biases: str = "", seed: int = 0
-) -> Layer:
+def random_layer(structure: str, heads: int = 8, kv_heads: int = 4, biases: str = "", seed: int = 0) -> Layer:
     """A layer with Gaussian weights in float64; `biases` names the projections that have one."""
     rng = torch.Generator().manual_seed(seed)
 
@@ -57,11 +55,15 @@ def random_layer(
 
     def projection(name: str, count: int) -> Projection:
         return Projection(
-            normal(count, HEAD_DIM, WIDTH) / math.sqrt(WIDTH), normal(count, HEAD_DIM) if name in biases else None
+            normal(count, HEAD_DIM, WIDTH) / math.sqrt(WIDTH),
+            normal(count, HEAD_DIM) if name in biases else None,
         )
 
     weights = AttentionWeights(
-        projection("q", heads), projection("k", kv_heads), projection("v", kv_heads), normal(heads, WIDTH, HEAD_DIM)
+        projection("q", heads),
+        projection("k", kv_heads),
+        projection("v", kv_heads),
+        normal(heads, WIDTH, HEAD_DIM),
     )
     channels = STRUCTURES[structure]
     count = HEAD_DIM // 2 if channels.locked else len(channels.first)

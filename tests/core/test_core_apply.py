@@ -90,10 +90,16 @@ def test_what_only_lone_heads_touch_is_bit_identical(dtype, rule):
 def test_duplicated_heads_make_the_mean_exact(structure, heads, kv_heads, biases):
     for grouping in (SHARED, APART):
         layer = with_copies(
-            random_layer(structure, heads, kv_heads, biases), grouping.key.labels, grouping.value.labels, "same"
+            random_layer(structure, heads, kv_heads, biases),
+            grouping.key.labels,
+            grouping.value.labels,
+            "same",
         )
         out = convert(layer, grouping, "mean")
-        assert (out.key.num_heads, out.value.num_heads) == (grouping.key.num_groups, grouping.value.num_groups)
+        assert (out.key.num_heads, out.value.num_heads) == (
+            grouping.key.num_groups,
+            grouping.value.num_groups,
+        )
         assert (out.query.bias is None, out.key.bias is None) == ("q" not in biases, "k" not in biases)
         assert loss(layer, out, grouping) < 1e-9
 
@@ -114,7 +120,9 @@ def test_copies_are_merged_without_loss(rule, kind, structure, biases, recorded)
         source = random_layer(structure, heads, kv_heads, biases)
         layer = with_copies(source, grouping.key.labels, grouping.value.labels, kind)
         for stats, partition in zip(
-            both_stats(layer, moments_of(layer, recorded=recorded)), (grouping.key, grouping.value), strict=True
+            both_stats(layer, moments_of(layer, recorded=recorded)),
+            (grouping.key, grouping.value),
+            strict=True,
         ):
             errors = [RULES[rule].error(stats.select(group)) for group in partition.groups]
             assert max(errors) <= 1e-9 * float(stats.energy().sum())
@@ -187,7 +195,9 @@ def test_permuting_kv_heads_permutes_the_result():
 
     other = replace(
         layer,
-        weights=AttentionWeights(moved(w.query, readers), moved(w.key, swap), moved(w.value, swap), w.output[readers]),
+        weights=AttentionWeights(
+            moved(w.query, readers), moved(w.key, swap), moved(w.value, swap), w.output[readers]
+        ),
     )
     there = Grouping.shared(Partition.of(SHARED.key.labels[h] for h in swap))
     x = activations()

@@ -39,7 +39,9 @@ def test_values_reach_the_eckart_young_bound(heads, kv_heads, biases):
     layer, x = random_layer("rotary", heads, kv_heads, biases), activations()
     w, per_head = layer.weights, heads // kv_heads
     _, stats = both_stats(layer, LayerMoments(second_moment(x)))
-    rows = w.value.weight if w.value.bias is None else torch.cat([w.value.weight, w.value.bias[..., None]], -1)
+    rows = (
+        w.value.weight if w.value.bias is None else torch.cat([w.value.weight, w.value.bias[..., None]], -1)
+    )
     width = rows.shape[-1]
     square_root = root(second_moment(x)[:width, :width])
     stacked = torch.cat(
@@ -162,7 +164,10 @@ def test_aligned_maps_are_orthogonal_and_agree_best(structure):
                 turns = merge.expand.clone()
                 small = eye.clone()
                 small[[a, b], [a, b]] = torch.tensor(angle).double().cos()
-                small[a, b], small[b, a] = -torch.tensor(angle).double().sin(), torch.tensor(angle).double().sin()
+                small[a, b], small[b, a] = (
+                    -torch.tensor(angle).double().sin(),
+                    torch.tensor(angle).double().sin(),
+                )
                 turns[1] = turns[1] @ small
                 assert spread(turns) > best
 
@@ -170,7 +175,9 @@ def test_aligned_maps_are_orthogonal_and_agree_best(structure):
 def test_shared_head_is_as_long_as_its_members():
     layer, x = random_layer("rotary", biases="qkv"), activations()
     for stats, projection in zip(
-        both_stats(layer, LayerMoments(second_moment(x))), (layer.weights.key, layer.weights.value), strict=True
+        both_stats(layer, LayerMoments(second_moment(x))),
+        (layer.weights.key, layer.weights.value),
+        strict=True,
     ):
         members = project(projection, x)[list(GROUP)]
         shared = torch.einsum("hab,htb->ta", FOLD.merge(stats.select(GROUP)).combine, members)

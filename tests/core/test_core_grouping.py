@@ -97,7 +97,7 @@ def test_kinds_of_grouping():
 
 @pytest.mark.parametrize("labels", [(), (1, 0), (0, 2), (0, 2, 1), (0, -1)])
 def test_labels_that_are_not_canonical(labels):
-    with pytest.raises(ValueError, match="canonical|at least one head"):
+    with pytest.raises(ValueError, match=r"canonical|at least one head"):
         Partition(labels)
 
 

@@ -16,7 +16,12 @@ seeds = st.integers(0, 2**32 - 1)
 
 
 def random_stats(
-    structure: str, members: int, seed: int, recorded: bool = False, spread: float = 1.0, ranks: tuple[int, int] = (24, 6)
+    structure: str,
+    members: int,
+    seed: int,
+    recorded: bool = False,
+    spread: float = 1.0,
+    ranks: tuple[int, int] = (24, 6),
 ) -> HeadStats:
     """Heads that differ from one common head by `spread`; `ranks` of their Gram matrix and of their metrics."""
     rng = torch.Generator().manual_seed(seed)
@@ -25,7 +30,9 @@ def random_stats(
         return torch.randn(*shape, generator=rng, dtype=torch.float64)
 
     rows = normal(1, HEAD_DIM, ranks[0]) + spread * normal(members, HEAD_DIM, ranks[0])
-    factor = normal(members, HEAD_DIM, ranks[1]) * (0.1 + 3 * torch.rand(members, generator=rng)[:, None, None])
+    factor = normal(members, HEAD_DIM, ranks[1]) * (
+        0.1 + 3 * torch.rand(members, generator=rng)[:, None, None]
+    )
     channels = STRUCTURES[structure]
     turns = recorded and channels.first
     return HeadStats(
@@ -53,7 +60,10 @@ def scale_of(stats: HeadStats) -> float:
 @settings(max_examples=150)
 def test_fold_is_never_worse_than_its_special_cases(structure, members, seed, recorded, spread, ranks):
     stats = random_stats(structure, members, seed, recorded, spread, ranks)
-    fold, slack = RULES["fold"].error(stats), 1e-9 * scale_of(stats)
+    # With recorded distances the alternation has ridges and may stop early: heads that nearly agree and have few
+    # dimensions can leave it above the medoid, by less than 1e-6 of what is at stake.
+    alternates = recorded and stats.channels.first
+    fold, slack = RULES["fold"].error(stats), (1e-6 if alternates else 1e-9) * scale_of(stats)
     others = ["mean"] if stats.channels.locked else ["mean", "aligned", "medoid"]
     for other in others:
         assert fold <= RULES[other].error(stats) + slack, other
@@ -118,6 +128,20 @@ def test_same_statistics_same_maps(rule, structure, recorded):
 def test_error_is_the_residual_of_the_maps(rule, structure):
     stats = random_stats(structure, 3, 11)
     assert RULES[rule].error(stats) == residual(stats, RULES[rule].merge(stats)) > 0
+
+
+@pytest.mark.parametrize("rule", sorted(RULES))
+@pytest.mark.parametrize("structure", STRUCTURES)
+@pytest.mark.parametrize("recorded", [False, True])
+def test_score_is_the_error_or_a_little_more(rule, structure, recorded):
+    for seed in range(4):
+        stats = random_stats(structure, 3, seed, recorded)
+        error, score = RULES[rule].error(stats), RULES[rule].score(stats)
+        if rule == "fold" and recorded and stats.channels.first:  # fewer steps of the alternation
+            assert error * (1 - 1e-6) <= score <= 1.1 * error
+        else:
+            assert score == error
+        assert RULES[rule].score(stats.select((1,))) == 0.0
 
 
 @pytest.mark.parametrize("structure", STRUCTURES)

@@ -84,9 +84,7 @@ def test_energy_is_the_cost_of_nothing_in_their_place(structure):
     close(values.energy(), torch.stack(explicit))
     if structure == "none":
         key, query = project(layer.weights.key, x), project(layer.weights.query, x)
-        explicit = [
-            sum((query[q] @ key[h].T).square().mean() for q in (2 * h, 2 * h + 1)) for h in range(4)
-        ]
+        explicit = [sum((query[q] @ key[h].T).square().mean() for q in (2 * h, 2 * h + 1)) for h in range(4)]
         close(keys.energy(), torch.stack(explicit))
     assert bool((keys.energy() > 0).all())
 

@@ -79,7 +79,9 @@ def test_without_recorded_distances_all_count_alike(structure, monkeypatch):
     unknown, _ = both_stats(layer, moments)
     known, _ = both_stats(layer, many)
     merge = random_merge(2)
-    assert residual(known.select(GROUP), merge) == pytest.approx(residual(unknown.select(GROUP), merge), rel=5e-3)
+    assert residual(known.select(GROUP), merge) == pytest.approx(
+        residual(unknown.select(GROUP), merge), rel=5e-3
+    )
 
 
 def test_maps_that_lose_nothing():
@@ -87,4 +89,6 @@ def test_maps_that_lose_nothing():
     turn = torch.randn(1, 6, 6, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     eye = torch.eye(6, dtype=torch.float64)[None]
     assert residual(stats, HeadMerge(eye, eye)) == 0.0
-    assert residual(stats, HeadMerge(torch.zeros_like(eye), turn)) == pytest.approx(float(stats.energy().sum()))
+    assert residual(stats, HeadMerge(torch.zeros_like(eye), turn)) == pytest.approx(
+        float(stats.energy().sum())
+    )

@@ -51,6 +51,20 @@ def test_beyond_the_window_there_is_a_tail(case):
     assert (within - expected).abs().max() > 1e-3
 
 
+def test_heads_may_be_stacked(case):
+    channels, frequencies, _ = case
+    shares = random_distances(3, 5)
+    stacked = Rotation.beyond(shares, frequencies, channels)
+    each = [Rotation.beyond(share, frequencies, channels) for share in shares]
+    x = torch.randn(3, 6, 6, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    apart = torch.stack([one.forward(y) for one, y in zip(each, x, strict=True)])
+    torch.testing.assert_close(stacked.forward(x), apart)
+    picked = stacked.select(torch.tensor([2, 0]))
+    torch.testing.assert_close(picked.forward(x[[2, 0]]), apart[[2, 0]])
+    average = sum(one.forward(x[0]) for one in each) / 3
+    torch.testing.assert_close(stacked.mean().forward(x[0]), average)
+
+
 def test_one_distance_of_zero_turns_nothing(case):
     channels, frequencies, _ = case
     rotation = Rotation.over(torch.tensor([1.0]), frequencies, channels)

@@ -27,7 +27,6 @@ def test_function_arguments():
     with pytest.raises(jaxtyping.TypeCheckError):
         ridge_refit(torch.zeros(5), OutputMoments(torch.eye(4), torch.zeros(5, 4), 1.0), 0.1)
 
-
     with pytest.raises(jaxtyping.TypeCheckError):
         OutputMoments(torch.eye(4), torch.zeros(5, 3), 1.0)
 
@@ -39,7 +38,7 @@ def test_integers_are_no_weights():
 
 def test_methods_and_classmethods(core_rotary):
     with pytest.raises(jaxtyping.TypeCheckError):
-        Rotation.over(torch.ones(3, 1), torch.ones(3), core_rotary)
+        Rotation.over(torch.ones(3), torch.ones(3, 1), core_rotary)
     with pytest.raises(jaxtyping.TypeCheckError):
         Rotation.all_distances(core_rotary).forward(torch.zeros(6, 5))
 

@@ -86,8 +86,9 @@ def test_merging_duplicates_loses_nothing(family: str, kv_heads: int) -> None:
 @pytest.mark.parametrize("family", ROTARY)
 def test_merging_turned_copies_loses_nothing(family: str, merge: str, from_weights: bool) -> None:
     """The synthetic known answer: 8 KV heads that are 2, each turned its own way, in groups of 5 and 3."""
-    source = build(Path("model"), family, num_hidden_layers=2)
-    edit_tensors(source, copies(2, [0, 1, 0, 0, 1, 0, 1, 0], turned=True))
+    layers = 2 if family == "llama" else 1  # the search over 255 groups is what takes time
+    source = build(Path("model"), family, num_hidden_layers=layers)
+    edit_tensors(source, copies(layers, [0, 1, 0, 0, 1, 0, 1, 0], turned=True))
     how = ("--kv-heads", 2, "--merge", merge)
     if from_weights:
         succeeds("plan", source, *how, "-o", "plan.json")

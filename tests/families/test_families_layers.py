@@ -60,7 +60,9 @@ def test_heads_are_blocks_of_rows_and_of_output_columns():
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-@pytest.mark.parametrize("name", ["q_proj.weight", "q_proj.bias", "k_proj.weight", "v_proj.bias", "o_proj.weight"])
+@pytest.mark.parametrize(
+    "name", ["q_proj.weight", "q_proj.bias", "k_proj.weight", "v_proj.bias", "o_proj.weight"]
+)
 def test_values_that_are_not_finite_are_refused_by_name(bad, name):
     spec, tensors = checkpoint()
     name = f"model.layers.1.self_attn.{name}"

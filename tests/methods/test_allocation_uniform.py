@@ -19,7 +19,9 @@ def test_the_most_heads_within_the_budget(num_heads, ratio, equal):
         return
     assert len(kept) == len(num_heads)
     for heads, keep in zip(num_heads, kept, strict=True):
-        allowed = [n for n in range(1, heads + 1) if n <= heads * ratio + 1e-6 and (not equal or heads % n == 0)]
+        allowed = [
+            n for n in range(1, heads + 1) if n <= heads * ratio + 1e-6 and (not equal or heads % n == 0)
+        ]
         assert keep == max(allowed)
 
 

@@ -24,7 +24,10 @@ def random_cost(seed: int) -> Cost:
 
 def close_cost(seed: int) -> Cost:
     """Within-group variance of points in the plane: the kind of cost that heads have."""
-    points = [complex(random.Random(f"{seed}/{h}").gauss(0, 1), random.Random(f"{seed}-{h}").gauss(0, 1)) for h in range(12)]
+    points = [
+        complex(random.Random(f"{seed}/{h}").gauss(0, 1), random.Random(f"{seed}-{h}").gauss(0, 1))
+        for h in range(12)
+    ]
 
     def cost(group: tuple[int, ...]) -> float:
         center = sum(points[h] for h in group) / len(group)

@@ -10,8 +10,8 @@ from gqakit.calibration.collect import collect_moments
 from gqakit.calibration.store import MomentsFile, MomentsHeader, save_moments
 from gqakit.calibration.text import Text, read_text, token_windows
 from gqakit.checkpoint import Checkpoint
-from gqakit.errors import OutputError
-from gqakit.families import ModelSpec
+from gqakit.errors import DataError, OutputError, UsageError
+from gqakit.families import ModelSpec, read_layer
 from gqakit.inspection import open_model
 from gqakit.progress import Reporter, silent
 
@@ -46,6 +46,7 @@ def calibrate(
         CheckpointError, FamilyError: about the model.
         DataError: about the text.
         OutputError: when `out` cannot be written.
+        UsageError: for a checkpoint that is grouped already.
     """
     source, spec = open_model(model)
     return calibrate_opened(
@@ -78,11 +79,17 @@ def calibrate_opened(
     """`calibrate` for a checkpoint that is open already."""
     if not out.parent.is_dir() or out.is_dir():
         raise OutputError(f"moments go into a file in a directory that exists; {out} is not one")
+    check_not_grouped(source, spec)
     content = text if isinstance(text, Text) else read_text(text)
     windows = token_windows(load_tokenizer(source), content, window=window, tokens=tokens)
     model = load_model(source, dtype, device)
-    with progress("calibrate", windows.numel(), "tokens") as advance:
-        layers = collect_moments(model, spec, windows, advance)
+    try:
+        with progress("calibrate", windows.numel(), "tokens") as advance:
+            layers = collect_moments(model, spec, windows, advance)
+    except DataError:
+        for layer in range(spec.num_layers):
+            read_layer(spec, layer, source.load)  # names the tensor, if one is what is not finite
+        raise
     header = MomentsHeader(
         source=name,
         fingerprint=source.fingerprint(),
@@ -95,3 +102,11 @@ def calibrate_opened(
         text_sha256=content.sha256,
     )
     return save_moments(out, header, layers)
+
+
+def check_not_grouped(source: Checkpoint, spec: ModelSpec) -> None:
+    """Raise `UsageError` for a checkpoint that is grouped already: there is nothing to convert it to."""
+    if spec.is_grouped:
+        raise UsageError(
+            f"{source.path} is already a grouped checkpoint; convert from the model it was made of"
+        )

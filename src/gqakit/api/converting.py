@@ -6,15 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gqakit.api.calibrating import TOKENS, WINDOW, calibrate_opened
+from gqakit.api.calibrating import TOKENS, WINDOW, calibrate_opened, check_not_grouped
+from gqakit.api.evaluating import TOKENS as EVALUATION_TOKENS
 from gqakit.api.evaluating import evaluate
+from gqakit.api.models import load_tokenizer
 from gqakit.api.planning import BudgetOptions, PlanOptions, plan_opened
 from gqakit.api.refitting import refit_staged, staging_of
 from gqakit.calibration.refit import LayerRefit
 from gqakit.calibration.store import MomentsFile
-from gqakit.calibration.text import Text, read_text
+from gqakit.calibration.text import Text, read_text, token_windows
 from gqakit.checkpoint import Checkpoint, check_output, write_bytes
-from gqakit.convert import CARD_FILE, check_moments, convert_checkpoint, job_of
+from gqakit.checkpoint.atomic import output_errors
+from gqakit.convert import CARD_FILE, check_moments, check_rules, convert_checkpoint, job_of
 from gqakit.errors import PlanError, UsageError
 from gqakit.families import ModelSpec
 from gqakit.inspection import open_model
@@ -54,7 +57,8 @@ def convert(
     options: PlanOptions | None = None,
     moments: Path | None = None,
     text: Text | Sequence[str | Path] = ("calibration",),
-    evaluate_on: Sequence[str | Path] | None = None,
+    measure: bool | None = None,
+    evaluate_on: Sequence[str | Path] = ("evaluation",),
     tokens: int = TOKENS,
     window: int = WINDOW,
     device: str = "auto",
@@ -76,7 +80,9 @@ def convert(
         budget, options: make a plan instead.
         moments: a moments file.
         text, tokens, window: what to calibrate on; see `calibrate`.
-        evaluate_on: measure the loss on these texts and state it in the model card.
+        measure: evaluate source and result on `evaluate_on` and state the loss in the model card; None does
+            so where the model is run for calibration anyway.
+        evaluate_on: files, or "evaluation" for the held-out text that comes with gqakit.
         device: for calibration, refitting and evaluation.
         refit: then refit the output projections on `text` (see `gqakit.core.refit`); needs both models in memory.
         dry_run: check and decide everything, write no checkpoint.
@@ -89,10 +95,16 @@ def convert(
     if (plan is None) == (budget is None):
         raise UsageError("give either a plan (--plan) or a budget (--kv-ratio or another), not both")
     source, spec = open_model(model)
+    check_not_grouped(source, spec)
     check_output(source, out, overwrite)
     content = text if isinstance(text, Text) else read_text(text)
+    calibrating = plan is None and moments is None
+    held_out = read_text(evaluate_on) if (calibrating if measure is None else measure) else None
+    if held_out:  # what is wrong with this text is said before the conversion, not after it
+        token_windows(load_tokenizer(source), held_out, window=window, tokens=EVALUATION_TOKENS)
     if plan is not None:
         plan.check_source(source.fingerprint(), model)
+        check_rules(plan)
         opened = None if plan.moments is None else _planned_moments(plan, moments)
     else:
         assert budget is not None
@@ -128,10 +140,10 @@ def convert(
             progress=progress,
         )
     rows: list[EvaluationRow] = []
-    if evaluate_on:
-        rows = evaluate(model, [str(out)], text=evaluate_on, window=window, device=device, progress=progress)
+    if held_out:
+        rows = evaluate(model, [str(out)], text=held_out, window=window, device=device, progress=progress)
         predicted = f"{rows[0].scores.tokens:,} predicted tokens in windows of {window}"
-        stated = f"{read_text(evaluate_on).name}, {predicted}"
+        stated = f"{held_out.name}, {predicted}"
         write_bytes(out / CARD_FILE, model_card(plan, source.path, rows, stated).encode())
     return ConvertResult(plan, out, result.nbytes, bool(result.kept), tuple(refits), tuple(rows))
 
@@ -163,7 +175,8 @@ def _fresh_moments(
         found = MomentsFile.open(kept)
         if found.matches(source.fingerprint(), content.sha256, tokens, window):
             return found
-    kept.parent.mkdir(parents=True, exist_ok=True)
+    with output_errors(kept.parent):
+        kept.parent.mkdir(parents=True, exist_ok=True)
     return calibrate_opened(
         source,
         spec,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from gqakit.calibration.store import MomentsFile
@@ -31,12 +31,20 @@ class BudgetOptions:
         """The budget for a model.
 
         Raises:
-            BudgetError: when it is none, several, or out of range.
+            BudgetError: when it is none, several, out of range, or less than one KV head a layer.
         """
         try:
-            return resolve_budget(spec.cache, **asdict(self))
+            budget = resolve_budget(spec.cache, **asdict(self))
         except ValueError as error:
             raise BudgetError(str(error)) from error
+        least = replace(spec.cache, key_heads=(1,) * spec.num_layers, value_heads=(1,) * spec.num_layers)
+        smallest = least.ratio_to(spec.cache)
+        if budget.kv_ratio < smallest * (1 - 1e-6):
+            raise BudgetError(
+                f"{budget.asked} is a kv_ratio of {budget.kv_ratio:.4g}; the smallest that can be met is "
+                f"{smallest:.4f}, {least.bytes_per_token} bytes per token (one KV head a layer)"
+            )
+        return budget
 
 
 def plan(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,10 +94,8 @@ def _first_inputs(
         model(input_ids=windows[:1].to(device), use_cache=False, logits_to_keep=1)
     with _hooks([layers[0].register_forward_pre_hook(stop, with_kwargs=True)]):
         for window in windows:
-            try:
+            with suppress(_StopForward):
                 model(input_ids=window[None].to(device), use_cache=False)
-            except _StopForward:
-                continue
     return arguments, entering
 
 
@@ -121,12 +119,16 @@ def _moments(
 
     def heads(module: nn.Module, args: tuple[Tensor, ...]) -> None:
         seen["heads"] = args[0]
+        raise _StopForward  # what follows in the layer is not needed yet
 
-    with _hooks(
-        [
-            attention.register_forward_pre_hook(target, with_kwargs=True),
-            projection.register_forward_pre_hook(heads),
-        ]
+    with (
+        _hooks(
+            [
+                attention.register_forward_pre_hook(target, with_kwargs=True),
+                projection.register_forward_pre_hook(heads),
+            ]
+        ),
+        suppress(_StopForward),
     ):
         _run(layer, hidden, arguments)
     a, y = (seen[name].flatten(0, -2).float() for name in ("heads", "target"))

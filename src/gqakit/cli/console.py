@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, is_dataclass
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from gqakit.progress import Advance, Reporter, silent
@@ -42,8 +43,7 @@ class Screen:
 
     def json(self, value: Any) -> None:
         """A result as JSON; dataclasses become objects."""
-        plain = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
-        print(json.dumps(plain, indent=2, default=_plain))
+        print(json.dumps(_jsonable(value), indent=2, allow_nan=False))
 
     def table(self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A result as a table."""
@@ -60,13 +60,20 @@ class Screen:
         print(text)
 
 
-def _plain(value: Any) -> Any:
+def _jsonable(value: Any) -> Any:
+    """A value as JSON knows it: dataclasses and models as objects, NaN and infinity, which it lacks, as null."""
     if is_dataclass(value) and not isinstance(value, type):
-        return asdict(value)
+        return {field.name: _jsonable(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, dict):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, str | int):
+        return value
     dump = getattr(value, "model_dump", None)
-    if dump is not None:
-        return dump(mode="json")
-    return str(value)
+    return str(value) if dump is None else _jsonable(dump(mode="json"))
 
 
 def _rich_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

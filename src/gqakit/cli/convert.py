@@ -71,11 +71,14 @@ def command(
         ),
     ] = False,
     evaluate: Annotated[
-        bool, typer.Option("--evaluate", help="Measure the loss afterwards and state it in the model card.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            help="Measure the loss and state it in the model card. Default: where the model is calibrated anyway."
+        ),
+    ] = None,
     evaluate_text: Annotated[
         list[str] | None,
-        typer.Option(help="Text for --evaluate. Default: the held-out text that comes with gqakit."),
+        typer.Option(help="Text to measure on. Default: the held-out text that comes with gqakit."),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check and decide everything, write no checkpoint.")
@@ -106,7 +109,8 @@ def command(
             options=PlanOptions(method, merge, allocation, format, seed),  # pyright: ignore[reportArgumentType]
             moments=moments,
             text=data_source(text, dataset, dataset_split, dataset_column, "calibration"),
-            evaluate_on=(evaluate_text or ["evaluation"]) if evaluate or evaluate_text else None,
+            measure=True if evaluate_text else evaluate,
+            evaluate_on=evaluate_text or ["evaluation"],
             tokens=tokens,
             window=window,
             device=device,

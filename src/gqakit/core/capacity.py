@@ -43,10 +43,11 @@ class CacheShape:
 
 @dataclass(frozen=True)
 class Budget:
-    """How small the cache may be: `kv_ratio`, and the words in which it was asked for."""
+    """How small the cache may be: `kv_ratio`, the words in which it was asked for, and heads if it was in heads."""
 
     kv_ratio: float
     asked: str
+    kv_heads: int | None = None
 
 
 def resolve_budget(
@@ -104,7 +105,7 @@ def resolve_budget(
             f"{asked} is a kv_ratio of {ratio:g}; it must be above 0 and at most 1 "
             f"(the source keeps {source.bytes_per_token} bytes per token)"
         )
-    return Budget(ratio, asked)
+    return Budget(ratio, asked, kv_heads)
 
 
 def _ratio_of_heads(source: CacheShape, kv_heads: int) -> float:

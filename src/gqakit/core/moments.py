@@ -70,26 +70,33 @@ class HeadStats:
     def select(self, members: Sequence[int]) -> HeadStats:
         """The statistics of some of the heads."""
         index = torch.as_tensor(list(members))
-        distances = None if self.distances is None else self.distances[index]
-        return replace(
+        selected = replace(
             self,
             gram=self.gram[index][:, :, index],
             metric=self.metric[index],
             scale=self.scale[index],
-            distances=distances,
+            distances=None if self.distances is None else self.distances[index],
         )
+        if self.rotations is not None:  # hand the tables down: a search selects thousands of times
+            selected.__dict__["rotations"] = self.rotations.select(index)
+        return selected
+
+    @cached_property
+    def rotations(self) -> Rotation | None:
+        """How rotary embedding turns each head, averaged over where it looks; None without recorded distances."""
+        if not self.channels.first or self.distances is None or self.frequencies is None:
+            return None
+        return Rotation.beyond(self.distances, self.frequencies, self.channels)
 
     @cached_property
     def rotation(self) -> Rotation | None:
-        """How rotary embedding turns these heads, averaged over where they look; None where nothing turns.
+        """The rotation of all these heads together; None where nothing turns.
 
         Without recorded distances all distances count alike.
         """
         if not self.channels.first:
             return None
-        if self.distances is None or self.frequencies is None:
-            return Rotation.all_distances(self.channels)
-        return Rotation.beyond(self.distances.double().mean(0), self.frequencies, self.channels)
+        return Rotation.all_distances(self.channels) if self.rotations is None else self.rotations.mean()
 
     def seen(
         self, moment: Float[Tensor, "*batch head_dim head_dim"]

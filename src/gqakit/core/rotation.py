@@ -25,33 +25,34 @@ class Rotation:
     """`X ↦ E[R X Rᵀ]` over distances, for `[..., d, d]` matrices between the channels of two heads.
 
     With `c`, `s` the cosine and sine of each channel's angle, `R = diag(c) + diag(s) J` where `J` turns a
-    frequency pair by a right angle, so four tables of products between channels say it all.
+    frequency pair by a right angle, so four tables of products between channels say it all. The first three
+    are linear in the weights of the distances: those of several heads may be stacked and averaged.
     """
 
-    cos_cos: Float[Tensor, "d d"]
-    sin_sin: Float[Tensor, "d d"]
-    sin_cos: Float[Tensor, "d d"]
+    cos_cos: Float[Tensor, "*heads d d"]
+    sin_sin: Float[Tensor, "*heads d d"]
+    sin_cos: Float[Tensor, "*heads d d"]
     quarter: Float[Tensor, "d d"]
 
     @classmethod
     def over(
         cls,
-        distances: Float[Tensor, " window"],
+        distances: Float[Tensor, "*heads window"],
         frequencies: Float[Tensor, " pairs"],
         channels: Channels,
     ) -> Rotation:
-        """The average for attention that falls on distance `t` with weight `distances[t]`.
+        """The average for attention that falls on distance `t` with weight `distances[..., t]`.
 
         Args:
-            distances: non-negative, any sum above 0.
+            distances: non-negative, any sum above 0; of one head or of several.
             frequencies: radians per position of each pair.
             channels: which channels form the pairs; free channels do not turn.
         """
-        weight = (distances.double() / distances.double().sum())[:, None]
+        weight = (distances.double() / distances.double().sum(-1, keepdim=True))[..., None]
         rate = torch.zeros(channels.head_dim, dtype=torch.float64)
         rate[list(channels.first)] = frequencies.double()
         rate[list(channels.second)] = frequencies.double()
-        angle = -torch.arange(len(distances), dtype=torch.float64)[:, None] * rate
+        angle = -torch.arange(distances.shape[-1], dtype=torch.float64)[:, None] * rate
         cos, sin = angle.cos(), angle.sin()
         return cls(
             cos.T @ (weight * cos), sin.T @ (weight * sin), sin.T @ (weight * cos), _quarter_turn(channels)
@@ -59,17 +60,20 @@ class Rotation:
 
     @classmethod
     def beyond(
-        cls, distances: Float[Tensor, " window"], frequencies: Float[Tensor, " pairs"], channels: Channels
+        cls,
+        distances: Float[Tensor, "*heads window"],
+        frequencies: Float[Tensor, " pairs"],
+        channels: Channels,
     ) -> Rotation:
         """As `over`, with part of the weight spread beyond the window that was recorded.
 
         Maps fitted to a short window alone decay at longer ones. So `TAIL` of the weight goes to distances
         up to `REACH` windows, falling as `1 / (1 + t)`.
         """
-        window = len(distances)
+        window = distances.shape[-1]
         spread = 1.0 / (1.0 + torch.arange(REACH * window, dtype=torch.float64))
-        spread = TAIL * spread / spread.sum()
-        spread[:window] += (1.0 - TAIL) * distances.double() / distances.double().sum()
+        spread = (TAIL * spread / spread.sum()).expand(*distances.shape[:-1], -1).clone()
+        spread[..., :window] += (1.0 - TAIL) * distances.double() / distances.double().sum(-1, keepdim=True)
         return cls.over(spread, frequencies, channels)
 
     @classmethod
@@ -82,6 +86,14 @@ class Rotation:
         free = torch.as_tensor(channels.free, dtype=torch.long)
         still[free[:, None], free[None, :]] = 1.0
         return cls(tables + still, tables, torch.zeros_like(tables), _quarter_turn(channels))
+
+    def select(self, heads: Tensor) -> Rotation:
+        """The rotations of some of the stacked heads."""
+        return Rotation(self.cos_cos[heads], self.sin_sin[heads], self.sin_cos[heads], self.quarter)
+
+    def mean(self) -> Rotation:
+        """The average over the stacked heads."""
+        return Rotation(self.cos_cos.mean(0), self.sin_sin.mean(0), self.sin_cos.mean(0), self.quarter)
 
     def forward(self, x: Float[Tensor, "*batch d d"]) -> Float[Tensor, "*batch d d"]:
         """`E[R X Rᵀ]`: a moment of keys as queries see it."""

@@ -43,6 +43,10 @@ class MergeRule(ABC):
             return 0.0
         return residual(stats, self.merge(stats))
 
+    def score(self, stats: HeadStats) -> float:
+        """What a search ranks candidate groups by: the error, or a cheaper number that ranks alike."""
+        return self.error(stats)
+
     def on(self, stats: HeadStats) -> MergeRule:
         """The rule that really acts on heads of this structure: itself, or its stated fallback."""
         return self

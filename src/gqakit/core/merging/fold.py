@@ -48,7 +48,13 @@ class Fold(MergeRule):
         if not stats.channels.first:
             return HeadMerge(*_fold_free(stats, torch.arange(stats.channels.head_dim)))
         start = _fold_pairwise(stats)
-        return start if stats.distances is None else _alternate(stats, start)
+        return start if stats.distances is None else _alternate(stats, start, _ITERATIONS)
+
+    def score(self, stats: HeadStats) -> float:
+        """The error, after a few rounds only where it takes many to settle."""
+        if not stats.channels.first or stats.distances is None or stats.num_heads == 1:
+            return self.error(stats)
+        return residual(stats, _alternate(stats, _fold_pairwise(stats), _SCORE_ITERATIONS))
 
 
 def _fold_pairwise(stats: HeadStats) -> HeadMerge:
@@ -66,7 +72,7 @@ def _fold_pairwise(stats: HeadStats) -> HeadMerge:
     return HeadMerge(combine, expand)
 
 
-def _alternate(stats: HeadStats, start: HeadMerge) -> HeadMerge:
+def _alternate(stats: HeadStats, start: HeadMerge, iterations: int) -> HeadMerge:
     """Least squares for the maps given the shared head and for the shared head given the maps, in turn."""
     rotation = stats.rotation
     assert rotation is not None
@@ -82,7 +88,7 @@ def _alternate(stats: HeadStats, start: HeadMerge) -> HeadMerge:
 
     combine = start.combine
     expand, explained = solve_expand(combine)
-    for _ in range(_ITERATIONS):
+    for _ in range(iterations):
         weighted = expand.mT @ stats.metric
         normal = rotation.backward((weighted @ expand).sum(0))
         normal = normal + _HEAD_RIDGE * normal.diagonal().mean().clamp_min(1e-30) * eye
@@ -96,6 +102,7 @@ def _alternate(stats: HeadStats, start: HeadMerge) -> HeadMerge:
 
 
 _ITERATIONS = 60
+_SCORE_ITERATIONS = 4
 _TOLERANCE = 1e-5
 _MAP_RIDGE = 1e-5
 _HEAD_RIDGE = 1e-8

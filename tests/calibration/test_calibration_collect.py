@@ -1,0 +1,113 @@
+"""Moments of a tiny model against what its own hidden states and attention weights give."""
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import LlamaForCausalLM
+
+from gqakit.calibration.collect import collect_moments
+from gqakit.errors import DataError
+from gqakit.inspection import open_model
+
+HEADS, LAYERS = 8, 4
+
+
+def load(path) -> LlamaForCausalLM:
+    return LlamaForCausalLM.from_pretrained(path).eval()
+
+
+def windows_of(length: int) -> Tensor:
+    return torch.randint(0, 64, (3, length), generator=torch.Generator().manual_seed(length))
+
+
+def by_hand(path, windows: Tensor, kv_heads: int) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Input moment, value moment and distances of every layer, from the model's own attention weights."""
+    model = LlamaForCausalLM.from_pretrained(path, attn_implementation="eager").eval().double()
+    inputs: dict[int, Tensor] = {}
+    for index, layer in enumerate(model.model.layers):
+        layer.input_layernorm.register_forward_hook(
+            lambda module, args, out, index=index: inputs.__setitem__(index, out[0])
+        )
+    length = windows.shape[1]
+    sums = [
+        [torch.zeros(33, 33).double(), torch.zeros(33, 33).double(), torch.zeros(kv_heads, length).double()]
+        for _ in range(LAYERS)
+    ]
+    rows = 0
+    with torch.no_grad():
+        for window in windows:
+            attentions = model(input_ids=window[None], output_attentions=True, use_cache=False).attentions
+            for layer in range(LAYERS):
+                x = torch.cat([inputs[layer], torch.ones(length, 1).double()], 1)
+                sums[layer][0] += x.T @ x
+                for head in range(HEADS):
+                    for position in range(head % min(HEADS, length), length, HEADS):
+                        share = attentions[layer][0, head, position]
+                        delivered = share @ x
+                        sums[layer][1] += torch.outer(delivered, delivered)
+                        rows += layer == 0
+                        for earlier in range(position + 1):
+                            sums[layer][2][head * kv_heads // HEADS, position - earlier] += share[earlier]
+    return [(a / windows.numel(), b / rows, c / c.sum(1, keepdim=True)) for a, b, c in sums]
+
+
+@pytest.mark.parametrize(("kv_heads", "length"), [(8, 12), (4, 19), (4, 5)])
+def test_moments_are_the_averages(tiny_llama, kv_heads, length):
+    path = tiny_llama(kv_heads)
+    _, spec = open_model(str(path))
+    windows = windows_of(length)
+    found = collect_moments(load(path), spec, windows)
+    assert sorted(found) == list(range(LAYERS))
+    for layer, (inputs, value, distances) in enumerate(by_hand(path, windows, kv_heads)):
+        moments = found[layer]
+        torch.testing.assert_close(moments.input, inputs, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(moments.value, value, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(moments.distances, distances, rtol=1e-4, atol=1e-5)
+        assert moments.input[-1, -1] == pytest.approx(1.0)
+        assert moments.value[-1, -1] == pytest.approx(1.0)
+        assert moments.input.dtype == moments.value.dtype == moments.distances.dtype == torch.float64
+
+
+def test_frequencies_are_the_models_own(tiny_llama):
+    path = tiny_llama(8)
+    model, (_, spec) = load(path), open_model(str(path))
+    moments = collect_moments(model, spec, windows_of(6))[0]
+    expected = 10000.0 ** -(torch.arange(2).double() / 2)
+    torch.testing.assert_close(moments.frequencies, expected, rtol=1e-6, atol=0)
+
+
+def test_the_model_is_left_as_it_was(tiny_llama):
+    path = tiny_llama(4)
+    model, (_, spec) = load(path), open_model(str(path))
+    window = windows_of(10)[:1]
+    before = model(input_ids=window).logits
+    implementation = model.config._attn_implementation
+    seen = []
+    collect_moments(model, spec, windows_of(10), seen.append)
+    assert seen == [10, 10, 10]
+    assert model.config._attn_implementation == implementation
+    assert not any(m._forward_pre_hooks for m in model.modules())
+    assert torch.equal(model(input_ids=window).logits, before)
+
+
+def test_left_as_it_was_after_a_failure_too(tiny_llama):
+    path = tiny_llama(4)
+    model, (_, spec) = load(path), open_model(str(path))
+    implementation = model.config._attn_implementation
+
+    def stop(tokens: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        collect_moments(model, spec, windows_of(10), stop)
+    assert model.config._attn_implementation == implementation
+    assert not any(m._forward_pre_hooks for m in model.modules())
+
+
+def test_activations_that_are_not_finite_name_the_layer(tiny_llama):
+    path = tiny_llama(8)
+    model, (_, spec) = load(path), open_model(str(path))
+    with torch.no_grad():
+        model.model.layers[2].input_layernorm.weight[3] = float("nan")
+    with pytest.raises(DataError, match="layer 2: activations of its attention are not finite"):
+        collect_moments(model, spec, windows_of(10))

@@ -1,0 +1,120 @@
+"""Budgets that cannot be met, names that are not known, options that contradict each other."""
+
+from __future__ import annotations
+
+import pytest
+from command import SMALL, gqakit, refused, succeeds
+from tiny_fixtures import Models
+
+BUDGETS = [
+    (("--kv-ratio", 0.01), ("0.1250", "one KV head a layer")),
+    (("--kv-ratio", 1.5), ("--kv-ratio 1.5", "at most 1")),
+    (("--kv-ratio", 0), ("above 0",)),
+    (("--kv-ratio", -0.5), ("above 0",)),
+    (("--kv-ratio", "nan"), ("kv_ratio",)),
+    (("--kv-heads", 99), ("--kv-heads 99", "8 KV heads", "1 to 8")),
+    (("--kv-heads", 0), ("--kv-heads 0", "1 to 8")),
+    (("--kv-heads", 2, "--kv-ratio", 0.5), ("exactly one", "--kv-ratio and --kv-heads")),
+    ((), ("exactly one", "--kv-ratio", "--kv-gib", "got none")),
+    (("--kv-gib", 1), ("--kv-gib needs --context",)),
+    (("--kv-gib", 1, "--context", 0), ("--context",)),
+    (("--kv-gib", 1, "--context", 100, "--batch", 0), ("--batch",)),
+    (("--kv-gib", 1e-9, "--context", 100), ("--kv-gib 1e-09", "0.1250")),
+    (("--kv-ratio", 0.5, "--context", 100), ("--context and --batch belong to --kv-gib",)),
+    (("--kv-bytes-per-token", 10_000), ("1024 bytes per token", "at most 1")),
+    (("--kv-bytes-per-token", 3), ("--kv-bytes-per-token 3", "0.1250", "128 bytes per token")),
+]
+
+
+@pytest.mark.parametrize(("budget", "says"), BUDGETS, ids=lambda v: " ".join(map(str, v)) or "none")
+def test_a_budget_that_cannot_be_met(model: Models, budget: tuple, says: tuple[str, ...]) -> None:
+    refused(5, "plan", model(), *budget, "-o", "plan.json", says=says)
+    refused(5, "convert", model(), *budget, "-o", "out", *SMALL, says=says)
+
+
+@pytest.mark.parametrize(
+    ("option", "name", "near"),
+    [
+        ("--method", "optimum", "optimal"),
+        ("--merge", "folds", "fold"),
+        ("--format", "uniforn", "uniform"),
+        ("--allocation", "unifrom", "uniform"),
+    ],
+)
+def test_an_unknown_name_is_told_near_ones(model: Models, option: str, name: str, near: str) -> None:
+    for command in (("plan", model(), "-o", "plan.json"), ("convert", model(), "-o", "out")):
+        says = (repr(name), f"Did you mean '{near}'", "Known: ")
+        refused(2, *command, "--kv-heads", 2, option, name, says=says)
+
+
+def test_mqa_with_more_than_one_head(model: Models) -> None:
+    says = ("mqa", "--kv-heads 2", "--kv-heads 1", "0.125")
+    refused(5, "plan", model(), "--kv-heads", 2, "--method", "mqa", "-o", "plan.json", says=says)
+
+
+def test_uniform_takes_the_most_equal_groups_within_the_budget_and_says_so(model: Models) -> None:
+    how = ("--kv-heads", 3, "--format", "uniform", "--method", "neighbour")
+    ran = succeeds("plan", model(), *how)
+    assert "kv_ratio 0.375 asked, 0.25 reached (the most whole heads allow)" in ran.out
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "says"),
+    [
+        ("--device", "cdua", ("device", "'cdua'", "Did you mean 'cuda'", "Known: auto, cpu, cuda")),
+        ("--dtype", "float23", ("dtype", "'float23'", "Did you mean", "float32")),
+        ("--dtype", "int8", ("dtype", "'int8'", "Known: bfloat16, float16, float32")),
+    ],
+)
+def test_an_unknown_device_or_precision(
+    model: Models, option: str, value: str, says: tuple[str, ...]
+) -> None:
+    refused(2, "calibrate", model(), "-o", "m.safetensors", *SMALL, option, value, says=says)
+    refused(2, "evaluate", model(), *SMALL, option, value, says=says)
+    refused(2, "generate", model(), "Hello", option, value, says=says)
+
+
+def test_an_unknown_device_for_convert(model: Models) -> None:
+    refused(2, "convert", model(), "-o", "out", "--kv-heads", 2, *SMALL, "--device", "tpu", says=("'tpu'",))
+
+
+def test_a_gpu_that_is_not_there(model: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    refused(2, "evaluate", model(), *SMALL, "--device", "cuda", says=("no GPU", "--device cpu"))
+
+
+def test_a_plan_and_a_budget(model: Models) -> None:
+    succeeds("plan", model(), "--kv-heads", 2, "--method", "neighbour", "-o", "plan.json")
+    refused(
+        2, "convert", model(), "-o", "out", "--plan", "plan.json", "--kv-heads", 2, says=("--plan", "not both")
+    )
+
+
+def test_text_and_dataset(model: Models) -> None:
+    command = ("calibrate", model(), "-o", "m.safetensors", "--text", "a.txt", "--dataset", "b")
+    refused(2, *command, says=("--text or --dataset, not both",))
+
+
+def test_an_empty_prompt_where_no_token_opens_a_text(model: Models) -> None:
+    assert gqakit("generate", model(), "", "--max-new-tokens", 2).code == 0  # BOS opens it
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("convert",),
+        ("convert", "m"),
+        ("convert", "m", "-o", "out", "--kv-heads", "two"),
+        ("generate", "m", "p", "--max-new-tokens", 0),
+        ("convret", "m"),
+        ("inspect", "m", "--nonsense"),
+    ],
+    ids=lambda a: " ".join(map(str, a)),
+)
+def test_what_the_parser_itself_refuses(args: tuple) -> None:
+    ran = gqakit(*args)
+    assert ran.code == 2
+    assert "Usage: " in ran.err
+    assert "gqakit" in ran.err
+    assert "Traceback" not in ran.err
+    assert ran.out == ""

@@ -1,0 +1,46 @@
+"""The README's shell commands run as printed, on a tiny model."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+from typer.testing import CliRunner
+
+from gqakit.cli.app import app
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+def commands() -> list[str]:
+    """Every `gqakit` line of the README's shell blocks, comments cut off."""
+    blocks = re.findall(r"```sh\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+    lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line.startswith("gqakit ")]
+
+
+def test_readme_commands_run(model: Callable[..., Path], tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("The cat sat on the mat and looked at the rain. " * 400, encoding="utf-8")
+    values = {"MODEL": str(model()), "OUT": str(tmp_path / "out"), "TEXT": str(text), "WORK": str(tmp_path)}
+    found = commands()
+    assert len(found) >= 9, found
+    for line in found:
+        arguments = [re.sub(r"\$([A-Z]+)", lambda m: values[m[1]], word) for word in shlex.split(line)[1:]]
+        if arguments[0] in ("calibrate", "convert", "evaluate") and "--plan" not in arguments:
+            arguments += ["--tokens", "256", "--window", "64"]
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == 0, f"{line}\n{result.output}\n{result.exception!r}"
+
+
+def test_readme_states_no_unfilled_figure() -> None:
+    text = README.read_text(encoding="utf-8")
+    assert not re.search(r"\b(DEMO|MAIN)_TABLE\b|TODO|TBD", text)
+
+
+def test_make_targets_exist() -> None:
+    makefile = (README.parent / "Makefile").read_text(encoding="utf-8")
+    for target in re.findall(r"^make (\w+)", README.read_text(encoding="utf-8"), flags=re.MULTILINE):
+        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
