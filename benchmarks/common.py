@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-from collections.abc import Sequence
 from pathlib import Path
 
 SIBLING = Path(__file__).resolve().parents[2] / "shared" / "data" / "wikitext-2"
@@ -35,10 +34,13 @@ def environment() -> str:
     )
 
 
-def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A Markdown table with a heading."""
-    print(f"\n## {title}\n")
-    print("| " + " | ".join(header) + " |")
-    print("|" + "---|" * len(header))
-    for row in rows:
-        print("| " + " | ".join(row) + " |", flush=True)
+class Table:
+    """A Markdown table that prints each row as soon as it is measured."""
+
+    def __init__(self, title: str, *header: str) -> None:
+        print(f"\n## {title}\n\n| " + " | ".join(header) + " |")
+        print("|" + "---|" * len(header), flush=True)
+
+    def row(self, *cells: str) -> None:
+        """One line."""
+        print("| " + " | ".join(cells) + " |", flush=True)

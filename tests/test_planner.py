@@ -211,6 +211,14 @@ def test_budgets_that_cannot_be_met(opened):
         plan(opened, 0.5, method="mqa")
 
 
+def test_a_number_of_heads_that_makes_no_equal_groups_is_refused(wide):
+    budget = Budget(3 / 8, "--kv-heads 3", kv_heads=3)
+    with pytest.raises(BudgetError, match="8 KV heads do not divide into 3"):
+        make_plan(*wide, budget, PlanOptions(method="neighbour", format="uniform"))
+    made = make_plan(*wide, budget, PlanOptions(method="neighbour", format="grouped"))
+    assert made.groupings[0].key.num_groups == 3
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -48,7 +48,9 @@ def test_help(command: tuple[str, ...], flag: str) -> None:
     assert ran.err == ""
 
 
-@pytest.mark.parametrize("args", [["--help"], ["convert", "--help"], ["plan", "make", "--help"], ["--version"]])
+@pytest.mark.parametrize(
+    "args", [["--help"], ["convert", "--help"], ["plan", "make", "--help"], ["--version"]]
+)
 def test_help_imports_nothing_heavy(args: list[str]) -> None:
     ran = subprocess.run(
         [sys.executable, "-c", IMPORTED.format(args=args)], capture_output=True, text=True, check=True

@@ -40,7 +40,13 @@ def test_the_file_is_what_json_prints_and_show_repeats(model: Models) -> None:
     made = succeeds("plan", model(), "--kv-heads", 2, *WAY, "--json", "-o", "plan.json").out
     assert Path("plan.json").read_text() == made == succeeds("plan", "show", "plan.json", "--json").out
     shown = succeeds("plan", "show", "plan.json").out
-    for part in ("neighbour", "--kv-heads 2", "1,024 → 256 bytes per token", "{0,1,2,3} {4,5,6,7}", "weights only"):
+    for part in (
+        "neighbour",
+        "--kv-heads 2",
+        "1,024 → 256 bytes per token",
+        "{0,1,2,3} {4,5,6,7}",
+        "weights only",
+    ):
         assert part in shown
 
 

@@ -53,9 +53,16 @@ def test_mqa_with_more_than_one_head(model: Models) -> None:
 
 
 def test_uniform_takes_the_most_equal_groups_within_the_budget_and_says_so(model: Models) -> None:
-    how = ("--kv-heads", 3, "--format", "uniform", "--method", "neighbour")
+    how = ("--kv-ratio", 0.375, "--format", "uniform", "--method", "neighbour")
     ran = succeeds("plan", model(), *how)
     assert "kv_ratio 0.375 asked, 0.25 reached (the most whole heads allow)" in ran.out
+
+
+def test_uniform_with_a_number_of_heads_that_does_not_divide(model: Models, moments: Models) -> None:
+    how = ("--kv-heads", 3, "--format", "uniform")
+    says = ("8 KV heads do not divide into 3", "--kv-heads 1, 2, 4, 8", "--format grouped")
+    refused(5, "plan", model(), *how, "-o", "plan.json", says=says)
+    refused(5, "convert", model(), *how, "-o", "out", "--moments", moments(model()), says=says)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +93,16 @@ def test_a_gpu_that_is_not_there(model: Models, monkeypatch: pytest.MonkeyPatch)
 def test_a_plan_and_a_budget(model: Models) -> None:
     succeeds("plan", model(), "--kv-heads", 2, "--method", "neighbour", "-o", "plan.json")
     refused(
-        2, "convert", model(), "-o", "out", "--plan", "plan.json", "--kv-heads", 2, says=("--plan", "not both")
+        2,
+        "convert",
+        model(),
+        "-o",
+        "out",
+        "--plan",
+        "plan.json",
+        "--kv-heads",
+        2,
+        says=("--plan", "not both"),
     )
 
 

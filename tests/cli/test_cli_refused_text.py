@@ -42,7 +42,7 @@ def test_tokens_and_windows_that_make_none(model: Models, command: str, tokens: 
         "evaluate": (),
     }
     sizes = ("--tokens", tokens, "--window", window)
-    says = (f"window of {window} tokens out of {tokens}", "--tokens >= --window >= 2")
+    says = (f"window of {window} tokens", "--tokens >= --window >= 2")
     refused(9, command, model(), *rest[command], *sizes, says=says)
 
 

@@ -115,7 +115,15 @@ def test_the_source_against_itself(model: Models) -> None:
 def test_untampered(model: Models, out: Path) -> None:
     ran = succeeds("verify", model(), out)
     assert "FAILED" not in ran.out
-    for check in ("config", "structure", "finite", "untouched tensors", "reload", "attention output", "cache"):
+    for check in (
+        "config",
+        "structure",
+        "finite",
+        "untouched tensors",
+        "reload",
+        "attention output",
+        "cache",
+    ):
         assert f"ok  {check}" in ran.out
     errors = json.loads(succeeds("verify", model(), out, "--json").out)["layer_errors"]
     assert len(errors) == 4

@@ -237,3 +237,12 @@ def test_fold_error_is_what_the_output_loses():
         lost += float((was - now).square().sum(-1).mean())
     stated = sum(RULES["fold"].error(values.select(g)) for g in SHARED.value.groups)
     assert lost == pytest.approx(stated, rel=1e-9)
+
+
+def test_normalised_keys_are_brought_to_one_length_before_they_are_averaged():
+    layer = random_layer("locked", biases="qkv")
+    keys, _ = both_stats(layer, moments_of(layer))
+    assert keys.scale.max() > 1.1 * keys.scale.min()
+    rows = keys.scale[:, None, None] * layer.weights.key.augmented()
+    out = convert(layer, SHARED, "mean").key.augmented()
+    torch.testing.assert_close(out, torch.stack([rows[0] + rows[3], rows[1] + rows[2]]) / 2)

@@ -37,7 +37,7 @@ def test_every_spelling_is_the_same_budget(heads):
 
 def test_budget_is_echoed_as_it_was_asked():
     assert resolve_budget(SOURCE, kv_ratio=0.5) == Budget(0.5, "--kv-ratio 0.5")
-    assert resolve_budget(SOURCE, kv_heads=2) == Budget(0.25, "--kv-heads 2")
+    assert resolve_budget(SOURCE, kv_heads=2) == Budget(0.25, "--kv-heads 2", kv_heads=2)
     assert resolve_budget(SOURCE, kv_bytes_per_token=512).asked == "--kv-bytes-per-token 512"
     asked = resolve_budget(SOURCE, kv_gib=1e-4, context=100).asked
     assert asked == "--kv-gib 0.0001 --context 100 --batch 1"

@@ -16,6 +16,7 @@ from gqakit.cli import main
 
 # Few tokens: enough for a tiny model, a fraction of a second to run.
 SMALL = ("--tokens", "256", "--window", "32")
+QUICK = (*SMALL, "--no-evaluate")  # for `convert`
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,11 @@ def gqakit(*args: Any) -> Ran:
     out, err = io.StringIO(), io.StringIO()
     code = 0
     argv = ["gqakit", *map(str, args)]
-    with mock.patch.object(sys, "argv", argv), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    with (
+        mock.patch.object(sys, "argv", argv),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
         try:
             main()
         except SystemExit as stop:
@@ -59,7 +64,9 @@ def refused(code: int, *args: Any, says: tuple[str, ...] = ()) -> str:
     errors = [line for line in ran.err.splitlines() if line.startswith("gqakit: error: ")]
     assert len(errors) == 1, ran.err
     assert ran.err.count("gqakit: error:") == 1
-    assert ran.err.splitlines()[-1] == errors[0], f"the message is not the last word, or has several lines:\n{ran.err}"
+    assert ran.err.splitlines()[-1] == errors[0], (
+        f"the message is not the last word, or has several lines:\n{ran.err}"
+    )
     for part in says:
         assert str(part) in errors[0], f"{part!r} is not in: {errors[0]}"
     assert hashes(Path.cwd()) == before, "files appeared, went or changed"

@@ -6,10 +6,12 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from command import SMALL, gqakit, refused, succeeds
+import torch
+from command import QUICK, SMALL, gqakit, refused, succeeds
 from tiny_fixtures import Models
 from tiny_models import hashes
 
@@ -17,27 +19,40 @@ import gqakit as package
 from gqakit.checkpoint import MANIFEST_NAME, writer
 from gqakit.errors import CheckpointError
 
+Run = Callable[[], object]
 
-@pytest.mark.parametrize("sharded", [False, True], ids=["single", "sharded"])
-def test_the_same_command_gives_the_same_bytes_in_another_process(
-    model: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sharded: bool
-) -> None:
-    source = model("llama", kv_heads=4, sharded=sharded)
-    command = ("convert", source, "-o", "out", "--kv-ratio", "0.75", *SMALL)
-    for name in ("here", "there"):
+
+def twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: Run, second: Run) -> None:
+    """Two runs of one command, each in an empty directory, leave the same bytes."""
+    for name, run in (("here", first), ("there", second)):
         (tmp_path / name).mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    succeeds(*command)
-    subprocess.run(
-        [sys.executable, "-m", "gqakit", *map(str, command)],
-        cwd=tmp_path / "there",
-        env={**os.environ, "PYTHONHASHSEED": "7", "OMP_NUM_THREADS": "1"},
-        check=True,
-        capture_output=True,
-    )
+        monkeypatch.chdir(tmp_path / name)
+        run()
     here, there = hashes(tmp_path / "here"), hashes(tmp_path / "there")
     assert here == there
     assert {"out/gqakit-plan.json", "out/config.json", "out.moments.safetensors"} <= here.keys()
+
+
+def test_the_same_command_gives_the_same_bytes_again(
+    model: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = model("qwen2", kv_heads=4, sharded=True, dtype=torch.bfloat16)
+    command = ("convert", source, "-o", "out", "--kv-ratio", 0.5, *SMALL, "--evaluate")
+    twice(tmp_path, monkeypatch, lambda: succeeds(*command), lambda: succeeds(*command))
+
+
+def test_the_same_command_gives_the_same_bytes_in_another_process(
+    model: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ("convert", model("llama", kv_heads=4), "-o", "out", "--kv-ratio", 0.75, *QUICK)
+    environment = {**os.environ, "PYTHONHASHSEED": "7", "OMP_NUM_THREADS": "1"}
+    alone = [sys.executable, "-m", "gqakit", *map(str, command)]
+    twice(
+        tmp_path,
+        monkeypatch,
+        lambda: succeeds(*command),
+        lambda: subprocess.run(alone, env=environment, check=True, capture_output=True),
+    )
 
 
 def test_random_groups_depend_on_the_seed_alone(model: Models) -> None:
@@ -103,7 +118,9 @@ def test_an_interrupted_run_is_visibly_unfinished_and_can_be_continued(
     refused(3, "verify", source, out, says=("unfinished",))
     with pytest.raises(CheckpointError):
         package.load(out)
-    refused(7, "convert", source, "-o", out, "--kv-heads", 1, *how[2:], says=("unfinished output of another run",))
+    refused(
+        7, "convert", source, "-o", out, "--kv-heads", 1, *how[2:], says=("unfinished output of another run",)
+    )
     refused(7, "convert", source, "-o", out, *how, "--merge", "mean", says=("--overwrite",))
 
     result = json.loads(succeeds(*command).out)
@@ -129,7 +146,7 @@ def test_an_interrupted_calibration_leaves_nothing_and_the_moments_of_a_finished
     model: Models, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = model("llama", kv_heads=4)
-    command = ("convert", source, "-o", "out", "--kv-heads", 2, *SMALL)
+    command = ("convert", source, "-o", "out", "--kv-heads", 2, *QUICK)
     interrupted(monkeypatch, "gqakit.api.calibrating", "collect_moments", 0, *command)
     assert list(Path().iterdir()) == []
     interrupted(monkeypatch, "gqakit.convert", "convert_layer", 0, *command)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from command import SMALL, succeeds
+from command import QUICK, SMALL, succeeds
 from tiny_fixtures import Models
 from tiny_models import FAMILIES, prompt_ids
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -93,7 +93,7 @@ def test_every_precision_and_layout_through_the_whole_flow(
 ) -> None:
     source = model("qwen2", kv_heads=4, dtype=dtype, sharded=sharded)
     assert (len(list(source.glob("*.safetensors"))) > 1) is sharded
-    succeeds("convert", source, "-o", "out", "--kv-ratio", 0.5, "--format", target, *SMALL)
+    succeeds("convert", source, "-o", "out", "--kv-ratio", 0.5, "--format", target, *QUICK)
     ran = succeeds("verify", source, "out", "--json")
     assert json.loads(ran.out)["passed"]
     loads_and_generates(source, Path("out"))

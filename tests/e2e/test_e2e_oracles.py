@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from command import SMALL, succeeds
+from command import QUICK, succeeds
 from tiny_fixtures import Models
 from tiny_models import FAMILIES, HEADS, all_tensors, build, edit_tensors, logits
 from torch import Tensor
@@ -62,7 +62,7 @@ def loss(source: Path, out: Path) -> float:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_budget_of_one_changes_no_bit(model: Models, family: str, sharded: bool) -> None:
     source = model(family, sharded=sharded, dtype=torch.bfloat16)
-    succeeds("convert", source, "-o", "out", "--kv-ratio", 1, *SMALL)
+    succeeds("convert", source, "-o", "out", "--kv-ratio", 1, *QUICK)
     for path in [*source.glob("*.safetensors*"), source / "config.json"]:
         assert (Path("out") / path.name).read_bytes() == path.read_bytes(), path.name
     succeeds("verify", source, "out")
@@ -75,7 +75,7 @@ def test_merging_duplicates_loses_nothing(family: str, kv_heads: int) -> None:
     kept = kv_heads // 2
     pattern = {8: [0, 1, 2, 3, 0, 2, 1, 3], 4: [0, 1, 0, 1]}[kv_heads]
     edit_tensors(source, copies(2, pattern))
-    succeeds("convert", source, "-o", "out", "--kv-heads", kept, "--merge", "mean", *SMALL)
+    succeeds("convert", source, "-o", "out", "--kv-heads", kept, "--merge", "mean", *QUICK)
     assert json.loads((Path("out") / "config.json").read_text())["num_key_value_heads"] == kept
     assert loss(source, Path("out")) < 1e-5
     succeeds("verify", source, "out")
@@ -94,7 +94,7 @@ def test_merging_turned_copies_loses_nothing(family: str, merge: str, from_weigh
         succeeds("plan", source, *how, "-o", "plan.json")
         succeeds("convert", source, "-o", "out", "--plan", "plan.json")
     else:
-        succeeds("convert", source, "-o", "out", *how, *SMALL)
+        succeeds("convert", source, "-o", "out", *how, *QUICK)
     plan = json.loads((Path("out") / "gqakit-plan.json").read_text())
     assert plan["format"] == "grouped"
     assert (plan["moments"] is None) is from_weights
@@ -130,7 +130,7 @@ def test_where_keys_are_normalised_the_plan_says_they_fall_back_to_mean(model: M
 
 def test_one_head_is_the_mean_when_the_rule_is_the_mean(model: Models) -> None:
     source = model("llama")
-    succeeds("convert", source, "-o", "out", "--kv-heads", 1, "--method", "mqa", "--merge", "mean", *SMALL)
+    succeeds("convert", source, "-o", "out", "--kv-heads", 1, "--method", "mqa", "--merge", "mean", *QUICK)
     before, after = all_tensors(source), all_tensors(Path("out"))
     for name, tensor in before.items():
         if name.endswith(("k_proj.weight", "v_proj.weight")):

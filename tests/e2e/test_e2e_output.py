@@ -8,12 +8,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from command import SMALL, succeeds
+from command import QUICK, SMALL, succeeds
 from safetensors import safe_open
 from tiny_fixtures import Models
 from tiny_models import all_tensors, hashes
 
-SIDE_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json", "LICENSE")
+SIDE_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "generation_config.json",
+    "LICENSE",
+)
 ATTENTION = re.compile(r"\.(q|k|v|o)_proj\.")
 
 
@@ -59,7 +65,7 @@ def test_everything_but_the_attention_is_the_sources_and_the_source_is_left_alon
 
 def test_a_head_that_stays_alone_is_carried_over_bit_for_bit(model: Models) -> None:
     source = model("llama", kv_heads=4)
-    succeeds("convert", source, "-o", "out", "--kv-heads", 3, *SMALL)
+    succeeds("convert", source, "-o", "out", "--kv-heads", 3, *QUICK)
     plan = json.loads((Path("out") / "gqakit-plan.json").read_text())
     old, new = all_tensors(source), all_tensors(Path("out"))
     for index, layer in enumerate(plan["layers"]):
@@ -91,7 +97,7 @@ def test_the_card_says_what_was_made_of_what_and_what_it_cost(model: Models) -> 
 
 
 def test_the_card_without_a_measurement_says_so(model: Models) -> None:
-    succeeds("convert", model("llama", kv_heads=4), "-o", "out", "--kv-heads", 3, *SMALL)
+    succeeds("convert", model("llama", kv_heads=4), "-o", "out", "--kv-heads", 3, *QUICK)
     card = (Path("out") / "README.md").read_text()
     assert "Not measured on text" in card
     assert "| layer | KV heads (K, V) | key error | value error |" in card
@@ -99,7 +105,7 @@ def test_the_card_without_a_measurement_says_so(model: Models) -> None:
 
 
 def test_a_dry_run_decides_and_writes_no_checkpoint(model: Models) -> None:
-    ran = succeeds("convert", model("llama", kv_heads=4), "-o", "out", "--kv-heads", 2, *SMALL, "--dry-run")
+    ran = succeeds("convert", model("llama", kv_heads=4), "-o", "out", "--kv-heads", 2, *QUICK, "--dry-run")
     assert "Would convert" in ran.out
     assert "nothing (dry run)" in ran.out
     assert not Path("out").exists()

@@ -81,7 +81,7 @@ def convert(
         moments: a moments file.
         text, tokens, window: what to calibrate on; see `calibrate`.
         measure: evaluate source and result on `evaluate_on` and state the loss in the model card; None does
-            so where the model is run for calibration anyway.
+            so where the model is run for calibration anyway. In windows of `window` tokens, but no longer than 512.
         evaluate_on: files, or "evaluation" for the held-out text that comes with gqakit.
         device: for calibration, refitting and evaluation.
         refit: then refit the output projections on `text` (see `gqakit.core.refit`); needs both models in memory.
@@ -100,8 +100,9 @@ def convert(
     content = text if isinstance(text, Text) else read_text(text)
     calibrating = plan is None and moments is None
     held_out = read_text(evaluate_on) if (calibrating if measure is None else measure) else None
+    measured = min(window, WINDOW)  # a long calibration window need not fit the held-out text
     if held_out:  # what is wrong with this text is said before the conversion, not after it
-        token_windows(load_tokenizer(source), held_out, window=window, tokens=EVALUATION_TOKENS)
+        token_windows(load_tokenizer(source), held_out, window=measured, tokens=EVALUATION_TOKENS)
     if plan is not None:
         plan.check_source(source.fingerprint(), model)
         check_rules(plan)
@@ -141,8 +142,8 @@ def convert(
         )
     rows: list[EvaluationRow] = []
     if held_out:
-        rows = evaluate(model, [str(out)], text=held_out, window=window, device=device, progress=progress)
-        predicted = f"{rows[0].scores.tokens:,} predicted tokens in windows of {window}"
+        rows = evaluate(model, [str(out)], text=held_out, window=measured, device=device, progress=progress)
+        predicted = f"{rows[0].scores.tokens:,} predicted tokens in windows of {measured}"
         stated = f"{held_out.name}, {predicted}"
         write_bytes(out / CARD_FILE, model_card(plan, source.path, rows, stated).encode())
     return ConvertResult(plan, out, result.nbytes, bool(result.kept), tuple(refits), tuple(rows))

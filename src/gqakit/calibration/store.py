@@ -114,7 +114,7 @@ def save_moments(path: Path, header: MomentsHeader, layers: Mapping[int, LayerMo
         for kind in _KINDS:
             tensor = getattr(moments, kind)
             if tensor is not None:
-                tensors[f"layers.{index}.{kind}"] = tensor.to(torch.float32).contiguous()
+                tensors[f"layers.{index}.{kind}"] = tensor.to(torch.float32, copy=True).contiguous()
     metadata = {_KEY: json.dumps(header.model_dump(), sort_keys=True)}
     write_bytes(path, save(tensors, metadata=metadata))
     return MomentsFile(path, header)

@@ -16,6 +16,11 @@ def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
     return values, vectors
 
 
+def eigvalsh(matrix: Tensor) -> Tensor:
+    """Eigenvalues alone, ascending, of Hermitian `[..., n, n]`."""
+    return _linalg.eigvalsh(matrix)
+
+
 def polar(matrix: Tensor) -> Tensor:
     """The orthogonal matrix nearest to each `[..., n, n]`: `U Vᵀ` of its singular value decomposition."""
     left, _, right = _linalg.svd(matrix)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gqakit.core.linalg import eigh, solve
+from gqakit.core.linalg import eigh, eigvalsh, solve
 from gqakit.core.merging.base import HeadMerge, MergeRule, residual
 from gqakit.core.merging.mean import Mean
 from gqakit.core.moments import HeadStats
@@ -48,13 +48,26 @@ class Fold(MergeRule):
         if not stats.channels.first:
             return HeadMerge(*_fold_free(stats, torch.arange(stats.channels.head_dim)))
         start = _fold_pairwise(stats)
-        return start if stats.distances is None else _alternate(stats, start, _ITERATIONS)
+        if stats.distances is None:
+            return start
+        combine, expand, _ = _alternate(stats, start, _ITERATIONS)
+        merge = HeadMerge(*_balanced(combine, expand, stats.gram))
+        return min(start, merge, key=lambda candidate: residual(stats, candidate))
 
     def score(self, stats: HeadStats) -> float:
-        """The error, after a few rounds only where it takes many to settle."""
-        if not stats.channels.first or stats.distances is None or stats.num_heads == 1:
+        """The error: from eigenvalues alone where that is all it takes, after a few rounds where it takes many."""
+        if stats.num_heads == 1:
+            return 0.0
+        if stats.channels.locked:
             return self.error(stats)
-        return residual(stats, _alternate(stats, _fold_pairwise(stats), _SCORE_ITERATIONS))
+        if not stats.channels.first:
+            root, _ = _roots(stats.metric)
+            spectrum = eigvalsh(_weighted(stats.gram, root))
+            return float(spectrum[: -stats.gram.shape[1]].clamp_min(0).sum())
+        if stats.distances is None:
+            return self.error(stats)
+        _, _, explained = _alternate(stats, _fold_pairwise(stats), _SCORE_ITERATIONS)
+        return max(float(stats.energy().sum()) - explained, 0.0)
 
 
 def _fold_pairwise(stats: HeadStats) -> HeadMerge:
@@ -72,8 +85,11 @@ def _fold_pairwise(stats: HeadStats) -> HeadMerge:
     return HeadMerge(combine, expand)
 
 
-def _alternate(stats: HeadStats, start: HeadMerge, iterations: int) -> HeadMerge:
-    """Least squares for the maps given the shared head and for the shared head given the maps, in turn."""
+def _alternate(stats: HeadStats, start: HeadMerge, iterations: int) -> tuple[Tensor, Tensor, float]:
+    """Least squares for the maps given the shared head and for the shared head given the maps, in turn.
+
+    Returns `combine`, `expand` and how much of the energy they explain, up to the ridge.
+    """
     rotation = stats.rotation
     assert rotation is not None
     eye = torch.eye(stats.gram.shape[1], dtype=stats.gram.dtype)
@@ -84,7 +100,7 @@ def _alternate(stats: HeadStats, start: HeadMerge, iterations: int) -> HeadMerge
         shared = shared + _MAP_RIDGE * shared.diagonal().mean().clamp_min(1e-30) * eye
         seen = rotation.forward(cross)
         expand = solve(shared, seen.mT).mT
-        return expand, float((expand @ seen.mT * stats.metric.mT).sum())  # what is explained, up to the ridge
+        return expand, float((expand @ seen.mT * stats.metric.mT).sum())
 
     combine = start.combine
     expand, explained = solve_expand(combine)
@@ -97,8 +113,7 @@ def _alternate(stats: HeadStats, start: HeadMerge, iterations: int) -> HeadMerge
         expand, explained = solve_expand(combine)
         if explained - before <= _TOLERANCE * explained:
             break
-    merge = HeadMerge(*_balanced(combine, expand, stats.gram))
-    return min(start, merge, key=lambda candidate: residual(stats, candidate))
+    return combine, expand, explained
 
 
 _ITERATIONS = 60
@@ -113,12 +128,17 @@ def _fold_free(stats: HeadStats, free: Tensor) -> tuple[Tensor, Tensor]:
     members, width = stats.num_heads, len(free)
     gram = stats.gram[:, free][:, :, :, free]
     root, inverse = _roots(stats.metric[:, free[:, None], free[None, :]])
-    weighted = torch.einsum("hab,hbgc,gcd->hagd", root, gram, root).reshape(members * width, -1)
-    _, vectors = eigh(weighted)
+    _, vectors = eigh(_weighted(gram, root))
     leading = vectors[:, -width:].flip(1).reshape(members, width, width)  # [members, f, rank]
     leading = leading * _sign(leading.flatten(0, 1))
     combine, expand = (root @ leading).mT, inverse @ leading
     return _balanced(combine, expand, gram)
+
+
+def _weighted(gram: Tensor, root: Tensor) -> Tensor:
+    """The Gram matrix of the stacked `M_h^{1/2} k_h`, `[members * f, members * f]`."""
+    members, width = root.shape[:2]
+    return torch.einsum("hab,hbgc,gcd->hagd", root, gram, root).reshape(members * width, -1)
 
 
 def _fold_pairs(stats: HeadStats, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:

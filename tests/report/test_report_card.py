@@ -1,0 +1,112 @@
+"""The model card, from a plan and a source directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gqakit.evaluation.language import LanguageScores
+from gqakit.plan import Plan
+from gqakit.report.card import inherited_licence, model_card
+from gqakit.report.evaluation import EvaluationRow, markdown_table
+
+
+def plan(key: tuple[int, ...] = (0, 0, 1, 1), value: tuple[int, ...] = (0, 0, 1, 1), **changes: Any) -> Plan:
+    """A plan for a model of two layers with four KV heads; the first layer's partitions are given."""
+    layers = [
+        {"key": key, "value": value, "key_error": 0.1234, "value_error": 0.05},
+        {"key": (0, 0, 1, 1), "value": (0, 0, 1, 1), "key_error": 0.2, "value_error": 0.06},
+    ]
+    content = {
+        "source": {
+            "name": 'odd "name"',
+            "model_type": "llama",
+            "fingerprint": "sha256:0",
+            "num_layers": 2,
+            "num_heads": 8,
+            "num_kv_heads": 4,
+            "head_dim": 4,
+        },
+        "budget": {
+            "asked": "--kv-heads 2",
+            "kv_ratio_asked": 0.5,
+            "kv_ratio": 0.5,
+            "kv_bytes_per_token_before": 2048,
+            "kv_bytes_per_token": 1024,
+        },
+        "format": "grouped",
+        "method": "optimal",
+        "allocation": "uniform",
+        "merging": {"rule": "fold", "key": "fold", "value": "fold"},
+        "seed": 3,
+        "moments": None,
+        "versions": {},
+        "layers": layers,
+    }
+    return Plan.model_validate({**content, **changes})
+
+
+def test_front_matter_and_facts(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("---\nlanguage: en\nlicense: mit\n---\n# Source\n")
+    card = model_card(plan(), tmp_path)
+    front, body = card.removeprefix("---\n").split("\n---\n", 1)
+    assert front.splitlines() == [
+        r'base_model: "odd \"name\""',
+        "license: mit",
+        "library_name: transformers",
+        "tags: [gqakit, kv-cache]",
+    ]
+    for part in (
+        "KV cache of 50%",
+        "to 2 KV heads a layer",
+        "2,048 → 1,024 bytes",
+        "mit (inherited",
+        "seed 3",
+    ):
+        assert part in body
+    assert "none (weights only)" in body
+    assert "| 0 | 2, 2 | 0.123 | 0.05 |" in body
+    assert card.endswith("|\n")
+
+
+def test_different_numbers_of_heads_are_a_range(tmp_path: Path) -> None:
+    assert "to 1 to 3 KV heads a layer" in model_card(plan((0, 1, 2, 2), (0, 0, 0, 0)), tmp_path)
+
+
+def test_notes_and_calibration(tmp_path: Path) -> None:
+    record = {"path": "m.safetensors", "fingerprint": "sha256:1", "tokens": 12288}
+    card = model_card(plan(notes=("keys use mean",), moments=record), tmp_path)
+    assert "- Note: keys use mean" in card
+    assert "- Calibration: 12,288 tokens" in card
+
+
+def test_measured_loss_replaces_the_layers_errors(tmp_path: Path) -> None:
+    rows = [EvaluationRow(name, 2048, 2048.0, 1.0, LanguageScores(9.5, 0.0, 1.0, 62)) for name in "ab"]
+    card = model_card(plan(), tmp_path, rows, "some text, 62 predicted tokens")
+    assert "On some text, 62 predicted tokens:\n\n" + markdown_table(rows) in card
+    assert "| layer |" not in card
+
+
+@pytest.mark.parametrize(
+    ("text", "licence"),
+    [
+        (None, None),
+        ("# No front matter\nlicense: mit\n", None),
+        ("---\nlanguage: en\n---\nlicense: mit\n", None),
+        ("---\nlicense:\n---\n", None),
+        ("---\nlicense: other\nlicense_name: custom\n---\n", "other"),
+        ("", None),
+        ("---\nlicense: apache-2.0", "apache-2.0"),
+    ],
+)
+def test_the_licence_comes_from_the_front_matter_alone(
+    tmp_path: Path, text: str | None, licence: str | None
+) -> None:
+    if text is not None:
+        (tmp_path / "README.md").write_text(text)
+    assert inherited_licence(tmp_path) == licence
+    card = model_card(plan(), tmp_path)
+    assert ("license:" in card) is (licence is not None)
+    assert (licence or "whose card states none") in card

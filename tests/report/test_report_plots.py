@@ -1,0 +1,57 @@
+"""The plot is a file that an image viewer opens."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from gqakit.errors import MissingDependencyError
+from gqakit.evaluation.language import LanguageScores
+from gqakit.report.evaluation import EvaluationRow
+from gqakit.report.plots import plot_quality
+
+
+def row(name: str, kib: int, perplexity: float) -> EvaluationRow:
+    """One checkpoint."""
+    return EvaluationRow(name, kib * 1024, kib * 1024.0, kib / 45, LanguageScores(perplexity, 0.1, 0.9, 10))
+
+
+SOURCE = row("source", 45, 38.6)
+SERIES = {
+    "neighbour mean": [row("mean-2", 30, 449.0), row("mean-1", 15, 13408.0)],
+    "fold": [row("fold-1", 15, 70.2), row("fold-2", 30, 45.5)],
+}
+
+
+@pytest.mark.parametrize(
+    ("ending", "magic"), [("png", b"\x89PNG\r\n\x1a\n"), ("svg", b"<?xml"), ("pdf", b"%PDF")]
+)
+def test_the_ending_decides_the_format(tmp_path: Path, ending: str, magic: bytes) -> None:
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "new" / f"quality.{ending}"
+    plot_quality(path, "A title", SOURCE, SERIES)
+    data = path.read_bytes()
+    assert data.startswith(magic)
+    assert len(data) > 8_000
+
+
+def test_the_png_is_large_enough_and_not_blank(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    from matplotlib import image, pyplot
+
+    plot_quality(tmp_path / "quality.png", "A title", SOURCE, SERIES)
+    pixels = image.imread(tmp_path / "quality.png")
+    assert pixels.shape[0] >= 600
+    assert pixels.shape[1] >= 1000
+    assert 0.005 < (pixels[..., :3] < 0.9).any(-1).mean() < 0.5
+    assert pyplot.get_fignums() == []  # closed again
+
+
+def test_without_matplotlib_the_message_names_the_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(MissingDependencyError, match=r"gqakit\[plot\]"):
+        plot_quality(tmp_path / "quality.png", "A title", SOURCE, SERIES)
