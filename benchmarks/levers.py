@@ -17,7 +17,7 @@ from unittest import mock
 
 import torch
 
-from common import arguments, environment, print_table
+from common import Table, arguments, environment
 from gqakit.calibration.store import MomentsFile
 from gqakit.core import moments as core_moments
 from gqakit.core import rotation
@@ -28,7 +28,7 @@ from gqakit.families import read_layer
 from gqakit.methods.search import best_partition
 from gqakit.plan import Plan
 from gqakit.planner import LayerStats
-from workbench import Workbench, cross, only, without
+from workbench import Workbench, cross, without
 
 Cells = tuple[str, str]
 
@@ -48,54 +48,42 @@ def main() -> None:
     def both(using: MomentsFile | None, **how: Any) -> tuple[str, ...]:
         return tuple(cell for kept in (2, 1) for cell in measure(bench.plan(kept, using, **how), using))
 
-    header = ("change", "2/3: 8 x 512", "2/3: 2 x 2048", "1/3: 8 x 512", "1/3: 2 x 2048")
-    rows = [("default (fold)", *both(moments))]
+    at_both = ("2/3: 8 x 512", "2/3: 2 x 2048", "1/3: 8 x 512", "1/3: 2 x 2048")
+    table = Table("Perplexity (KL to the source), one change at a time", "change", *at_both)
+    table.row("default (fold)", *both(moments))
     pairwise = bench.changed_moments("pairwise", without("distances", "frequencies"))
-    plain = bench.changed_moments("plain", without("distances", "frequencies", "value"))
+    table.row("keys: one complex number a frequency pair, no distances", *both(pairwise))
     inputs = bench.changed_moments("inputs", without("value"))
-    rows.append(("keys: one complex number a frequency pair, no distances", *both(pairwise)))
-    rows.append(("values: layer input instead of what attention delivers", *both(inputs)))
-    rows.append(("both of these: the plain fold", *both(plain)))
+    table.row("values: layer input instead of what attention delivers", *both(inputs))
+    plain = bench.changed_moments("plain", without("distances", "frequencies", "value"))
+    table.row("both of these: the plain fold", *both(plain))
     with mock.patch.object(rotation, "TAIL", 0.0):
-        rows.append(("keys: distances of the window alone, nothing beyond", *both(moments)))
-    centred = bench.changed_moments("centred", _centre)
-    rows.append(("keys and queries: centred second moment", *both(centred)))
+        table.row("keys: distances of the window alone, nothing beyond", *both(moments))
+    table.row("keys and queries: centred second moment", *both(bench.changed_moments("centred", _centre)))
     with _metric(key=True):
-        rows.append(("keys: not weighed by the queries", *both(moments)))
+        table.row("keys: not weighed by the queries", *both(moments))
     with _metric(value=True):
-        rows.append(("values: not weighed by the output projection", *both(moments)))
-    rows.append(("calibrated on gqakit's own text", *both(bench.moments("calibration"))))
-    rows.append(("weights only (C = I)", *both(None)))
-    print_table("Perplexity (KL to the source), one change at a time", header, rows)
+        table.row("values: not weighed by the output projection", *both(moments))
+    table.row("calibrated on gqakit's own text", *both(bench.moments("calibration")))
+    table.row("weights only (C = I)", *both(None))
 
-    rows = []
+    table = Table("Other merge rules, each with the grouping that is best for it", "merge rule", *at_both)
     for merge in ("mean", "mean_norm", "medoid", "aligned", "aligned_norm"):
-        rows.append((f"merge rule {merge}", *both(moments, merge=merge)))
-    print_table("Other merge rules, each with the grouping that is best for it", header, rows)
+        table.row(merge, *both(moments, merge=merge))
 
-    rows = [("grouping optimal", *measure(bench.plan(2, moments), moments))]
-    for method in ("neighbour", "random", "weight_similarity"):
-        rows.append((f"grouping {method}", *measure(bench.plan(2, moments, method=method), moments)))
-    rows.append(("grouping worst", *measure(_worst(bench, moments), moments)))
+    table = Table("Groupings at 2/3, fold", "grouping", *at_both[:2])
+    for method in ("optimal", "neighbour", "random", "weight_similarity"):
+        table.row(method, *measure(bench.plan(2, moments, method=method), moments))
+    table.row("worst", *measure(_grouped(bench, moments, 2, key=-1.0, value=-1.0), moments))
     apart = cross(_grouped(bench, moments, 2, key=1.0), _grouped(bench, moments, 2, value=1.0))
-    rows.append(("keys and values grouped apart", *measure(apart, moments)))
-    print_table("Groupings at 2/3, fold", header[:3], rows)
+    table.row("optimal, keys and values apart", *measure(apart, moments))
 
-    rows = []
+    table = Table(
+        "Keys and values apart, the same in every layer", "heads of 3", "KV kept", "8 x 512", "2 x 2048"
+    )
     for keys, values in ((3, 2), (2, 3), (3, 1), (2, 2), (1, 3), (2, 1), (1, 2), (1, 1)):
         plan = cross(_grouped(bench, moments, keys, key=1.0), _grouped(bench, moments, values, value=1.0))
-        rows.append(
-            (f"{keys} key heads, {values} value heads", f"{(keys + values) / 6:.3f}", *measure(plan, moments))
-        )
-    for side in ("key", "value"):
-        for kept in (2, 1):
-            plan = only(bench.plan(kept, moments), side)
-            rows.append((f"{side}s alone, {kept} of 3", f"{(3 + kept) / 6:.3f}", *measure(plan, moments)))
-    print_table(
-        "Keys and values apart, the same in every layer",
-        ("heads of 3", "KV kept", "8 x 512", "2 x 2048"),
-        rows,
-    )
+        table.row(f"{keys} key, {values} value", f"{keys + values}/6", *measure(plan, moments))
 
 
 def _centre(moments: LayerMoments) -> LayerMoments:
@@ -156,10 +144,6 @@ def _grouped(bench: Workbench, moments: MomentsFile, kept: int, key: float = 0.0
         )
         layers.append(layer.model_copy(update={"key": partition.labels, "value": partition.labels}))
     return plan.model_copy(update={"layers": tuple(layers), "format": "grouped"})
-
-
-def _worst(bench: Workbench, moments: MomentsFile) -> Plan:
-    return _grouped(bench, moments, 2, key=-1.0, value=-1.0)
 
 
 if __name__ == "__main__":

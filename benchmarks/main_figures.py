@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 import shutil
+from pathlib import Path
 
 import torch
 
-from common import arguments, environment, print_table
-from gqakit.api import PlanOptions, convert
+from common import Table, arguments, environment
+from gqakit.api import PlanOptions, calibrate, convert
 from gqakit.api.planning import BudgetOptions
 from gqakit.evaluation.language import LanguageScores, score_language
 from gqakit.runtime import load
@@ -31,16 +32,28 @@ def main() -> None:
     test = bench.windows("test", 8, 512)
     long = bench.windows("test", 2, 2048)
     print(environment())
-    rows = [
-        row("original", "1", score_language(bench.reference, test), score_language(bench.reference, long), "")
-    ]
+    table = Table(
+        "SmolLM2-135M-Instruct, WikiText-2 test, calibrated on 24 x 512 tokens of valid",
+        *(
+            "how",
+            "KV kept",
+            "perplexity, 8 x 512",
+            "KL",
+            "same top token",
+            "perplexity, 2 x 2048",
+            "KL",
+            "asked",
+        ),
+    )
+    original = score_language(bench.reference, test)
+    table.row(*row("original", "1", original, score_language(bench.reference, long), ""))
     moments = bench.moments()
     for kept in (2, 1):
         for name, method, merge in (("neighbour mean", "neighbour", "mean"), ("fold", "optimal", "fold")):
             plan = bench.plan(kept, moments, method=method, merge=merge)
             scores = bench.score(plan, moments, (test, long))
-            floor = f"<= {FLOORS[kept]:g}" if merge == "fold" else ""
-            rows.append(row(name, f"{kept}/3", *scores, floor))
+            asked = f"<= {FLOORS[kept]:g}" if merge == "fold" else ""
+            table.row(*row(name, f"{kept}/3", *scores, asked))
         out = bench.work / "refitted"
         convert(
             str(bench.source.path),
@@ -53,43 +66,35 @@ def main() -> None:
         )
         model = load(out, dtype=torch.float32)
         scores = [score_language(model, windows, bench.reference) for windows in (test, long)]
-        rows.append(row("fold, refitted", f"{kept}/3", *scores, f"<= {FLOORS[kept]:g}"))
+        table.row(*row("fold, refitted", f"{kept}/3", *scores, f"<= {FLOORS[kept]:g}"))
         shutil.rmtree(out)
-    header = (
-        "how",
-        "KV kept",
-        "perplexity, 8 x 512",
-        "KL",
-        "same top token",
-        "perplexity, 2 x 2048",
-        "KL",
-        "asked",
-    )
-    print_table(
-        "SmolLM2-135M-Instruct, WikiText-2 test, calibrated on 24 x 512 tokens of valid", header, rows
-    )
 
     spread = spread_heads(bench.source, bench.work / "nine-heads")
-    nll = {"original": math.log(score_language(bench.reference, test).perplexity)}
-    nll["nine heads"] = math.log(score_language(load(spread, dtype=torch.float32), test).perplexity)
-    for name, merge in (("fold", "fold"), ("aligned", "aligned"), ("neighbour mean", "mean")):
+    table = Table(
+        "Synthetic checkpoint with a known answer: 3 KV heads repeated to 9 and turned",
+        *("checkpoint", "NLL", "minus original"),
+    )
+    base = math.log(original.perplexity)
+    table.row("original", f"{base:.5f}", "")
+
+    def report(name: str, path: Path) -> None:
+        nll = math.log(score_language(load(path, dtype=torch.float32), test).perplexity)
+        table.row(name, f"{nll:.5f}", f"{nll - base:+.5f}")
+
+    report("nine heads", spread)
+    taken = bench.work / "moments-nine-heads.safetensors"
+    calibrate(str(spread), taken, text=[bench.wikitext / "valid.txt"])
+    for method, merge in (("optimal", "fold"), ("optimal", "aligned"), ("neighbour", "mean")):
         out = bench.work / "three-heads"
-        shutil.rmtree(out, ignore_errors=True)
         convert(
             str(spread),
             out,
             budget=BudgetOptions(kv_heads=3),
-            options=PlanOptions(method="neighbour" if merge == "mean" else "optimal", merge=merge),
-            text=[bench.wikitext / "valid.txt"],
+            options=PlanOptions(method=method, merge=merge),
+            moments=taken,
+            overwrite=out.exists(),
         )
-        nll[f"nine heads to three, {name}"] = math.log(
-            score_language(load(out, dtype=torch.float32), test).perplexity
-        )
-    print_table(
-        "Synthetic checkpoint with a known answer: heads repeated to nine and turned",
-        ("checkpoint", "NLL", "minus original"),
-        [(name, f"{value:.5f}", f"{value - nll['original']:+.5f}") for name, value in nll.items()],
-    )
+        report(f"nine heads to three, {method}, {merge}", out)
 
 
 def row(name: str, kept: str, test: LanguageScores, long: LanguageScores, asked: str) -> tuple[str, ...]:

@@ -18,12 +18,11 @@ from gqakit.calibration.text import read_text, token_windows
 from gqakit.checkpoint import Checkpoint
 from gqakit.convert import convert_checkpoint
 from gqakit.core.capacity import resolve_budget
-from gqakit.core.grouping import Partition
 from gqakit.core.moments import LayerMoments
 from gqakit.evaluation.language import LanguageScores, score_language
 from gqakit.families import ModelSpec
 from gqakit.inspection import open_model
-from gqakit.plan import LayerPlan, Plan
+from gqakit.plan import Plan
 from gqakit.planner import PlanOptions, make_plan
 from gqakit.runtime import load
 from gqakit.zoo import SMOLLM2, fetch
@@ -91,19 +90,6 @@ class Workbench:
         scores = [score_language(model, each, self.reference) for each in windows]
         shutil.rmtree(out)
         return scores
-
-
-def only(plan: Plan, side: str) -> Plan:
-    """The plan with keys, or values, alone merged."""
-    other = {"key": "value", "value": "key"}[side]
-
-    def keep(layer: LayerPlan) -> LayerPlan:
-        alone = Partition.identity(len(layer.key)).labels
-        return layer.model_copy(update={other: alone, f"{other}_error": 0.0})
-
-    return plan.model_copy(
-        update={"format": "grouped", "layers": tuple(keep(layer) for layer in plan.layers)}
-    )
 
 
 def cross(keys: Plan, values: Plan) -> Plan:
