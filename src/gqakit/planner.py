@@ -68,6 +68,29 @@ class LayerStats:
         return cost
 
 
+def heads_to_keep(spec: ModelSpec, budget: Budget, options: PlanOptions) -> list[int]:
+    """KV heads that each layer keeps.
+
+    Raises:
+        BudgetError: when no number of heads meets the budget within the method and the format.
+    """
+    equal = options.format == "uniform"
+    keep = ALLOCATIONS[options.allocation].allocate(spec.key_heads, budget.kv_ratio, equal=equal)
+    if equal and budget.kv_heads is not None and set(keep) != {budget.kv_heads}:
+        heads = spec.key_heads[0]
+        possible = ", ".join(str(n) for n in range(1, heads + 1) if heads % n == 0)
+        raise BudgetError(
+            f"format uniform makes equal groups, and {heads} KV heads do not divide into {budget.kv_heads}; "
+            f"possible: --kv-heads {possible}. Or --format grouped, which takes any number"
+        )
+    if options.method == "mqa" and set(keep) != {1}:
+        raise BudgetError(
+            f"method mqa keeps one KV head a layer, the budget ({budget.asked}) leaves {max(keep)}; "
+            f"ask for --kv-heads 1 (kv_ratio {1 / spec.key_heads[0]:.4g}) or another method"
+        )
+    return keep
+
+
 def make_plan(
     source: Checkpoint,
     spec: ModelSpec,
@@ -104,19 +127,7 @@ def make_plan(
         moments.check_source(fingerprint, str(source.path))
     method, rule = METHODS[options.method], RULES[options.merge]
     equal = options.format == "uniform"
-    keep = ALLOCATIONS[options.allocation].allocate(spec.key_heads, budget.kv_ratio, equal=equal)
-    if equal and budget.kv_heads is not None and set(keep) != {budget.kv_heads}:
-        heads = spec.key_heads[0]
-        possible = ", ".join(str(n) for n in range(1, heads + 1) if heads % n == 0)
-        raise BudgetError(
-            f"format uniform makes equal groups, and {heads} KV heads do not divide into {budget.kv_heads}; "
-            f"possible: --kv-heads {possible}. Or --format grouped, which takes any number"
-        )
-    if method.name == "mqa" and set(keep) != {1}:
-        raise BudgetError(
-            f"method mqa keeps one KV head a layer, the budget ({budget.asked}) leaves {max(keep)}; "
-            f"ask for --kv-heads 1 (kv_ratio {1 / spec.key_heads[0]:.4g}) or another method"
-        )
+    keep = heads_to_keep(spec, budget, options)
     layers: list[LayerPlan] = []
     rules: set[tuple[str, str]] = set()
     for layer in range(spec.num_layers):

@@ -94,7 +94,8 @@ def test_bundled_texts_are_held_apart(tmp_path, monkeypatch):
     assert len(calibration.content) > 1000
     assert evaluation.content not in calibration.content
     (tmp_path / "calibration").write_text("mine")
-    assert read_text(["calibration"]).content == "mine"  # a file of that name goes first
+    assert read_text(["calibration"]) == calibration  # what lies about never replaces a default
+    assert read_text(["./calibration"]).content == "mine"
 
 
 def test_files_that_cannot_be_read(tmp_path):

@@ -111,7 +111,6 @@ def test_a_dry_run_decides_and_writes_no_checkpoint(model: Models) -> None:
     assert not Path("out").exists()
 
 
-@pytest.mark.xfail(reason="checkpoint/output.py does not know *_gqakit.py as its own files", strict=True)
 def test_overwrite_replaces_a_checkpoint_and_leaves_other_files(model: Models, moments: Models) -> None:
     source = model("llama", kv_heads=4)
     how = ("--moments", moments(source))

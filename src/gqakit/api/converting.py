@@ -11,7 +11,7 @@ from gqakit.api.evaluating import TOKENS as EVALUATION_TOKENS
 from gqakit.api.evaluating import evaluate
 from gqakit.api.models import load_tokenizer
 from gqakit.api.planning import BudgetOptions, PlanOptions, plan_opened
-from gqakit.api.refitting import refit_staged, staging_of
+from gqakit.api.refitting import refit_staged, refit_windows, staging_of
 from gqakit.calibration.refit import LayerRefit
 from gqakit.calibration.store import MomentsFile
 from gqakit.calibration.text import Text, read_text, token_windows
@@ -22,6 +22,7 @@ from gqakit.errors import PlanError, UsageError
 from gqakit.families import ModelSpec
 from gqakit.inspection import open_model
 from gqakit.plan import Plan
+from gqakit.planner import heads_to_keep
 from gqakit.progress import Reporter, silent
 from gqakit.report.card import model_card
 from gqakit.report.evaluation import EvaluationRow
@@ -103,25 +104,28 @@ def convert(
     measured = min(window, WINDOW)  # a long calibration window need not fit the held-out text
     if held_out:  # what is wrong with this text is said before the conversion, not after it
         token_windows(load_tokenizer(source), held_out, window=measured, tokens=EVALUATION_TOKENS)
+    if refit:
+        refit_windows(source, content, tokens, window)
     if plan is not None:
         plan.check_source(source.fingerprint(), model)
         check_rules(plan)
         opened = None if plan.moments is None else _planned_moments(plan, moments)
     else:
         assert budget is not None
-        budget.resolve(spec)  # an impossible budget is said before the calibration, not after it
+        options = options or PlanOptions()
+        heads_to_keep(spec, budget.resolve(spec), options)  # an impossible one is said before the calibration
         if moments is not None:
             opened = MomentsFile.open(moments)
         else:
             kept = out.with_name(out.name + ".moments.safetensors")
             opened = _fresh_moments(source, spec, model, kept, content, tokens, window, device, progress)
-        plan = plan_opened(source, spec, model, budget, options or PlanOptions(), opened, progress)
+        plan = plan_opened(source, spec, model, budget, options, opened, progress)
     check_moments(plan, opened)
     if not refit:
         check_output(source, out, overwrite, job=job_of(plan))
     if dry_run:
         return ConvertResult(plan, out, 0, False, (), ())
-    card = model_card(plan, source.path)
+    card = model_card(plan, source.path, refit=refit)
     target = staging_of(out) if refit else out
     with progress("convert", source.nbytes, "bytes") as advance:
         result = convert_checkpoint(
@@ -145,7 +149,7 @@ def convert(
         rows = evaluate(model, [str(out)], text=held_out, window=measured, device=device, progress=progress)
         predicted = f"{rows[0].scores.tokens:,} predicted tokens in windows of {measured}"
         stated = f"{held_out.name}, {predicted}"
-        write_bytes(out / CARD_FILE, model_card(plan, source.path, rows, stated).encode())
+        write_bytes(out / CARD_FILE, model_card(plan, source.path, rows, stated, refit=refit).encode())
     return ConvertResult(plan, out, result.nbytes, bool(result.kept), tuple(refits), tuple(rows))
 
 

@@ -7,6 +7,8 @@ import shutil
 from dataclasses import asdict
 from pathlib import Path
 
+from torch import Tensor
+
 from gqakit.api.models import load_model, load_tokenizer
 from gqakit.calibration.refit import LayerRefit, refit_outputs
 from gqakit.calibration.text import Text, token_windows
@@ -27,6 +29,20 @@ def staging_of(out: Path) -> Path:
     return out.with_name(out.name + ".unfitted")
 
 
+def refit_windows(source: Checkpoint, text: Text, tokens: int, window: int) -> Tensor:
+    """The windows to fit and decide on.
+
+    Raises:
+        DataError: when there are fewer than two.
+    """
+    windows = token_windows(load_tokenizer(source), text, window=window, tokens=tokens)
+    if len(windows) < 2:
+        raise DataError(
+            f"refitting needs two windows of text, one to fit and one held out; {text.name} gives one"
+        )
+    return windows
+
+
 def refit_staged(
     source: Checkpoint,
     spec: ModelSpec,
@@ -45,11 +61,7 @@ def refit_staged(
         DataError: when the text has fewer than two windows. OutputError, CheckpointError.
     """
     staged = Checkpoint.open(staging_of(out))
-    windows = token_windows(load_tokenizer(source), text, window=window, tokens=tokens)
-    if len(windows) < 2:
-        raise DataError(
-            f"refitting needs two windows of text, one to fit and one held out; {text.name} gives one"
-        )
+    windows = refit_windows(source, text, tokens, window)
     converted = load_model(staged, "float32", device)
     original = load_model(source, "float32", device)
     with progress("refit", spec.num_layers, "layers") as advance:

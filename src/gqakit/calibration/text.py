@@ -53,7 +53,9 @@ def read_text(sources: Sequence[str | Path]) -> Text:
     names: list[str] = []
     for source in sources:
         path = Path(source)
-        if str(source) in BUNDLED and not path.exists():
+        if (
+            isinstance(source, str) and source in BUNDLED
+        ):  # a file of that name is ./NAME: what lies about never replaces a default
             content = files("gqakit").joinpath("assets", f"{source}.txt").read_text(encoding="utf-8")
             names.append(f"gqakit {source} text")
         else:
@@ -141,6 +143,10 @@ def token_windows(
     prefix = _opening(tokenizer)
     ids = tokenizer(content, add_special_tokens=False, verbose=False)["input_ids"]
     body = window - len(prefix)
+    if body < 1:
+        raise DataError(
+            f"a window of {window} tokens has no room beside the {len(prefix)} that open every text"
+        )
     count = len(ids) // body - skip
     if tokens is not None:
         count = min(count, tokens // window)

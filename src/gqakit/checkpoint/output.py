@@ -20,7 +20,15 @@ from .sidefiles import TEMPLATES_FOLDER, is_side_file
 _REPLACEABLE = (
     *("config.json", "README.md", "*.safetensors", "*.safetensors.index.json", "*.partial"),
     *("pytorch_model*.bin", "pytorch_model.bin.index.json"),
-    *("modeling_*.py", "configuration_*.py", "modular_*.py", "tokenization_*.py", "*processing_*.py"),
+    *(
+        "gqakit-*.json",
+        "*_gqakit.py",
+        "modeling_*.py",
+        "configuration_*.py",
+        "modular_*.py",
+        "tokenization_*.py",
+        "*processing_*.py",
+    ),
 )
 
 

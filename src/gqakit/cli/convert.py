@@ -34,9 +34,11 @@ from gqakit.cli.options import (
     Window,
     data_source,
 )
+from gqakit.errors import UsageError
 
 
 def command(
+    ctx: typer.Context,
     model: Model,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="The directory to write.", show_default=False)
@@ -98,6 +100,7 @@ def command(
     from gqakit.api import BudgetOptions, PlanOptions, convert
     from gqakit.plan import Plan
 
+    _refuse_beside_plan(ctx, plan)
     budget = BudgetOptions(kv_ratio, kv_heads, kv_bytes_per_token, kv_gib, context, batch)
     given = any(value is not None for value in vars(budget).values())
     try:
@@ -153,3 +156,13 @@ def command(
         from gqakit.report.evaluation import HEADER
 
         screen.table("Measured", HEADER, [row.cells() for row in result.evaluation])
+
+
+def _refuse_beside_plan(ctx: typer.Context, plan: Path | None) -> None:
+    """A plan has decided already: options that would decide are refused, not ignored."""
+    names = ("method", "merge", "allocation", "format", "seed")
+    sources = {name: ctx.get_parameter_source(name) for name in names}
+    given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+    if plan is not None and given:
+        listed = ", ".join(f"--{name}" for name in given)
+        raise UsageError(f"{listed} cannot change the plan {plan}; make another with `gqakit plan`")

@@ -84,6 +84,8 @@ def describe_model(
         )
     numbers = _Numbers.read(family, config)
     problems: list[str] = []
+    projections = (family.query, family.key, family.value, family.output)
+    biased = frozenset(p for p in projections if family.bias(0, p) in shapes)
     key_heads, value_heads = _kv_heads(numbers, config, model_type)
     for layer in range(numbers.layers):
         expected = {
@@ -98,14 +100,16 @@ def describe_model(
                 problems.append(f"{name} is missing")
             elif shapes[name] != shape:
                 problems.append(f"{name} is {list(shapes[name])}, the config asks for {list(shape)}")
+            bias = shapes.get(family.bias(layer, projection))
+            expected_bias = shape[:1] if projection in biased else None
+            if bias != expected_bias:
+                problems.append(f"{family.bias(layer, projection)} is {bias}, expected {expected_bias}")
     beyond = family.weight(numbers.layers, family.query)
     if beyond in shapes:
         problems.append(f"{beyond} exists, but the config has {numbers.layers} layers")
     if problems:
         shown = problems[:8] + ([f"and {len(problems) - 8} more"] if len(problems) > 8 else [])
         raise FamilyError(f"config and tensors of this {model_type} disagree: " + "; ".join(shown))
-    projections = (family.query, family.key, family.value, family.output)
-    biased = frozenset(p for p in projections if family.bias(0, p) in shapes)
     return ModelSpec(
         family=family,
         model_type=model_type,
@@ -182,7 +186,13 @@ def _key_channels(
         return Channels.normalised(head_dim)
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     factor = rope.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
-    return Channels.rotary(head_dim, int(head_dim * factor))
+    width = int(head_dim * factor)
+    if width % 2 or not 0 <= width <= head_dim:
+        raise FamilyError(
+            f"config.json: partial_rotary_factor {factor} of a head of {head_dim} channels is a rotary width of "
+            f"{width}; it must be even and at most {head_dim}"
+        )
+    return Channels.rotary(head_dim, width)
 
 
 def _positive(value: object) -> bool:

@@ -12,7 +12,12 @@ from gqakit.version import __version__
 
 
 def model_card(
-    plan: Plan, source_path: Path, rows: Sequence[EvaluationRow] = (), text: str | None = None
+    plan: Plan,
+    source_path: Path,
+    rows: Sequence[EvaluationRow] = (),
+    text: str | None = None,
+    *,
+    refit: bool = False,
 ) -> str:
     """The text of `README.md`: base model, licence, what was done, what it cost.
 
@@ -21,6 +26,7 @@ def model_card(
         source_path: the source directory, whose card's licence is inherited.
         rows: measured scores, source first; none where nothing was measured.
         text: what they were measured on.
+        refit: whether output projections were refitted afterwards.
     """
     licence = inherited_licence(source_path)
     front = ["---", f"base_model: {json.dumps(plan.source.name)}"]
@@ -45,6 +51,7 @@ def model_card(
         f"- Grouping: `{plan.method}`, allocation `{plan.allocation}`, seed {plan.seed}",
         f"- Merge rule: `{plan.merging.key}` for keys, `{plan.merging.value}` for values",
         "- Calibration: " + (f"{plan.moments.tokens:,} tokens" if plan.moments else "none (weights only)"),
+        *(["- Output projections refitted on text: `gqakit-refit.json`"] if refit else []),
         "- The whole plan: `gqakit-plan.json`",
         *(f"- Note: {note}" for note in plan.notes),
         "",
