@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.gqakit-ready
 
-.PHONY: demo test lint format clean
+.PHONY: demo test lint ruff format clean
 
 demo: $(READY)
 	$(BIN)/gqakit demo
@@ -14,10 +14,12 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest -q -n 2 --dist loadgroup
 
-lint: $(READY)
+lint: ruff
+	$(BIN)/pyright
+
+ruff: $(READY)
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/ruff format --check src tests benchmarks
-	$(BIN)/pyright
 
 format: $(READY)
 	$(BIN)/ruff check --fix src tests benchmarks
