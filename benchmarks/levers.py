@@ -30,7 +30,7 @@ from gqakit.plan import Plan
 from gqakit.planner import LayerStats
 from workbench import Workbench, cross, without
 
-Cells = tuple[str, str]
+Cells = tuple[str, ...]
 
 
 def main() -> None:
@@ -41,12 +41,12 @@ def main() -> None:
     moments = bench.moments()
     print(environment())
 
-    def measure(plan: Plan, using: MomentsFile | None) -> Cells:
-        short, long = bench.score(plan, using, windows)
-        return f"{short.perplexity:,.2f} ({short.kl:.3f})", f"{long.perplexity:,.2f} ({long.kl:.3f})"
+    def measure(plan: Plan, using: MomentsFile | None, long: bool = False) -> Cells:
+        scores = bench.score(plan, using, windows if long else windows[:1])
+        return tuple(f"{score.perplexity:,.2f} ({score.kl:.3f})" for score in scores)
 
-    def both(using: MomentsFile | None, **how: Any) -> tuple[str, ...]:
-        return tuple(cell for kept in (2, 1) for cell in measure(bench.plan(kept, using, **how), using))
+    def both(using: MomentsFile | None, long: bool = True, **how: Any) -> Cells:
+        return tuple(cell for kept in (2, 1) for cell in measure(bench.plan(kept, using, **how), using, long))
 
     at_both = ("2/3: 8 x 512", "2/3: 2 x 2048", "1/3: 8 x 512", "1/3: 2 x 2048")
     table = Table("Perplexity (KL to the source), one change at a time", "change", *at_both)
@@ -67,11 +67,11 @@ def main() -> None:
     table.row("calibrated on gqakit's own text", *both(bench.moments("calibration")))
     table.row("weights only (C = I)", *both(None))
 
-    table = Table("Other merge rules, each with the grouping that is best for it", "merge rule", *at_both)
+    table = Table("Other merge rules, each with the grouping that is best for it", "merge rule", "2/3", "1/3")
     for merge in ("mean", "mean_norm", "medoid", "aligned", "aligned_norm"):
-        table.row(merge, *both(moments, merge=merge))
+        table.row(merge, *both(moments, long=False, merge=merge))
 
-    table = Table("Groupings at 2/3, fold", "grouping", *at_both[:2])
+    table = Table("Groupings at 2/3, fold", "grouping", "8 x 512")
     for method in ("optimal", "neighbour", "random", "weight_similarity"):
         table.row(method, *measure(bench.plan(2, moments, method=method), moments))
     table.row("worst", *measure(_grouped(bench, moments, 2, key=-1.0, value=-1.0), moments))

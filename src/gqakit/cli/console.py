@@ -46,13 +46,13 @@ class Screen:
         print(json.dumps(_jsonable(value), indent=2, allow_nan=False))
 
     def table(self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """A result as a table."""
+        """A result as a table; without names for its columns, just rows."""
         if sys.stdout.isatty():
             _rich_table(title, header, rows)
             return
         print(title)
         widths = [max(len(str(row[i])) for row in [header, *rows]) for i in range(len(header))]
-        for row in [header, *rows]:
+        for row in [header, *rows] if any(header) else rows:
             print("  ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
     def line(self, text: str) -> None:
@@ -80,7 +80,7 @@ def _rich_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", header_style="bold")
+    table = Table(title=title, title_justify="left", header_style="bold", show_header=any(header))
     for index, name in enumerate(header):
         numeric = all(str(row[index])[:1].isdigit() for row in rows)
         table.add_column(name, justify="right" if numeric else "left", overflow="fold")
