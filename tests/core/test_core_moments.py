@@ -14,8 +14,16 @@ from core_layers import (
     second_moment,
 )
 
+from gqakit.core.attention import Projection
 from gqakit.core.channels import Channels
-from gqakit.core.moments import LayerMoments, head_gram, key_stats, value_stats, weight_stats
+from gqakit.core.moments import (
+    LayerMoments,
+    head_gram,
+    key_stats,
+    own_moments,
+    value_stats,
+    weight_stats,
+)
 
 close = torch.testing.assert_close
 
@@ -131,3 +139,13 @@ def test_rotation_is_averaged_over_where_the_members_look():
     close(pair.seen(x), (seen[0] + seen[1]) / 2)
     assert not torch.equal(one, pair.distances[1])
     assert key_stats(layer.weights, moments_of(layer), Channels.mixing(6)).rotation is None
+
+
+def test_own_moments_are_the_diagonal_blocks_of_the_gram():
+    generator = torch.Generator().manual_seed(3)
+    projection = Projection(torch.randn(5, 4, 7, generator=generator), torch.randn(5, 4, generator=generator))
+    half = torch.randn(8, 8, generator=generator, dtype=torch.float64)
+    moment = half @ half.T
+    gram = head_gram(projection, moment)
+    blocks = torch.stack([gram[head, :, head] for head in range(5)])
+    torch.testing.assert_close(own_moments(projection, moment), blocks, rtol=1e-12, atol=1e-12)
