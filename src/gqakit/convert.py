@@ -23,6 +23,7 @@ from gqakit.runtime import grouped_config, shipped_code
 
 PLAN_FILE = "gqakit-plan.json"
 CARD_FILE = "README.md"
+CHECKSUM_FILE = "gqakit-checksums.json"
 
 
 def converted_config(config: Mapping[str, Any], spec: ModelSpec, plan: Plan) -> dict[str, Any]:
@@ -121,6 +122,7 @@ def convert_checkpoint(
         config=converted_config(source.config, spec, plan),
         extra_files=extra,
         job=job_of(plan),
+        checksum_file=CHECKSUM_FILE,
         overwrite=overwrite,
         progress=progress,
     )

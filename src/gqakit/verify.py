@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from gqakit.checkpoint import Checkpoint
-from gqakit.convert import converted_config, converted_shapes
+from gqakit.convert import CHECKSUM_FILE, converted_config, converted_shapes
 from gqakit.core.capacity import CacheShape
 from gqakit.evaluation.cache import measure_cache
 from gqakit.families import ModelSpec
@@ -82,6 +84,24 @@ def _check_structure(source: Checkpoint, planned: dict[str, tuple[int, ...]], ou
 
 def _bits(tensor: Tensor) -> Tensor:
     return tensor.reshape(-1).view(torch.uint8)
+
+
+def check_checksums(out: Checkpoint) -> Check:
+    """The weight files are the bytes that the conversion wrote."""
+    path = out.path / CHECKSUM_FILE
+    try:
+        recorded = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        return Check("checksums", False, f"{CHECKSUM_FILE} cannot be read: {error}")
+    different: list[str] = []
+    for shard in out.shards:
+        with (out.path / shard.name).open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != recorded.get(shard.name):
+                different.append(shard.name)
+    seen = f"{len(out.shards)} weight files as they were written"
+    return Check(
+        "checksums", not different, f"changed since the conversion: {different[:3]}" if different else seen
+    )
 
 
 def check_cache(model: PreTrainedModel, shape: CacheShape) -> Check:

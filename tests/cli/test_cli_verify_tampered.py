@@ -34,6 +34,10 @@ def _nan(tensors: Tensors) -> None:
     tensors[KEY][0, 0] = float("nan")
 
 
+def _finite(tensors: Tensors) -> None:
+    tensors[KEY][0, 0] += 1.0
+
+
 def _gone(tensors: Tensors) -> None:
     del tensors[NORM]
 
@@ -47,6 +51,7 @@ TAMPERED: dict[str, tuple[Callable[[Tensors], None], str, str]] = {
     "a shape": (_wrong_shape, "structure", f"{KEY} is F32 [4, 32], planned F32 [8, 32]"),
     "a type": (_wrong_type, "structure", f"{KEY} is F16 [8, 32], planned F32 [8, 32]"),
     "a NaN": (_nan, "finite", KEY),
+    "a merged weight": (_finite, "checksums", "changed since the conversion: ['model.safetensors']"),
     "a tensor gone": (_gone, "structure", f"{NORM} is missing"),
     "a tensor more": (_more, "structure", "model.layers.0.extra is not expected"),
 }
@@ -67,16 +72,17 @@ def out(converted: Path) -> Path:
     return Path(shutil.copytree(converted, "out"))
 
 
-def fails(source: Path, out: Path, check: str, seen: str) -> None:
-    """`verify` ends with code 8, in words and in JSON, and names the check."""
+def fails(source: Path, out: Path, check: str, seen: str, weights: bool = True) -> None:
+    """`verify` ends with code 8, in words and in JSON, and names the check; changed weights miss their checksum too."""
     refused(8, "verify", source, out, says=("not what its plan promises", check))
     ran = gqakit("verify", source, out)
-    (line,) = [line for line in ran.out.splitlines() if line.startswith("FAILED") and check in line]
+    (line,) = [line for line in ran.out.splitlines() if line.startswith(f"FAILED  {check}")]
     assert seen in line
     ran = gqakit("verify", source, out, "--json")
     found = json.loads(ran.out)
     assert (ran.code, found["passed"]) == (8, False)
-    assert [c["name"] for c in found["checks"] if not c["passed"]] == [check]
+    failed = {c["name"] for c in found["checks"] if not c["passed"]}
+    assert failed == ({check, "checksums"} if weights else {check})
 
 
 @pytest.mark.parametrize(("change", "check", "seen"), TAMPERED.values(), ids=TAMPERED)
@@ -90,7 +96,7 @@ def test_a_tampered_tensor(
 @pytest.mark.parametrize("key", ["rms_norm_eps", "num_key_value_heads", "made_up"])
 def test_an_edited_config(model: Models, out: Path, key: str) -> None:
     edit_json(out / "config.json", **{key: 7})
-    fails(model(), out, "config", f"unexpected values of ['{key}']")
+    fails(model(), out, "config", f"unexpected values of ['{key}']", weights=False)
 
 
 def test_truncated_weights(model: Models, out: Path) -> None:

@@ -13,7 +13,7 @@ from gqakit.api.models import load_model, load_tokenizer
 from gqakit.calibration.refit import LayerRefit, refit_outputs
 from gqakit.calibration.text import Text, token_windows
 from gqakit.checkpoint import Checkpoint, Replacement, write_checkpoint
-from gqakit.convert import CARD_FILE, PLAN_FILE
+from gqakit.convert import CARD_FILE, CHECKSUM_FILE, PLAN_FILE
 from gqakit.errors import DataError
 from gqakit.families import ModelSpec
 from gqakit.progress import Reporter
@@ -88,6 +88,7 @@ def refit_staged(
             config=staged.config,
             extra_files=extra,
             job={"refit": record},
+            checksum_file=CHECKSUM_FILE,
             overwrite=overwrite,
             progress=advance,
         )

@@ -13,7 +13,15 @@ from gqakit.convert import PLAN_FILE, converted_cache
 from gqakit.inspection import open_model
 from gqakit.plan import Plan
 from gqakit.progress import Reporter, silent
-from gqakit.verify import Check, attention_errors, check_attention, check_cache, check_config, check_tensors
+from gqakit.verify import (
+    Check,
+    attention_errors,
+    check_attention,
+    check_cache,
+    check_checksums,
+    check_config,
+    check_tensors,
+)
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,7 @@ def verify(
     checks = [check_config(source, spec, plan, target)]
     with progress("verify tensors", target.nbytes, "bytes") as advance:
         checks += check_tensors(source, spec, plan, target, advance)
+    checks.append(check_checksums(target))
     if not all(check.passed for check in checks):
         return Verification(tuple(checks), ())
     with progress("verify the running model", 3, "steps") as advance:

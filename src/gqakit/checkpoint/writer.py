@@ -17,7 +17,7 @@ from .atomic import PARTIAL, output_errors, sync_directory, write_bytes
 from .index import INDEX_NAME, build_index
 from .jsonio import canonical, pretty
 from .layout import PlannedShard, Replacement, count_parameters, plan_shards
-from .manifest import MANIFEST_NAME, Manifest, new_manifest, write_manifest
+from .manifest import MANIFEST_NAME, FinishedFile, Manifest, new_manifest, write_manifest
 from .output import check_output, clear_output
 from .reader import Checkpoint
 from .sidefiles import copy_side_files, side_files
@@ -46,6 +46,7 @@ def write_checkpoint(
     config: dict[str, Any],
     extra_files: Mapping[str, bytes],
     job: Mapping[str, Any],
+    checksum_file: str | None = None,
     overwrite: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> WriteResult:
@@ -60,6 +61,7 @@ def write_checkpoint(
         config: the new config.json (the source's bytes are kept if it is unchanged).
         extra_files: relative name -> content, written after the side files, replacing equal names.
         job: what determines the output besides the source, as JSON; a changed job is not continued.
+        checksum_file: name of a JSON file to write beside the shards, shard file -> sha256 (hex); None for none.
         overwrite: replace the checkpoint in `out`.
         progress: called with the number of bytes just written; the sum is the size of all shards.
 
@@ -80,7 +82,10 @@ def write_checkpoint(
     manifest = check_output(source, out, overwrite, job=job, needed_bytes=needed)
 
     manifest = _prepare(out, manifest or fresh)
-    written, kept = _write_shards(source, shards, out, manifest, progress)
+    written, kept, finished = _write_shards(source, shards, out, manifest, progress)
+    if checksum_file is not None:
+        sums = {shard.name: finished[shard.name].sha256 for shard in shards}
+        write_bytes(out / checksum_file, pretty(sums))
     copied = copy_side_files(source.path, out)
     for name, data in extra_files.items():
         with output_errors(out / name):
@@ -113,8 +118,8 @@ def _write_shards(
     out: Path,
     manifest: Manifest,
     progress: Callable[[int], None],
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Write what the manifest does not list as finished; returns the names written and the names kept."""
+) -> tuple[tuple[str, ...], tuple[str, ...], Mapping[str, FinishedFile]]:
+    """Write what the manifest does not list as finished; returns names written, names kept, and all files."""
     written, kept = [], []
     for shard in shards:
         record = manifest.finished.get(shard.name)
@@ -125,7 +130,7 @@ def _write_shards(
         manifest = manifest.with_finished(shard.name, write_shard(source, shard, out, progress))
         write_manifest(out, manifest)
         written.append(shard.name)
-    return tuple(written), tuple(kept)
+    return tuple(written), tuple(kept), manifest.finished
 
 
 def _config_bytes(source: Checkpoint, config: dict[str, Any]) -> bytes:
