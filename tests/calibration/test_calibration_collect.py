@@ -1,5 +1,8 @@
 """Moments of a tiny model against what its own hidden states and attention weights give."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import Tensor
@@ -111,3 +114,14 @@ def test_activations_that_are_not_finite_name_the_layer(tiny_llama):
         model.model.layers[2].input_layernorm.weight[3] = float("nan")
     with pytest.raises(DataError, match="layer 2: activations of its attention are not finite"):
         collect_moments(model, spec, windows_of(10))
+
+
+def test_calibrating_keeps_no_model_alive(tiny_llama):
+    path = tiny_llama()
+    spec = open_model(str(path))[1]
+    running = load(path)
+    collect_moments(running, spec, torch.randint(64, (1, 16)))
+    alive = weakref.ref(running)
+    del running
+    gc.collect()
+    assert alive() is None

@@ -137,6 +137,7 @@ def _watched(model: PreTrainedModel, spec: ModelSpec, layers: list[_LayerSums]) 
         for handle in handles:
             handle.remove()
         model.set_attn_implementation(attention)
+        watched.clear()  # the registered function stays behind and must not keep the model alive
 
 
 def _attention(
