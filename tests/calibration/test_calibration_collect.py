@@ -121,7 +121,7 @@ def test_calibrating_keeps_no_model_alive(tiny_llama):
     spec = open_model(str(path))[1]
     running = load(path)
     collect_moments(running, spec, torch.randint(64, (1, 16)))
-    alive = weakref.ref(running)
+    alive = weakref.ref(running.model.layers[0].self_attn)
     del running
     gc.collect()
     assert alive() is None
