@@ -85,7 +85,9 @@ def make(
         return
     show_plan(screen, made)
     if moments is None:
-        screen.remark("made from weights alone; moments from `gqakit calibrate` make it better")
+        screen.remark(
+            "made from weights alone, which costs far more quality: give --moments from `gqakit calibrate`"
+        )
     if output is not None:
         screen.line(f"plan written to {output}")
 
