@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gqakit.core.capacity import GIB, Budget, CacheShape, heads_within, nearest_ratios, resolve_budget
+from gqakit.core.capacity import GIB, Budget, CacheShape, heads_within, resolve_budget
 
 SOURCE = CacheShape((8,) * 4, (8,) * 4, head_dim=16, element_bytes=2)  # 2048 bytes a token
 
@@ -99,7 +99,3 @@ def test_a_hair_of_slack_and_no_more():
     assert heads_within(3, 0.6666666) == 2
     assert heads_within(3, 0.666) == 1
     assert heads_within(3, 0.3) == 0
-
-
-def test_nearest_ratios():
-    assert nearest_ratios([4, 1, 2, 4], 8) == (0.125, 0.25, 0.5)

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 GIB = 1024**3
@@ -124,8 +123,3 @@ def heads_within(num_heads: int, kv_ratio: float) -> int:
     A hair of slack keeps `2/3 of 3` at 2 in floating point.
     """
     return math.floor(num_heads * kv_ratio + 1e-6)
-
-
-def nearest_ratios(counts: Sequence[int], num_heads: int) -> tuple[float, ...]:
-    """The ratios that these numbers of heads give, ascending."""
-    return tuple(sorted({count / num_heads for count in counts}))
