@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from gqakit.allocation.base import Allocation
+from gqakit.allocation.base import Allocation, Loss, Point, Slot, pick
+from gqakit.allocation.knapsack import Knapsack
 from gqakit.allocation.uniform import Uniform
 
-ALLOCATIONS: dict[str, Allocation] = {allocation.name: allocation for allocation in (Uniform(),)}
+ALLOCATIONS: dict[str, Allocation] = {allocation.name: allocation for allocation in (Uniform(), Knapsack())}
 
-__all__ = ["ALLOCATIONS", "Allocation"]
+__all__ = ["ALLOCATIONS", "Allocation", "Loss", "Point", "Slot", "pick"]

@@ -1,29 +1,111 @@
-"""What an allocation is: a budget and the layers in, the number of KV heads of every layer out."""
+"""What an allocation is: what each layer could keep and what that loses in, what each keeps out."""
 
 from __future__ import annotations
 
+import random
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Literal, Self
+
+from gqakit.errors import BudgetError, UsageError, unknown_name
+
+Loss = Literal["none", "objective", "error", "measured"]
+"""What an allocation weighs: nothing, the grouping method's own objective, the merge rule's relative error, or the
+divergence that converting one layer alone causes, measured on the model."""
 
 
+@dataclass(frozen=True)
+class Slot:
+    """Something that gets a number of heads of its own: a layer, or with separate maps the keys or values of one.
+
+    Attributes:
+        name: how messages call it.
+        num_heads: source KV heads.
+        width: vectors that the cache keeps for each of them: 2 for keys and values together, 1 for one of the two.
+        counts: the numbers of heads that it may be left with, ascending.
+        losses: what each of `counts` loses; empty where the allocation does not ask.
+    """
+
+    name: str
+    num_heads: int
+    width: int
+    counts: tuple[int, ...]
+    losses: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Point:
+    """One way to spend: the heads that each slot keeps, vectors in the cache for a token, and the total loss."""
+
+    counts: tuple[int, ...]
+    size: int
+    loss: float
+
+
+@dataclass(frozen=True)
 class Allocation(ABC):
-    """A way to spend the budget over the layers. One file and one line in `gqakit.allocation` make a new one."""
+    """A way to spend the budget over the layers. One file and one line in `gqakit.allocation` make a new one.
+
+    Like a grouping method it is a frozen dataclass whose fields are its options.
+    """
 
     name: ClassVar[str]
     summary: ClassVar[str]
     source: ClassVar[str]
-    needs: ClassVar[Literal["nothing", "weights", "moments"]]
+    needs: ClassVar[str]
+    loss: ClassVar[Loss]
+    """What it weighs unless asked otherwise; `none` for an allocation that looks at no loss."""
 
     @abstractmethod
-    def allocate(self, num_heads: Sequence[int], kv_ratio: float, *, equal: bool) -> list[int]:
-        """KV heads to keep in each layer.
+    def front(self, slots: Sequence[Slot], *, tied: bool, rng: random.Random) -> list[Point]:
+        """The points worth choosing from, smallest first.
 
         Args:
-            num_heads: source KV heads of each layer.
-            kv_ratio: cache bytes after / before, an upper bound.
-            equal: whether the number must divide the source's in every layer.
+            slots: what there is to decide.
+            tied: whether all slots must keep the same number.
+            rng: the only source of randomness.
+        """
+
+    def options(self) -> dict[str, Any]:
+        """The options, by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def configured(self, options: Mapping[str, Any]) -> Self:
+        """The allocation with some options changed.
 
         Raises:
-            BudgetError: when not even one head a layer fits; names the nearest ratio that does.
+            UsageError: for an option that it does not have or a value out of range.
         """
+        known = self.options()
+        for name in options:
+            if name not in known:
+                if not known:
+                    raise UsageError(f"allocation {self.name} has no options; seen: {name} = {options[name]!r}")
+                raise unknown_name(f"option of allocation {self.name}", name, known)
+        try:
+            return replace(self, **options)
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"allocation {self.name}: {error}") from error
+
+
+def pick(front: Sequence[Point], slots: Sequence[Slot], kv_ratio: float) -> Point:
+    """The largest point of a front within the budget.
+
+    Args:
+        front: smallest first, and each worth its size.
+        slots: what the front is about.
+        kv_ratio: cache bytes after / before, an upper bound.
+
+    Raises:
+        BudgetError: when even the smallest is too large; names the nearest ratio that is met.
+    """
+    whole = sum(slot.num_heads * slot.width for slot in slots)
+    fitting = [point for point in front if point.size <= whole * kv_ratio + 1e-6]
+    if not fitting:
+        smallest = min(front, key=lambda point: point.size)
+        raise BudgetError(
+            f"a kv_ratio of {kv_ratio:.4g} cannot be met: the smallest within the constraints is "
+            f"{smallest.size / whole:.4f} ({smallest.size} of {whole} key and value heads)"
+        )
+    return fitting[-1]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from gqakit.allocation.base import Allocation
-from gqakit.core.capacity import heads_within
-from gqakit.errors import BudgetError
+from gqakit.allocation.base import Allocation, Point, Slot
 
 
+@dataclass(frozen=True)
 class Uniform(Allocation):
     """The most heads in every layer that stay within the ratio."""
 
@@ -16,18 +17,24 @@ class Uniform(Allocation):
     summary = "the same share of heads in every layer"
     source = "GQA, arXiv 2305.13245"
     needs = "nothing"
+    loss = "none"
 
-    def allocate(self, num_heads: Sequence[int], kv_ratio: float, *, equal: bool) -> list[int]:
-        """See the class."""
-        kept: list[int] = []
-        for layer, heads in enumerate(num_heads):
-            possible = [n for n in range(1, heads + 1) if not equal or heads % n == 0]
-            within = heads_within(heads, kv_ratio)
-            fitting = [n for n in possible if n <= within]
-            if not fitting:
-                raise BudgetError(
-                    f"a kv_ratio of {kv_ratio:.4g} leaves layer {layer} less than one of its {heads} KV heads; "
-                    f"the smallest that can be met is {1 / heads:.4f} (one KV head a layer)"
-                )
-            kept.append(max(fitting))
-        return kept
+    def front(self, slots: Sequence[Slot], *, tied: bool, rng: random.Random) -> list[Point]:
+        """One point for each share that some slot can have."""
+        shares = sorted({count / slot.num_heads for slot in slots for count in slot.counts})
+        points: dict[tuple[int, ...], Point] = {}
+        for share in shares:
+            within = [[n for n in slot.counts if n <= slot.num_heads * share + 1e-6] for slot in slots]
+            if not all(within):
+                continue
+            counts = tuple(max(possible) for possible in within)
+            if tied and len(set(counts)) > 1:
+                continue
+            size = sum(count * slot.width for count, slot in zip(counts, slots, strict=True))
+            loss = sum(
+                slot.losses[slot.counts.index(count)]
+                for count, slot in zip(counts, slots, strict=True)
+                if slot.losses
+            )
+            points[counts] = Point(counts, size, loss)
+        return list(points.values())

@@ -164,15 +164,17 @@ def value_stats(weights: AttentionWeights, moments: LayerMoments) -> HeadStats:
     return HeadStats(gram, metric, scale, Channels.mixing(weights.value.head_dim))
 
 
-def weight_stats(weights: AttentionWeights) -> HeadStats:
-    """Plain inner products of the heads `[W_K; W_V]`, one over the other: `C = I`, no metric, no data.
+def weight_inner(projection: Projection) -> Float[Tensor, "heads heads"]:
+    """Inner products of the heads' flattened weights (and biases), in float64: `trace(W̃[h] W̃[g]ᵀ)`.
 
-    The head is `2d` wide, as in QCQA's weight-sharing error; keys and values do not mix.
+    Taken channel by channel, so that the copy in float64 is a fraction of the projection.
     """
-    key, value = (head_gram(p, torch.eye(p.augmented().shape[-1])) for p in (weights.key, weights.value))
-    heads, dim = key.shape[:2]
-    gram = key.new_zeros(heads, 2 * dim, heads, 2 * dim)
-    gram[:, :dim, :, :dim], gram[:, dim:, :, dim:] = key, value
-    metric = torch.eye(2 * dim, dtype=torch.float64).expand(heads, -1, -1)
-    scale = torch.ones(heads, dtype=torch.float64)
-    return HeadStats(gram, metric, scale, Channels.normalised(2 * dim))
+    rows = projection.augmented()
+    inner = torch.zeros(rows.shape[0], rows.shape[0], dtype=torch.float64)
+    for part in rows.split(_CHANNELS_AT_ONCE, dim=1):
+        flat = part.double().flatten(1)
+        inner += flat @ flat.T
+    return inner
+
+
+_CHANNELS_AT_ONCE = 16

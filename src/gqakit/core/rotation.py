@@ -49,10 +49,7 @@ class Rotation:
             channels: which channels form the pairs; free channels do not turn.
         """
         weight = (distances.double() / distances.double().sum(-1, keepdim=True))[..., None]
-        rate = torch.zeros(channels.head_dim, dtype=torch.float64)
-        rate[list(channels.first)] = frequencies.double()
-        rate[list(channels.second)] = frequencies.double()
-        angle = -torch.arange(distances.shape[-1], dtype=torch.float64)[:, None] * rate
+        angle = -torch.arange(distances.shape[-1], dtype=torch.float64)[:, None] * _rates(frequencies, channels)
         cos, sin = angle.cos(), angle.sin()
         return cls(
             cos.T @ (weight * cos), sin.T @ (weight * sin), sin.T @ (weight * cos), _quarter_turn(channels)
@@ -70,11 +67,7 @@ class Rotation:
         Maps fitted to a short window alone decay at longer ones. So `TAIL` of the weight goes to distances
         up to `REACH` windows, falling as `1 / (1 + t)`.
         """
-        window = distances.shape[-1]
-        spread = 1.0 / (1.0 + torch.arange(REACH * window, dtype=torch.float64))
-        spread = (TAIL * spread / spread.sum()).expand(*distances.shape[:-1], -1).clone()
-        spread[..., :window] += (1.0 - TAIL) * distances.double() / distances.double().sum(-1, keepdim=True)
-        return cls.over(spread, frequencies, channels)
+        return cls.over(beyond_window(distances), frequencies, channels)
 
     @classmethod
     def all_distances(cls, channels: Channels) -> Rotation:
@@ -107,6 +100,29 @@ class Rotation:
         left, right = self.quarter @ x, x @ self.quarter.mT
         mixed = self.sin_cos * left + self.sin_cos.mT * right
         return self.cos_cos * x + sign * mixed + self.sin_sin * (left @ self.quarter.mT)
+
+
+def beyond_window(distances: Float[Tensor, "*heads window"]) -> Float[Tensor, "*heads longer"]:
+    """The share of attention at each distance, `TAIL` of it spread over `REACH` windows; see `Rotation.beyond`."""
+    window = distances.shape[-1]
+    spread = 1.0 / (1.0 + torch.arange(REACH * window, dtype=torch.float64))
+    spread = (TAIL * spread / spread.sum()).expand(*distances.shape[:-1], -1).clone()
+    spread[..., :window] += (1.0 - TAIL) * distances.double() / distances.double().sum(-1, keepdim=True)
+    return spread
+
+
+def turn(distance: int, frequencies: Float[Tensor, " pairs"], channels: Channels) -> Float[Tensor, "d d"]:
+    """`R`: how a key is turned, seen from a query so many positions later."""
+    angle = -distance * _rates(frequencies, channels)
+    return angle.cos().diag() + angle.sin()[:, None] * _quarter_turn(channels)
+
+
+def _rates(frequencies: Tensor, channels: Channels) -> Tensor:
+    """Radians per position of every channel; free channels do not turn."""
+    rate = torch.zeros(channels.head_dim, dtype=torch.float64)
+    rate[list(channels.first)] = frequencies.double()
+    rate[list(channels.second)] = frequencies.double()
+    return rate
 
 
 def _quarter_turn(channels: Channels) -> Tensor:

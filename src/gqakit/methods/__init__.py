@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gqakit.methods.base import GroupingMethod, LayerHeads
+from gqakit.methods.base import GroupingMethod, LayerHeads, Sizes
 from gqakit.methods.mqa import MQA
 from gqakit.methods.neighbour import Neighbour
 from gqakit.methods.optimal import Optimal
@@ -13,4 +13,4 @@ METHODS: dict[str, GroupingMethod] = {
     method.name: method for method in (Optimal(), Neighbour(), MQA(), Random(), WeightSimilarity())
 }
 
-__all__ = ["METHODS", "GroupingMethod", "LayerHeads"]
+__all__ = ["METHODS", "GroupingMethod", "LayerHeads", "Sizes"]

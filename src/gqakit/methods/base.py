@@ -4,50 +4,154 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Any, ClassVar, Literal, Self
+
+from torch import Tensor
 
 from gqakit.core.grouping import Partition
 from gqakit.core.moments import HeadStats
+from gqakit.errors import UsageError, unknown_name
 
 Cost = Callable[[tuple[int, ...]], float]
+Needs = Literal["nothing", "weights", "moments"]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How many source heads one group may have: from `least` to `most`."""
+
+    least: int
+    most: int
+
+    @classmethod
+    def of(cls, num_heads: int, num_groups: int, *, equal: bool = False, most: int | None = None) -> Sizes | None:
+        """The sizes that `num_groups` groups of `num_heads` heads may have; None where no partition has them.
+
+        Args:
+            equal: all groups of the same size.
+            most: a cap on the size of a group.
+        """
+        if equal:
+            found = cls(num_heads // num_groups, num_heads // num_groups)
+        else:
+            found = cls(1, num_heads - num_groups + 1)
+        if most is not None:
+            found = cls(found.least, min(found.most, most))
+        return found if found.allow(num_heads, num_groups) else None
+
+    @classmethod
+    def balanced(cls, num_heads: int, num_groups: int) -> Sizes:
+        """As equal as can be."""
+        return cls(num_heads // num_groups, -(-num_heads // num_groups))
+
+    def allow(self, num_heads: int, num_groups: int) -> bool:
+        """Whether some partition has groups of these sizes."""
+        return self.least <= self.most and self.least * num_groups <= num_heads <= self.most * num_groups
+
+    def hold(self, partition: Partition) -> bool:
+        """Whether every group of a partition has such a size."""
+        return all(self.least <= size <= self.most for size in partition.sizes)
 
 
 @dataclass(frozen=True)
 class LayerHeads:
-    """What a method may look at.
+    """What a method may look at: the heads of one layer that are grouped together.
+
+    These are its key heads and value heads, or with separate maps one of the two; a method need not know which.
 
     Attributes:
         num_heads: source KV heads.
         cost: the chosen merge rule's error for a candidate group (ascending head indices), in units in
             which groups add up.
-        weights: plain inner products of the flattened heads, without data.
+        bound: no partition into so many groups of these sizes costs less; 0 where nothing is known.
+        inner: `[heads, heads]`, plain inner products of the heads' flattened weights, keys and values one over
+            the other: all that QCQA's weight-sharing error needs.
+        sides: what calibration says of the key heads, of the value heads, or of both. Without moments, `C = I`.
+        plain_sides: the same with `C = I`, made when asked for.
     """
 
     num_heads: int
     cost: Cost
-    weights: HeadStats
+    bound: Callable[[int, Sizes], float]
+    inner: Tensor
+    sides: tuple[HeadStats, ...]
+    plain_sides: Callable[[], tuple[HeadStats, ...]]
+
+    @cached_property
+    def weight_sides(self) -> tuple[HeadStats, ...]:
+        """The heads' own weights in place of what they do on text."""
+        return self.plain_sides()
 
 
+@dataclass(frozen=True)
 class GroupingMethod(ABC):
-    """A way to choose groups. One file and one line in `gqakit.methods` make a new one."""
+    """A way to choose groups. One file and one line in `gqakit.methods` make a new one.
+
+    A method is a frozen dataclass; its fields are its options, checked in `__post_init__`, and recorded in the plan.
+    """
 
     name: ClassVar[str]
     summary: ClassVar[str]
     source: ClassVar[str]
-    needs: ClassVar[Literal["nothing", "weights", "moments"]]
+    needs: ClassVar[Needs]
+    only_count: ClassVar[int | None] = None
+    """The only number of groups that the method makes; None for any."""
 
     @abstractmethod
-    def group(self, heads: LayerHeads, num_groups: int, *, equal: bool, rng: random.Random) -> Partition:
+    def group(self, heads: LayerHeads, num_groups: int, *, sizes: Sizes, rng: random.Random) -> Partition:
         """A partition into exactly `num_groups` groups.
 
         Args:
             heads: the layer.
             num_groups: from 1 to `heads.num_heads`.
-            equal: whether all groups must have the same size; the caller has checked that they can.
+            sizes: what size each group may have; the caller has checked that some partition has them.
             rng: the only source of randomness.
         """
+
+    def groups(self, heads: LayerHeads, counts: Mapping[int, Sizes], *, seed: str) -> dict[int, Partition]:
+        """A partition for each number of groups; the same for a number whatever else is asked for.
+
+        Args:
+            heads: the layer.
+            counts: the numbers of groups, and the sizes allowed with each.
+            seed: what randomness starts from.
+        """
+        return {
+            count: self.group(heads, count, sizes=sizes, rng=random.Random(f"{seed}/{count}"))
+            for count, sizes in counts.items()
+        }
+
+    def objective(self, heads: LayerHeads) -> Cost:
+        """The additive cost of a group that this method keeps small, for Pareto fronts and comparisons."""
+        return heads.cost
+
+    def is_exact(self, heads: LayerHeads) -> bool:
+        """Whether `group` is certain to minimise `heads.cost`."""
+        return False
+
+    def options(self) -> dict[str, Any]:
+        """The options, by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def configured(self, options: Mapping[str, Any]) -> Self:
+        """The method with some options changed.
+
+        Raises:
+            UsageError: for an option that it does not have or a value out of range.
+        """
+        known = self.options()
+        for name in options:
+            if name not in known:
+                if not known:
+                    raise UsageError(f"method {self.name} has no options; seen: {name} = {options[name]!r}")
+                raise unknown_name(f"option of method {self.name}", name, known)
+        try:
+            return replace(self, **options)
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"method {self.name}: {error}") from error
 
 
 def equal_blocks(num_heads: int, num_groups: int) -> list[int]:
@@ -64,3 +168,10 @@ def cut(order: list[int], sizes: list[int]) -> Partition:
         groups.append(order[start : start + size])
         start += size
     return Partition.from_groups(groups)
+
+
+def in_range(name: str, value: float, low: float, high: float | None = None) -> None:
+    """Raise `ValueError` unless an option lies between two bounds."""
+    if not (low <= value and (high is None or value <= high)):
+        upto = "" if high is None else f" and at most {high:g}"
+        raise ValueError(f"{name} = {value!r} must be at least {low:g}{upto}")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+from dataclasses import dataclass
 
 from gqakit.core.grouping import Partition
-from gqakit.methods.base import GroupingMethod, LayerHeads
+from gqakit.methods.base import GroupingMethod, LayerHeads, Sizes
 
 
+@dataclass(frozen=True)
 class MQA(GroupingMethod):
     """All heads in one group, so it only fits a budget of one head a layer."""
 
@@ -15,13 +17,8 @@ class MQA(GroupingMethod):
     summary = "all heads in one group (multi-query attention)"
     source = "arXiv 1911.02150"
     needs = "nothing"
+    only_count = 1
 
-    def group(self, heads: LayerHeads, num_groups: int, *, equal: bool, rng: random.Random) -> Partition:
-        """See the class.
-
-        Raises:
-            ValueError: when more than one group is asked for.
-        """
-        if num_groups != 1:
-            raise ValueError(f"mqa makes one group, {num_groups} were asked for: --kv-heads 1")
+    def group(self, heads: LayerHeads, num_groups: int, *, sizes: Sizes, rng: random.Random) -> Partition:
+        """See the class."""
         return Partition.single(heads.num_heads)

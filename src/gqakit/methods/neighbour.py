@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+from dataclasses import dataclass
 
 from gqakit.core.grouping import Partition
-from gqakit.methods.base import GroupingMethod, LayerHeads, cut, equal_blocks
+from gqakit.methods.base import GroupingMethod, LayerHeads, Sizes, cut, equal_blocks
 
 
+@dataclass(frozen=True)
 class Neighbour(GroupingMethod):
     """Consecutive blocks of equal size; where the number does not divide, the first ones take one more."""
 
@@ -16,6 +18,6 @@ class Neighbour(GroupingMethod):
     source = "GQA, arXiv 2305.13245"
     needs = "nothing"
 
-    def group(self, heads: LayerHeads, num_groups: int, *, equal: bool, rng: random.Random) -> Partition:
+    def group(self, heads: LayerHeads, num_groups: int, *, sizes: Sizes, rng: random.Random) -> Partition:
         """See the class."""
         return cut(list(range(heads.num_heads)), equal_blocks(heads.num_heads, num_groups))

@@ -3,20 +3,36 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from gqakit.core.grouping import Partition
-from gqakit.methods.base import GroupingMethod, LayerHeads
-from gqakit.methods.search import best_partition
+from gqakit.methods.base import GroupingMethod, LayerHeads, Sizes
+from gqakit.methods.search import EXACT_HEADS, best_partition, exact_partitions
 
 
+@dataclass(frozen=True)
 class Optimal(GroupingMethod):
-    """Minimises the merge rule's own error, exactly for few heads, else by agglomeration and local search."""
+    """Minimises the merge rule's own error: exactly up to 12 heads, by local search beyond.
+
+    What local search may have missed is bounded by `LayerHeads.bound`, and the plan states the gap.
+    """
 
     name = "optimal"
     summary = "least error of the chosen merge rule"
     source = "gqakit"
     needs = "moments"
 
-    def group(self, heads: LayerHeads, num_groups: int, *, equal: bool, rng: random.Random) -> Partition:
+    def group(self, heads: LayerHeads, num_groups: int, *, sizes: Sizes, rng: random.Random) -> Partition:
         """See the class."""
-        return best_partition(heads.num_heads, num_groups, heads.cost, equal=equal, rng=rng)
+        return best_partition(heads.num_heads, num_groups, heads.cost, sizes=sizes, rng=rng)
+
+    def groups(self, heads: LayerHeads, counts: Mapping[int, Sizes], *, seed: str) -> dict[int, Partition]:
+        """All numbers of groups from one table of costs, where the search is exact."""
+        if heads.num_heads <= EXACT_HEADS:
+            return exact_partitions(heads.num_heads, counts, heads.cost)
+        return super().groups(heads, counts, seed=seed)
+
+    def is_exact(self, heads: LayerHeads) -> bool:
+        """See the class."""
+        return heads.num_heads <= EXACT_HEADS

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+from dataclasses import dataclass
 
 from gqakit.core.grouping import Partition
-from gqakit.methods.base import GroupingMethod, LayerHeads, cut, equal_blocks
+from gqakit.methods.base import GroupingMethod, LayerHeads, Sizes, cut, equal_blocks
 
 
+@dataclass(frozen=True)
 class Random(GroupingMethod):
     """A random order of the heads cut into blocks as equal as can be."""
 
@@ -16,7 +18,7 @@ class Random(GroupingMethod):
     source = "baseline"
     needs = "nothing"
 
-    def group(self, heads: LayerHeads, num_groups: int, *, equal: bool, rng: random.Random) -> Partition:
+    def group(self, heads: LayerHeads, num_groups: int, *, sizes: Sizes, rng: random.Random) -> Partition:
         """See the class."""
         order = list(range(heads.num_heads))
         rng.shuffle(order)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import random
-from functools import cache
-
-import torch
+from dataclasses import dataclass
 
 from gqakit.core.grouping import Partition
-from gqakit.methods.base import GroupingMethod, LayerHeads
+from gqakit.core.spread import Spread
+from gqakit.methods.base import Cost, GroupingMethod, LayerHeads, Sizes
 from gqakit.methods.search import best_partition
 
 
+@dataclass(frozen=True)
 class WeightSimilarity(GroupingMethod):
     """Spherical k-means on the flattened heads `[W_K; W_V]`, solved on their cosine matrix.
 
@@ -23,17 +23,10 @@ class WeightSimilarity(GroupingMethod):
     source = "weight-informed baseline of AsymGQA, arXiv 2406.14963"
     needs = "weights"
 
-    def group(self, heads: LayerHeads, num_groups: int, *, equal: bool, rng: random.Random) -> Partition:
+    def objective(self, heads: LayerHeads) -> Cost:
         """See the class."""
-        inner = torch.einsum(
-            "hagb,ab->hg", heads.weights.gram, torch.eye(heads.weights.gram.shape[1]).double()
-        )
-        norm = inner.diagonal().clamp_min(1e-30).sqrt()
-        cosine = inner / norm[:, None] / norm[None, :]
+        return Spread.of_similarity(heads.inner)
 
-        @cache
-        def spread(group: tuple[int, ...]) -> float:
-            index = torch.as_tensor(group)
-            return len(group) - float(cosine[index][:, index].sum()) / len(group)
-
-        return best_partition(heads.num_heads, num_groups, spread, equal=equal, rng=rng)
+    def group(self, heads: LayerHeads, num_groups: int, *, sizes: Sizes, rng: random.Random) -> Partition:
+        """See the class."""
+        return best_partition(heads.num_heads, num_groups, self.objective(heads), sizes=sizes, rng=rng)

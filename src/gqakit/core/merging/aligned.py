@@ -7,11 +7,12 @@ from torch import Tensor
 
 from gqakit.core.channels import Channels
 from gqakit.core.linalg import polar
-from gqakit.core.merging.base import HeadMerge, MergeRule, identity_maps
+from gqakit.core.merging.base import HeadMerge, MergeRule, identity_maps, residual
 from gqakit.core.merging.mean import restore_norm
 from gqakit.core.moments import HeadStats
 
 _ITERATIONS = 100
+_SCORE_ITERATIONS = 4
 _TOLERANCE = 1e-10
 
 
@@ -30,16 +31,23 @@ class Aligned(MergeRule):
 
     def merge(self, stats: HeadStats) -> HeadMerge:
         """`P_h = R_hᵀ/m`, `B_h = R_h`."""
+        return self._align(stats, _ITERATIONS)
+
+    def score(self, stats: HeadStats) -> float:
+        """The error after a few rounds, which ranks alike."""
+        return 0.0 if stats.num_heads == 1 else residual(stats, self._align(stats, _SCORE_ITERATIONS))
+
+    def _align(self, stats: HeadStats, iterations: int) -> HeadMerge:
         rotation = identity_maps(stats)
         if stats.channels.locked or stats.num_heads == 1:
             return HeadMerge(rotation.mT / stats.num_heads, rotation)
         start = int(stats.energy().argmax())
-        rotation = _polar(stats.gram[:, :, start, :], stats.channels)  # onto one member, then onto the mean
+        rotation = nearest_turn(stats.gram[:, :, start, :], stats.channels)  # onto one member, then onto the mean
         rotation[start] = torch.eye(rotation.shape[-1], dtype=rotation.dtype)
         agreement = -1.0
-        for _ in range(_ITERATIONS):
+        for _ in range(iterations):
             cross = torch.einsum("hagb,gbc->hac", stats.gram, rotation) / stats.num_heads  # E[k_h meanᵀ]
-            rotation = _polar(cross, stats.channels)
+            rotation = nearest_turn(cross, stats.channels)
             previous, agreement = agreement, float((rotation * cross).sum())
             if agreement - previous <= _TOLERANCE * abs(agreement):
                 break
@@ -53,12 +61,11 @@ class AlignedNorm(Aligned):
     summary = "average after Procrustes alignment, rescaled to the members' mean norm"
     source = "arXiv 2412.20677, with norm restoration"
 
-    def merge(self, stats: HeadStats) -> HeadMerge:
-        """As `aligned`, with `P` rescaled."""
-        return restore_norm(stats, super().merge(stats))
+    def _align(self, stats: HeadStats, iterations: int) -> HeadMerge:
+        return restore_norm(stats, super()._align(stats, iterations))
 
 
-def _polar(cross: Tensor, channels: Channels) -> Tensor:
+def nearest_turn(cross: Tensor, channels: Channels) -> Tensor:
     """The allowed orthogonal map nearest to each `[d, d]` of `cross`."""
     out = torch.zeros_like(cross)
     first, second, free = (

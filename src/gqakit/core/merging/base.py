@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import ClassVar, Literal
 
 import torch
@@ -46,6 +48,10 @@ class MergeRule(ABC):
     def score(self, stats: HeadStats) -> float:
         """What a search ranks candidate groups by: the error, or a cheaper number that ranks alike."""
         return self.error(stats)
+
+    def costs(self, stats: HeadStats) -> Callable[[tuple[int, ...]], float]:
+        """The score of a group as a function of its members, each worked out once."""
+        return cache(lambda group: self.score(stats.select(group)))
 
     def on(self, stats: HeadStats) -> MergeRule:
         """The rule that really acts on heads of this structure: itself, or its stated fallback."""

@@ -62,8 +62,8 @@ class Fold(MergeRule):
         if stats.channels.locked:
             return self.error(stats)
         if not stats.channels.first:
-            root, _ = _roots(stats.metric)
-            spectrum = eigvalsh(_weighted(stats.gram, root))
+            root, _ = roots(stats.metric)
+            spectrum = eigvalsh(weighted_gram(stats.gram, root))
             return float(spectrum[: -stats.gram.shape[1]].clamp_min(0).sum())
         if stats.distances is None:
             return self.error(stats)
@@ -128,18 +128,18 @@ def _fold_free(stats: HeadStats, free: Tensor) -> tuple[Tensor, Tensor]:
     """The rule on the channels `free`, which mix: `combine` and `expand`, each `[members, f, f]`."""
     members, width = stats.num_heads, len(free)
     gram = stats.gram[:, free][:, :, :, free]
-    root, inverse = _roots(stats.metric[:, free[:, None], free[None, :]])
-    _, vectors = eigh(_weighted(gram, root))
+    root, inverse = roots(stats.metric[:, free[:, None], free[None, :]])
+    _, vectors = eigh(weighted_gram(gram, root))
     leading = vectors[:, -width:].flip(1).reshape(members, width, width)  # [members, f, rank]
     leading = leading * _sign(leading.flatten(0, 1))
     combine, expand = (root @ leading).mT, inverse @ leading
     return _balanced(combine, expand, gram)
 
 
-def _weighted(gram: Tensor, root: Tensor) -> Tensor:
+def weighted_gram(gram: Tensor, root: Tensor) -> Tensor:
     """The Gram matrix of the stacked `M_h^{1/2} k_h`, `[members * f, members * f]`."""
     members, width = root.shape[:2]
-    return torch.einsum("hab,hbgc,gcd->hagd", root, gram, root).reshape(members * width, -1)
+    return torch.einsum("hab,hbgc,gdc->hagd", root, gram, root).reshape(members * width, -1)
 
 
 def _fold_pairs(stats: HeadStats, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
@@ -178,7 +178,7 @@ def _safe_scale(target: Tensor, energy: Tensor) -> Tensor:
     return torch.where(usable, (target / energy.clamp_min(1e-300)).clamp_min(1e-300).sqrt(), 1.0)
 
 
-def _roots(metric: Tensor) -> tuple[Tensor, Tensor]:
+def roots(metric: Tensor) -> tuple[Tensor, Tensor]:
     """`M^{1/2}` and its pseudo-inverse for each symmetric `[f, f]`."""
     values, vectors = eigh(metric)
     values = values.clamp_min(0)
