@@ -15,7 +15,7 @@ test: $(READY)
 	$(BIN)/python -m pytest -q -n 2 --dist loadgroup
 
 lint: ruff
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 ruff: $(READY)
 	$(BIN)/ruff check src tests benchmarks

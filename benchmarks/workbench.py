@@ -23,7 +23,8 @@ from gqakit.evaluation.language import LanguageScores, score_language
 from gqakit.families import ModelSpec
 from gqakit.inspection import open_model
 from gqakit.plan import Plan
-from gqakit.planner import PlanOptions, make_plan
+from gqakit.options import PlanOptions
+from gqakit.planner import make_plan
 from gqakit.runtime import load
 from gqakit.zoo import SMOLLM2, fetch
 

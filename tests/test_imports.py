@@ -14,9 +14,9 @@ ROOT = Path(gqakit.__file__).parent
 ANYWHERE = {"errors", "version", "progress"}
 LEVELS = [
     {"core"},
-    {"families", "checkpoint"},
+    {"families", "checkpoint", "nsga"},
     {"methods", "allocation", "calibration", "plan"},
-    {"planner", "convert", "runtime", "inspection", "catalogue"},
+    {"choices", "options", "planner", "convert", "runtime", "inspection", "catalogue"},
     {"report", "evaluation", "training", "export", "verify", "zoo"},
     {"api"},
     {"cli"},
@@ -25,7 +25,7 @@ LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 # The package itself registers the runtime; `python -m gqakit` is the command line.
 LEVEL |= {"__init__": LEVEL["runtime"], "__main__": LEVEL["cli"]}
 STRANGERS = {("planner", "convert"), ("convert", "planner")}
-ONLY = {"core": {"core"}, "methods": {"core", "methods", "errors"}}
+ONLY = {"core": {"core"}, "nsga": {"core"}, "methods": {"core", "methods", "errors", "nsga"}}
 
 MODULES = {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in sorted(ROOT.rglob("*.py"))}
 

@@ -16,7 +16,8 @@ from gqakit.families import ModelSpec
 from gqakit.inspection import open_model
 from gqakit.methods import METHODS
 from gqakit.plan import Plan, diff_plans, is_uniform
-from gqakit.planner import PlanOptions, make_plan
+from gqakit.options import PlanOptions
+from gqakit.planner import make_plan
 
 Opened = tuple[Checkpoint, ModelSpec]
 
@@ -55,6 +56,8 @@ def moments(tiny_llama, opened, tmp_path_factory) -> MomentsFile:
 
 
 def plan(opened: Opened, ratio: float = 0.5, moments: MomentsFile | None = None, **options) -> Plan:
+    """With the same share in every layer unless a test asks for another allocation."""
+    options = {"allocation": "uniform", **options}
     return make_plan(*opened, Budget(ratio, f"--kv-ratio {ratio:g}"), PlanOptions(**options), moments)
 
 

@@ -62,13 +62,27 @@ class Merging(_Strict):
     value: str
 
 
+class Constraints(_Strict):
+    """What was asked of the groups besides the format."""
+
+    kv_maps: Literal["shared", "separate"] = "shared"
+    cardinality: Literal["arbitrary", "equal"] = "arbitrary"
+    max_group_size: int | None = Field(default=None, gt=0)
+    kv_multiple_of: int = Field(default=1, gt=0)
+
+
 class LayerPlan(_Strict):
-    """One layer: the group of every source KV head, and the error relative to losing all heads."""
+    """One layer: the group of every source KV head, and the error relative to losing all heads.
+
+    `gap` is the share of the searched error that a better grouping could save at most: 0 where the search is exact,
+    None for a method that does not minimise it.
+    """
 
     key: tuple[int, ...]
     value: tuple[int, ...]
     key_error: float = Field(ge=0)
     value_error: float = Field(ge=0)
+    gap: float | None = Field(default=None, ge=0, le=1)
 
     @model_validator(mode="after")
     def _canonical(self) -> LayerPlan:
@@ -89,7 +103,11 @@ class Plan(_Strict):
     budget: BudgetRecord
     format: Format
     method: str
+    method_options: dict[str, bool | int | float | str | None] = {}
     allocation: str
+    allocation_options: dict[str, bool | int | float | str | None] = {}
+    layer_loss: Literal["none", "objective", "error", "measured"] = "none"
+    constraints: Constraints = Constraints()
     merging: Merging
     seed: int
     moments: MomentsRecord | None
@@ -112,6 +130,17 @@ class Plan(_Strict):
     def groupings(self) -> tuple[Grouping, ...]:
         """The partitions of every layer."""
         return tuple(layer.grouping for layer in self.layers)
+
+    @property
+    def engines(self) -> str:
+        """Where the result can run."""
+        if self.format == "uniform":
+            return "any engine that runs the source"
+        if all(grouping.is_shared for grouping in self.groupings):
+            return "transformers, with gqakit or with trust_remote_code"
+        return (
+            "transformers, with gqakit or with trust_remote_code; no other engine keeps keys and values apart"
+        )
 
     @property
     def fingerprint(self) -> str:

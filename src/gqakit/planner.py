@@ -2,93 +2,38 @@
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cache
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 
-from gqakit.allocation import ALLOCATIONS
+from gqakit.allocation import Allocation, Loss, Point, Slot, pick
 from gqakit.calibration.store import MomentsFile
 from gqakit.checkpoint import Checkpoint
-from gqakit.core.attention import AttentionWeights
+from gqakit.choices import LayerStats, Side, SlotChoices, choices_of_slot
 from gqakit.core.capacity import Budget, CacheShape
+from gqakit.core.channels import Channels
 from gqakit.core.grouping import Grouping, Partition
 from gqakit.core.merging import RULES, MergeRule
-from gqakit.core.moments import HeadStats, LayerMoments, key_stats, value_stats, weight_stats
-from gqakit.errors import BudgetError, PlanError, UsageError, unknown_name
-from gqakit.families import ModelSpec, read_layer
-from gqakit.methods import METHODS, GroupingMethod, LayerHeads
-from gqakit.plan import BudgetRecord, Format, LayerPlan, Merging, Plan, Source, is_uniform
+from gqakit.errors import PlanError, UsageError
+from gqakit.families import ModelSpec
+from gqakit.options import PlanOptions, check_budget
+from gqakit.plan import BudgetRecord, Constraints, Format, LayerPlan, Merging, Plan, Source, is_uniform
 from gqakit.version import __version__
 
-
-@dataclass(frozen=True)
-class PlanOptions:
-    """What a plan is made by. `format` "auto" is `uniform` wherever the groups turn out to allow it."""
-
-    method: str = "optimal"
-    merge: str = "fold"
-    allocation: str = "uniform"
-    format: Literal["auto", "uniform", "grouped"] = "auto"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for kind, name, known in (
-            ("method", self.method, METHODS),
-            ("merge rule", self.merge, RULES),
-            ("allocation", self.allocation, ALLOCATIONS),
-            ("format", self.format, ("auto", "uniform", "grouped")),
-        ):
-            if name not in known:
-                raise unknown_name(kind, name, known)
+Measure = Callable[[Sequence[SlotChoices]], Sequence[Mapping[int, float]]]
+"""Gives, for each slot, what each of its numbers of heads loses when only that slot is converted."""
 
 
 @dataclass(frozen=True)
-class LayerStats:
-    """What methods and merge rules see of one layer."""
+class Planned:
+    """A plan and what it was picked from: every slot's choices, what was weighed, and the allocation's front."""
 
-    key: HeadStats
-    value: HeadStats
-
-    @classmethod
-    def of(cls, spec: ModelSpec, weights: AttentionWeights, moments: LayerMoments) -> LayerStats:
-        """From the weights and the moments."""
-        return cls(key_stats(weights, moments, spec.channels), value_stats(weights, moments))
-
-    def cost(self, rule: MergeRule) -> Callable[[tuple[int, ...]], float]:
-        """The rule's error of a group, keys and values each relative to losing all heads, summed."""
-        key_scale, value_scale = (max(float(s.energy().sum()), 1e-30) for s in (self.key, self.value))
-
-        @cache
-        def cost(group: tuple[int, ...]) -> float:
-            key, value = rule.score(self.key.select(group)), rule.score(self.value.select(group))
-            return key / key_scale + value / value_scale
-
-        return cost
-
-
-def heads_to_keep(spec: ModelSpec, budget: Budget, options: PlanOptions) -> list[int]:
-    """KV heads that each layer keeps.
-
-    Raises:
-        BudgetError: when no number of heads meets the budget within the method and the format.
-    """
-    equal = options.format == "uniform"
-    keep = ALLOCATIONS[options.allocation].allocate(spec.key_heads, budget.kv_ratio, equal=equal)
-    if equal and budget.kv_heads is not None and set(keep) != {budget.kv_heads}:
-        heads = spec.key_heads[0]
-        possible = ", ".join(str(n) for n in range(1, heads + 1) if heads % n == 0)
-        raise BudgetError(
-            f"format uniform makes equal groups, and {heads} KV heads do not divide into {budget.kv_heads}; "
-            f"possible: --kv-heads {possible}. Or --format grouped, which takes any number"
-        )
-    if options.method == "mqa" and set(keep) != {1}:
-        raise BudgetError(
-            f"method mqa keeps one KV head a layer, the budget ({budget.asked}) leaves {max(keep)}; "
-            f"ask for --kv-heads 1 (kv_ratio {1 / spec.key_heads[0]:.4g}) or another method"
-        )
-    return keep
+    plan: Plan
+    choices: tuple[SlotChoices, ...]
+    loss: Loss
+    front: tuple[Point, ...]
 
 
 def make_plan(
@@ -99,7 +44,24 @@ def make_plan(
     moments: MomentsFile | None = None,
     name: str | None = None,
     progress: Callable[[], None] = lambda: None,
+    measure: Measure | None = None,
 ) -> Plan:
+    """`explore`, and only its plan."""
+    return explore(source, spec, budget, options, moments, name, progress, measure).plan
+
+
+def explore(
+    source: Checkpoint,
+    spec: ModelSpec,
+    budget: Budget,
+    options: PlanOptions,
+    moments: MomentsFile | None = None,
+    name: str | None = None,
+    progress: Callable[[], None] = lambda: None,
+    measure: Measure | None = None,
+    *,
+    whole_front: bool = False,
+) -> Planned:
     """Decide everything: how many heads each layer keeps, which share, how they merge.
 
     Reads one layer's attention weights at a time.
@@ -108,14 +70,16 @@ def make_plan(
         source: the checkpoint, opened.
         spec: its description.
         budget: an upper bound on the cache.
-        options: method, merge rule, allocation, format, seed.
+        options: method, merge rule, allocation, format, constraints, seed.
         moments: the calibration; None for `C = I` (weights only).
         name: how the plan calls the source; the directory's name by default.
         progress: called once a layer.
+        measure: runs the model to say what each choice loses; None where it is not to be run.
+        whole_front: look at every number of heads even where the budget alone decides.
 
     Raises:
         BudgetError: when no grouping within the constraints meets the budget.
-        PlanError: when the moments belong to another model.
+        PlanError: when the moments belong to another model, or scores or losses are not finite.
         UsageError: when the source is itself a grouped checkpoint.
     """
     if spec.is_grouped:
@@ -125,69 +89,132 @@ def make_plan(
     fingerprint = source.fingerprint()
     if moments is not None:
         moments.check_source(fingerprint, str(source.path))
-    method, rule = METHODS[options.method], RULES[options.merge]
-    equal = options.format == "uniform"
-    keep = heads_to_keep(spec, budget, options)
+    shapes = check_budget(spec, budget, options, moments is not None)
+    allocation = options.allocation_for(moments is not None)
+    loss = options.loss_for(allocation, measure is not None)
+    rule = RULES[options.merge]
+    read = lru_cache(maxsize=1)(lambda layer: LayerStats.read(source, spec, moments, layer))
+
+    def front(slots: Sequence[Slot]) -> tuple[Point, ...]:
+        rng = random.Random(f"{options.seed}/allocation")
+        return tuple(allocation.front(slots, tied=options.format == "uniform", rng=rng))
+
+    if loss == "none" and not whole_front:
+        slots = [shape.slot for shape in shapes]
+        chosen = pick(front(slots), slots, budget.kv_ratio)
+        shapes = [replace(s, counts={n: s.counts[n]}) for s, n in zip(shapes, chosen.counts, strict=True)]
+    choices: list[SlotChoices] = []
     layers: list[LayerPlan] = []
-    rules: set[tuple[str, str]] = set()
     for layer in range(spec.num_layers):
-        weights = read_layer(spec, layer, source.load)
-        stats = LayerStats.of(
-            spec, weights, moments.layer(layer) if moments else LayerMoments.identity(spec.hidden_size)
-        )
-        rules.add((rule.on(stats.key).name, rule.on(stats.value).name))
-        rng = random.Random(f"{options.seed}/{layer}")
-        partition = _group(method, rule, stats, weights, keep[layer], equal=equal, rng=rng)
-        layers.append(_layer_plan(partition, stats, rule))
+        here = [
+            choices_of_slot(
+                shape, partial(read, layer), options.grouping_method, rule, options.seed, compare=whole_front
+            )
+            for shape in shapes
+            if shape.layer == layer
+        ]
+        if all(len(slot.by_count) == 1 for slot in here):  # while the layer is in memory
+            layers.append(
+                _layer_plan(here, [min(slot.by_count) for slot in here], rule, partial(read, layer))
+            )
+        choices += here
         progress()
-    ((key_rule, value_rule),) = rules
+    choices = _with_losses(choices, loss, measure)
+    slots = [slot.slot for slot in choices]
+    points = front(slots)
+    if len(layers) < spec.num_layers:
+        counts = pick(points, slots, budget.kv_ratio).counts
+        layers = []
+        for layer in range(spec.num_layers):
+            here = [(slot, count) for slot, count in zip(choices, counts, strict=True) if slot.layer == layer]
+            layers.append(_layer_plan([s for s, _ in here], [n for _, n in here], rule, partial(read, layer)))
+    plan = _plan(source, spec, budget, options, moments, name, layers, allocation, loss)
+    return Planned(plan, tuple(choices), loss, points)
+
+
+def _with_losses(choices: Sequence[SlotChoices], loss: Loss, measure: Measure | None) -> list[SlotChoices]:
+    """The choices with what each loses."""
+    if loss == "none":
+        return list(choices)
+    if loss == "measured":
+        assert measure is not None
+        found: Sequence[Mapping[int, float]] = measure(choices)
+    else:
+        found = [{n: getattr(choice, loss) for n, choice in slot.by_count.items()} for slot in choices]
+    weighed: list[SlotChoices] = []
+    for slot, losses in zip(choices, found, strict=True):
+        for count, value in losses.items():
+            if not math.isfinite(value):
+                raise PlanError(
+                    f"{slot.slot.name}: the loss ({loss}) of keeping {count} heads is {value}, not a number"
+                )
+        values = tuple(losses[count] for count in slot.slot.counts)
+        weighed.append(replace(slot, slot=replace(slot.slot, losses=values)))
+    return weighed
+
+
+def _layer_plan(
+    slots: Sequence[SlotChoices], counts: Sequence[int], rule: MergeRule, read: Callable[[], LayerStats]
+) -> LayerPlan:
+    """One layer of the plan: what was chosen for its slots, with the error that the merge settles at."""
+    chosen = {slot.side: slot.by_count[count] for slot, count in zip(slots, counts, strict=True)}
+    key, value = (chosen.get(side, chosen.get("both")) for side in ("key", "value"))
+    assert key is not None
+    assert value is not None
+    gaps = [choice.gap for choice in chosen.values() if choice.gap is not None]
+
+    def relative(side: Side, partition: Partition) -> float:
+        if partition.is_identity:
+            return 0.0
+        (heads,) = read().sides(side)
+        error = sum(rule.error(heads.select(group)) for group in partition.groups)
+        return float(f"{error / max(float(heads.energy().sum()), 1e-30):.6g}")
+
+    return LayerPlan(
+        key=key.partition.labels,
+        value=value.partition.labels,
+        key_error=relative("key", key.partition),
+        value_error=relative("value", value.partition),
+        gap=float(f"{max(gaps):.4g}") if len(gaps) == len(chosen) else None,
+    )
+
+
+def _plan(
+    source: Checkpoint,
+    spec: ModelSpec,
+    budget: Budget,
+    options: PlanOptions,
+    moments: MomentsFile | None,
+    name: str | None,
+    layers: Sequence[LayerPlan],
+    allocation: Allocation,
+    loss: Loss,
+) -> Plan:
+    rule = RULES[options.merge]
+    key_rule, value_rule = rule.on(spec.channels), rule.on(Channels.mixing(spec.head_dim))
+    merging = Merging(rule=rule.name, key=key_rule.name, value=value_rule.name)
     groupings = tuple(layer.grouping for layer in layers)
-    fits_stock = is_uniform(groupings)
-    merging = Merging(rule=rule.name, key=key_rule, value=value_rule)
     return Plan(
-        source=_source(name or source.path.name, spec, fingerprint),
+        source=_source(name or source.path.name, spec, source.fingerprint()),
         budget=_reached(spec.cache, budget, groupings),
-        format=_format(options.format, fits_stock),
-        method=method.name,
-        allocation=options.allocation,
+        format=_format(options.format, is_uniform(groupings)),
+        method=options.method,
+        method_options=options.grouping_method.options(),
+        allocation=allocation.name,
+        allocation_options=allocation.options(),
+        layer_loss=loss,
+        constraints=Constraints(
+            kv_maps=options.kv_maps,
+            cardinality=options.cardinality,
+            max_group_size=options.max_group_size,
+            kv_multiple_of=options.kv_multiple_of,
+        ),
         merging=merging,
         seed=options.seed,
         moments=moments.record() if moments else None,
         versions={"gqakit": __version__},
         notes=tuple(_notes(merging, spec)),
         layers=tuple(layers),
-    )
-
-
-def _group(
-    method: GroupingMethod,
-    rule: MergeRule,
-    stats: LayerStats,
-    weights: AttentionWeights,
-    num_groups: int,
-    *,
-    equal: bool,
-    rng: random.Random,
-) -> Partition:
-    if num_groups == weights.num_kv_heads:
-        return Partition.identity(num_groups)
-    heads = LayerHeads(weights.num_kv_heads, stats.cost(rule), weight_stats(weights))
-    partition = method.group(heads, num_groups, equal=equal, rng=rng)
-    if partition.num_groups != num_groups or (equal and not partition.is_equal):
-        raise PlanError(f"method {method.name} returned sizes {partition.sizes} for {num_groups} groups")
-    return partition
-
-
-def _layer_plan(partition: Partition, stats: LayerStats, rule: MergeRule) -> LayerPlan:
-    def relative(heads: HeadStats) -> float:
-        error = sum(rule.error(heads.select(group)) for group in partition.groups)
-        return float(f"{error / max(float(heads.energy().sum()), 1e-30):.6g}")
-
-    return LayerPlan(
-        key=partition.labels,
-        value=partition.labels,
-        key_error=relative(stats.key),
-        value_error=relative(stats.value),
     )
 
 

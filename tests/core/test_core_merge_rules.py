@@ -149,7 +149,7 @@ def test_score_is_the_error_or_a_little_more(rule, structure, recorded):
 @pytest.mark.parametrize("rule", sorted(RULES))
 def test_every_rule_says_what_it_is_and_what_acts(rule, structure):
     stats = random_stats(structure, 2, 0)
-    acting = RULES[rule].on(stats)
+    acting = RULES[rule].on(stats.channels)
     assert RULES[rule].name == rule
     assert RULES[rule].summary
     assert RULES[rule].source

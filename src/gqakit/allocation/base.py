@@ -81,7 +81,9 @@ class Allocation(ABC):
         for name in options:
             if name not in known:
                 if not known:
-                    raise UsageError(f"allocation {self.name} has no options; seen: {name} = {options[name]!r}")
+                    raise UsageError(
+                        f"allocation {self.name} has no options; seen: {name} = {options[name]!r}"
+                    )
                 raise unknown_name(f"option of allocation {self.name}", name, known)
         try:
             return replace(self, **options)

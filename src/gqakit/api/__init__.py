@@ -12,17 +12,19 @@ from gqakit.api.converting import ConvertResult, convert
 from gqakit.api.demonstrating import demo
 from gqakit.api.evaluating import evaluate
 from gqakit.api.generating import generate
-from gqakit.api.planning import BudgetOptions, PlanOptions, plan
+from gqakit.api.planning import BudgetOptions, MeasureOptions, PlanOptions, explore, plan
 from gqakit.api.verifying import verify
 
 __all__ = [
     "BudgetOptions",
     "ConvertResult",
+    "MeasureOptions",
     "PlanOptions",
     "calibrate",
     "convert",
     "demo",
     "evaluate",
+    "explore",
     "generate",
     "inspect",
     "methods",

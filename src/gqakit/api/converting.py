@@ -10,7 +10,7 @@ from gqakit.api.calibrating import TOKENS, WINDOW, calibrate_opened, check_not_g
 from gqakit.api.evaluating import TOKENS as EVALUATION_TOKENS
 from gqakit.api.evaluating import evaluate
 from gqakit.api.models import load_tokenizer
-from gqakit.api.planning import BudgetOptions, PlanOptions, plan_opened
+from gqakit.api.planning import MEASURED_TOKENS, BudgetOptions, MeasureOptions, PlanOptions, explore_opened
 from gqakit.api.refitting import refit_staged, refit_windows, staging_of
 from gqakit.calibration.refit import LayerRefit
 from gqakit.calibration.store import MomentsFile
@@ -21,8 +21,8 @@ from gqakit.convert import CARD_FILE, check_moments, check_rules, convert_checkp
 from gqakit.errors import PlanError, UsageError
 from gqakit.families import ModelSpec
 from gqakit.inspection import open_model
+from gqakit.options import check_budget
 from gqakit.plan import Plan
-from gqakit.planner import heads_to_keep
 from gqakit.progress import Reporter, silent
 from gqakit.report.card import model_card
 from gqakit.report.evaluation import EvaluationRow
@@ -57,6 +57,7 @@ def convert(
     budget: BudgetOptions | None = None,
     options: PlanOptions | None = None,
     moments: Path | None = None,
+    layer_losses: MeasureOptions | None = None,
     text: Text | Sequence[str | Path] = ("calibration",),
     measure: bool | None = None,
     evaluate_on: Sequence[str | Path] = ("evaluation",),
@@ -70,9 +71,10 @@ def convert(
 ) -> ConvertResult:
     """Carry out a plan, or make one within a budget and carry it out.
 
-    With a budget and no moments the model is first calibrated on `text`; the moments are kept beside
-    the output as `OUT.moments.safetensors` and used again by a second run on the same text. Interrupted,
-    the same call goes on where it stopped.
+    With a budget and no moments the model is first calibrated on `text`, and run once more to measure what each layer's
+    choices lose, where the allocation asks for that. Both are kept beside the output (`OUT.moments.safetensors`,
+    `OUT.losses.jsonl`) and used again by a second run on the same text. Interrupted, the same call goes on where it
+    stopped.
 
     Args:
         model: directory or hub name.
@@ -80,6 +82,8 @@ def convert(
         plan: carry out this one; its moments are looked for where it says, unless `moments` is given.
         budget, options: make a plan instead.
         moments: a moments file.
+        layer_losses: how to measure what a layer's choices lose; None does so on `text` where the model is calibrated
+            anyway, and else lets the merge rule's own error stand in.
         text, tokens, window: what to calibrate on; see `calibrate`.
         measure: evaluate source and result on `evaluate_on` and state the loss in the model card; None does
             so where the model is run for calibration anyway. In windows of `window` tokens, but no longer than 512.
@@ -113,13 +117,25 @@ def convert(
     else:
         assert budget is not None
         options = options or PlanOptions()
-        heads_to_keep(spec, budget.resolve(spec), options)  # an impossible one is said before the calibration
+        check_budget(
+            spec, budget.resolve(spec), options, calibrated=True
+        )  # an impossible one is said before the calibration
         if moments is not None:
             opened = MomentsFile.open(moments)
         else:
+            layer_losses = layer_losses or MeasureOptions(
+                content,
+                min(MEASURED_TOKENS, tokens),
+                window,
+                losses=out.with_name(out.name + ".losses.jsonl"),
+                replace=True,
+                device=device,
+            )
             kept = out.with_name(out.name + ".moments.safetensors")
             opened = _fresh_moments(source, spec, model, kept, content, tokens, window, device, progress)
-        plan = plan_opened(source, spec, model, budget, options, opened, progress)
+        plan = explore_opened(
+            source, spec, model, budget, options, opened, progress, measure=layer_losses
+        ).plan
     check_moments(plan, opened)
     if not refit:
         check_output(source, out, overwrite, job=job_of(plan))

@@ -24,13 +24,22 @@ def load_model(checkpoint: Checkpoint, dtype: str, device: str) -> PreTrainedMod
     """
     if dtype not in PRECISIONS:
         raise unknown_name("dtype", dtype, PRECISIONS)
+    return load(checkpoint.path, dtype=PRECISIONS[dtype]).to(check_device(device))  # pyright: ignore[reportArgumentType]
+
+
+def check_device(device: str) -> str:
+    """The device to run on: "cpu" or "cuda".
+
+    Raises:
+        UsageError: it is not known, or torch does not see it.
+    """
     if device not in DEVICES:
         raise unknown_name("device", device, DEVICES)
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
         raise UsageError("device 'cuda' was asked for, but torch sees no GPU; use --device cpu")
-    return load(checkpoint.path, dtype=PRECISIONS[dtype]).to(device)  # pyright: ignore[reportArgumentType]
+    return device
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> Any:

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import torch
+
+from gqakit import planner
+from gqakit.api.models import check_device, load_tokenizer
 from gqakit.calibration.store import MomentsFile
+from gqakit.calibration.text import Text, read_text, token_windows
 from gqakit.checkpoint import Checkpoint
 from gqakit.core.capacity import Budget, resolve_budget
 from gqakit.errors import BudgetError
+from gqakit.evaluation.losses import LossFile, LossHeader
+from gqakit.evaluation.measuring import Bench, measure_losses
 from gqakit.families import ModelSpec
 from gqakit.inspection import open_model
+from gqakit.options import PlanOptions
 from gqakit.plan import Plan
-from gqakit.planner import PlanOptions, make_plan
+from gqakit.planner import Measure, Planned
 from gqakit.progress import Reporter, silent
+
+MEASURED_TOKENS = 1536
 
 
 @dataclass(frozen=True)
@@ -47,27 +58,110 @@ class BudgetOptions:
         return budget
 
 
+@dataclass(frozen=True)
+class MeasureOptions:
+    """How the loss of converting one layer alone is measured.
+
+    Attributes:
+        text: a `Text`, or files, or "calibration" for the text that comes with gqakit.
+        tokens, window: at most so many tokens, in whole windows.
+        losses: file in which every loss is kept as soon as it is known; a second run goes on from it.
+        replace: begin that file anew where it is about another model, text, rule or moments, instead of refusing it.
+        workers: processes that share the layers, each with the model in memory.
+        device: "cpu", "cuda" or "auto".
+    """
+
+    text: Text | Sequence[str | Path] = ("calibration",)
+    tokens: int = MEASURED_TOKENS
+    window: int = 512
+    losses: Path | None = None
+    replace: bool = False
+    workers: int = 1
+    device: str = "auto"
+
+    def on(self, source: Checkpoint, moments: MomentsFile | None, merge: str, progress: Reporter) -> Measure:
+        """The measurement for a model. The text is read at once, so that what is wrong with it is said early.
+
+        Raises:
+            DataError: about the text. CheckpointError: the model has no tokenizer. UsageError: no such device.
+        """
+        content = self.text if isinstance(self.text, Text) else read_text(self.text)
+        windows = token_windows(load_tokenizer(source), content, window=self.window, tokens=self.tokens)
+        device = check_device(self.device)
+        threads = max(1, torch.get_num_threads() // self.workers) if self.workers > 1 else 0
+        path = None if moments is None else moments.path
+        bench = Bench(source.path, path, merge, windows, device, threads)
+        header = LossHeader(
+            source=source.fingerprint(),
+            moments=None if moments is None else moments.fingerprint,
+            merge=merge,
+            text_sha256=content.sha256,
+            windows=windows.shape[0],
+            window=windows.shape[1],
+        )
+        return lambda choices: measure_losses(
+            bench, choices, LossFile.open(header, self.losses, replace=self.replace), self.workers, progress
+        )
+
+
 def plan(
     model: str,
     budget: BudgetOptions,
     options: PlanOptions | None = None,
     *,
     moments: Path | None = None,
+    measure: MeasureOptions | None = None,
     progress: Reporter = silent,
 ) -> Plan:
     """Decide which heads share and how, within a budget. Without moments the weights alone decide.
 
-    Reads headers and one layer's attention tensors at a time.
+    Reads headers and one layer's attention tensors at a time; with `measure` it runs the model too, where the
+    allocation weighs measured losses.
+
+    Args:
+        model: directory or hub name.
+        budget, options: see there.
+        moments: a moments file.
+        measure: how to measure; None does not run the model, and the merge rule's own error stands in.
+        progress: see the package.
 
     Raises:
-        BudgetError, PlanError, UsageError, CheckpointError, FamilyError.
+        BudgetError, PlanError, UsageError, CheckpointError, FamilyError, DataError.
+    """
+    return explore(model, budget, options, moments=moments, measure=measure, progress=progress).plan
+
+
+def explore(
+    model: str,
+    budget: BudgetOptions,
+    options: PlanOptions | None = None,
+    *,
+    moments: Path | None = None,
+    measure: MeasureOptions | None = None,
+    whole_front: bool = False,
+    progress: Reporter = silent,
+) -> Planned:
+    """`plan`, together with what it was picked from: every slot's choices and the allocation's front.
+
+    Args:
+        whole_front: look at every number of heads, even where the budget alone decides.
     """
     source, spec = open_model(model)
     opened = MomentsFile.open(moments) if moments else None
-    return plan_opened(source, spec, model, budget, options or PlanOptions(), opened, progress)
+    return explore_opened(
+        source,
+        spec,
+        model,
+        budget,
+        options or PlanOptions(),
+        opened,
+        progress,
+        measure=measure,
+        whole_front=whole_front,
+    )
 
 
-def plan_opened(
+def explore_opened(
     source: Checkpoint,
     spec: ModelSpec,
     name: str,
@@ -75,10 +169,25 @@ def plan_opened(
     options: PlanOptions,
     moments: MomentsFile | None,
     progress: Reporter,
-) -> Plan:
-    """`plan` for a checkpoint that is open already."""
+    *,
+    measure: MeasureOptions | None = None,
+    whole_front: bool = False,
+) -> Planned:
+    """`explore` for a checkpoint that is open already."""
     resolved = budget.resolve(spec)
+    allocation = options.allocation_for(moments is not None)
+    measured = None
+    if measure is not None and options.loss_for(allocation, measurable=True) == "measured":
+        measured = measure.on(source, moments, options.merge, progress)
     with progress("plan", spec.num_layers, "layers") as advance:
-        return make_plan(
-            source, spec, resolved, options, moments, name=Path(name).name, progress=lambda: advance(1)
+        return planner.explore(
+            source,
+            spec,
+            resolved,
+            options,
+            moments,
+            name=Path(name).name,
+            progress=lambda: advance(1),
+            measure=measured,
+            whole_front=whole_front,
         )

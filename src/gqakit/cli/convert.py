@@ -8,26 +8,15 @@ from typing import Annotated
 import typer
 
 from gqakit.cli.console import Screen
+from gqakit.cli.flags import DECIDES, PlanFlags, takes_plan_flags
 from gqakit.cli.options import (
-    Allocation,
-    Batch,
-    Context,
     Dataset,
     DatasetColumn,
     DatasetSplit,
     Device,
-    Format,
     Json,
-    KvBytesPerToken,
-    KvGib,
-    KvHeads,
-    KvRatio,
-    Merge,
-    Method,
     Model,
-    Moments,
     Quiet,
-    Seed,
     Text,
     Tokens,
     Verbose,
@@ -37,27 +26,17 @@ from gqakit.cli.options import (
 from gqakit.errors import UsageError
 
 
+@takes_plan_flags
 def command(
     ctx: typer.Context,
     model: Model,
+    flags: PlanFlags,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="The directory to write.", show_default=False)
     ],
     plan: Annotated[
         Path | None, typer.Option(help="Carry out this plan instead of making one.", show_default=False)
     ] = None,
-    kv_ratio: KvRatio = None,
-    kv_heads: KvHeads = None,
-    kv_bytes_per_token: KvBytesPerToken = None,
-    kv_gib: KvGib = None,
-    context: Context = None,
-    batch: Batch = None,
-    method: Method = "optimal",
-    merge: Merge = "fold",
-    allocation: Allocation = "uniform",
-    format: Format = "auto",
-    seed: Seed = 0,
-    moments: Moments = None,
     text: Text = None,
     dataset: Dataset = None,
     dataset_split: DatasetSplit = "train",
@@ -97,21 +76,31 @@ def command(
     Interrupted, the same command goes on where it stopped.
     """
     screen = Screen(as_json=as_json, quiet=quiet, verbose=verbose)
-    from gqakit.api import BudgetOptions, PlanOptions, convert
+    from gqakit.api import MeasureOptions, convert
     from gqakit.plan import Plan
 
     _refuse_beside_plan(ctx, plan)
-    budget = BudgetOptions(kv_ratio, kv_heads, kv_bytes_per_token, kv_gib, context, batch)
-    given = any(value is not None for value in vars(budget).values())
+    content = data_source(text, dataset, dataset_split, dataset_column, "calibration")
+    measure = MeasureOptions(
+        content,
+        tokens=min(flags.measure_tokens, tokens),
+        window=window,
+        losses=flags.losses or output.with_name(output.name + ".losses.jsonl"),
+        replace=flags.losses is None,
+        workers=flags.workers,
+        device=device,
+    )
+    asked = flags.moments is None or flags.layer_loss == "measured" or flags.losses
     try:
         result = convert(
             model,
             output,
             plan=Plan.load(plan) if plan else None,
-            budget=budget if given or plan is None else None,
-            options=PlanOptions(method, merge, allocation, format, seed),  # pyright: ignore[reportArgumentType]
-            moments=moments,
-            text=data_source(text, dataset, dataset_split, dataset_column, "calibration"),
+            budget=flags.budget() if flags.has_budget() or plan is None else None,
+            options=flags.plan_options(),
+            moments=flags.moments,
+            layer_losses=measure if asked else None,
+            text=content,
             measure=True if evaluate_text else evaluate,
             evaluate_on=evaluate_text or ["evaluation"],
             tokens=tokens,
@@ -160,9 +149,8 @@ def command(
 
 def _refuse_beside_plan(ctx: typer.Context, plan: Path | None) -> None:
     """A plan has decided already: options that would decide are refused, not ignored."""
-    names = ("method", "merge", "allocation", "format", "seed")
-    sources = {name: ctx.get_parameter_source(name) for name in names}
+    sources = {name: ctx.get_parameter_source(name) for name in DECIDES}
     given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
     if plan is not None and given:
-        listed = ", ".join(f"--{name}" for name in given)
+        listed = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise UsageError(f"{listed} cannot change the plan {plan}; make another with `gqakit plan`")

@@ -34,20 +34,6 @@ Context = Annotated[
 ]
 Batch = Annotated[int | None, typer.Option(help="Sequences, for --kv-gib (1).", rich_help_panel=_BUDGET)]
 
-Method = Annotated[str, typer.Option(help="Which heads share; see `gqakit methods`.", rich_help_panel=_HOW)]
-Merge = Annotated[
-    str, typer.Option(help="How they become one head; see `gqakit methods`.", rich_help_panel=_HOW)
-]
-Allocation = Annotated[
-    str, typer.Option(help="How the budget is spent over the layers.", rich_help_panel=_HOW)
-]
-Format = Annotated[
-    str,
-    typer.Option(
-        help="uniform (any engine), grouped (any groups), or auto: uniform where the best groups allow it.",
-        rich_help_panel=_HOW,
-    ),
-]
 Seed = Annotated[int, typer.Option(help="Of everything random.", rich_help_panel=_HOW)]
 Moments = Annotated[
     Path | None,

@@ -9,23 +9,19 @@ import typer
 from typer.core import TyperGroup
 
 from gqakit.cli.console import Screen
+from gqakit.cli.flags import PlanFlags, takes_plan_flags
 from gqakit.cli.options import (
-    Allocation,
-    Batch,
-    Context,
-    Format,
+    Dataset,
+    DatasetColumn,
+    DatasetSplit,
+    Device,
     Json,
-    KvBytesPerToken,
-    KvGib,
-    KvHeads,
-    KvRatio,
-    Merge,
-    Method,
     Model,
-    Moments,
     Quiet,
-    Seed,
+    Text,
     Verbose,
+    Window,
+    data_source,
 )
 
 if TYPE_CHECKING:
@@ -52,44 +48,76 @@ PlanFile = Annotated[Path, typer.Argument(help="A plan file.", show_default=Fals
 
 
 @app.command("make")
+@takes_plan_flags
 def make(
     model: Model,
+    flags: PlanFlags,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="The plan file to write.")] = None,
-    kv_ratio: KvRatio = None,
-    kv_heads: KvHeads = None,
-    kv_bytes_per_token: KvBytesPerToken = None,
-    kv_gib: KvGib = None,
-    context: Context = None,
-    batch: Batch = None,
-    method: Method = "optimal",
-    merge: Merge = "fold",
-    allocation: Allocation = "uniform",
-    format: Format = "auto",
-    moments: Moments = None,
-    seed: Seed = 0,
+    pareto: Annotated[
+        Path | None,
+        typer.Option(help="Also write the Pareto fronts of every layer and of the model, as JSON."),
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Also draw these fronts, as an image.")] = None,
+    text: Text = None,
+    dataset: Dataset = None,
+    dataset_split: DatasetSplit = "train",
+    dataset_column: DatasetColumn = "text",
+    window: Window = 512,
+    device: Device = "auto",
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Make a plan within a budget. Without --moments the weights alone decide."""
-    screen = Screen(as_json=as_json, quiet=quiet, verbose=verbose)
-    from gqakit.api import BudgetOptions, PlanOptions, plan
+    """Make a plan within a budget. Without --moments the weights alone decide.
 
-    options = PlanOptions(method, merge, allocation, format, seed)  # pyright: ignore[reportArgumentType]
-    budget = BudgetOptions(kv_ratio, kv_heads, kv_bytes_per_token, kv_gib, context, batch)
-    made = plan(model, budget, options, moments=moments, progress=screen.progress)
+    The model is run only where losses of layers are to be measured: with --layer-loss measured, --text, --dataset or
+    --losses.
+    """
+    screen = Screen(as_json=as_json, quiet=quiet, verbose=verbose)
+    from gqakit.api import MeasureOptions, explore
+
+    measure = None
+    if flags.layer_loss == "measured" or text or dataset or flags.losses:
+        kept = output.with_name(output.stem + ".losses.jsonl") if output else None
+        measure = MeasureOptions(
+            data_source(text, dataset, dataset_split, dataset_column, "calibration"),
+            tokens=flags.measure_tokens,
+            window=window,
+            losses=flags.losses or kept,
+            replace=flags.losses is None,
+            workers=flags.workers,
+            device=device,
+        )
+    planned = explore(
+        model,
+        flags.budget(),
+        flags.plan_options(),
+        moments=flags.moments,
+        measure=measure,
+        whole_front=bool(pareto or plot),
+        progress=screen.progress,
+    )
+    if pareto is not None:
+        from gqakit.report.front import save_front
+
+        save_front(pareto, planned)
+    if plot is not None:
+        from gqakit.report.front import plot_front
+
+        plot_front(plot, planned)
     if output is not None:
-        made.save(output)
+        planned.plan.save(output)
     if as_json:
-        print(made.to_json(), end="")
+        print(planned.plan.to_json(), end="")
         return
-    show_plan(screen, made)
-    if moments is None:
+    show_plan(screen, planned.plan)
+    if flags.moments is None and flags.merge == "fold":
         screen.remark(
             "made from weights alone, which costs far more quality: give --moments from `gqakit calibrate`"
         )
-    if output is not None:
-        screen.line(f"plan written to {output}")
+    for what, path in (("plan", output), ("fronts", pareto), ("plot", plot)):
+        if path is not None:
+            screen.line(f"{what} written to {path}")
 
 
 @app.command("show")
@@ -133,13 +161,16 @@ def show_plan(screen: Screen, plan: Plan) -> None:
             f"{budget.asked}: kv_ratio {budget.kv_ratio_asked:.4g} asked, {budget.kv_ratio:.4g} reached{short}",
         ),
         ("KV cache", f"{budget.kv_bytes_per_token_before:,} → {budget.kv_bytes_per_token:,} bytes per token"),
-        ("format", plan.format),
-        ("grouping", f"{plan.method}, allocation {plan.allocation}, seed {plan.seed}"),
+        ("format", f"{plan.format}: {plan.engines}"),
+        ("grouping", f"{plan.method}{_options(plan.method_options)}, seed {plan.seed}"),
+        ("allocation", f"{plan.allocation}{_options(plan.allocation_options)}{_loss(plan)}"),
+        *((("constraints", constraints),) if (constraints := _constraints(plan)) else ()),
         ("merge rule", f"{plan.merging.key} for keys, {plan.merging.value} for values"),
         (
             "moments",
             f"{plan.moments.tokens:,} tokens ({plan.moments.path})" if plan.moments else "none: weights only",
         ),
+        *((("optimality", optimality),) if (optimality := _optimality(plan)) else ()),
         *(("note", note) for note in plan.notes),
     ]
     screen.table("Plan", ("", ""), rows)
@@ -156,6 +187,43 @@ def show_plan(screen: Screen, plan: Plan) -> None:
             )
             for index, layer in enumerate(plan.layers)
         ],
+    )
+
+
+def _options(options: dict[str, Any]) -> str:
+    given = ", ".join(f"{name} {value}" for name, value in options.items() if value is not None)
+    return f" ({given})" if given else ""
+
+
+def _loss(plan: Plan) -> str:
+    what = {
+        "none": "",
+        "objective": ", weighing the method's objective",
+        "error": ", weighing the merge rule's error",
+        "measured": ", weighing measured losses",
+    }
+    return what[plan.layer_loss]
+
+
+def _constraints(plan: Plan) -> str:
+    asked = plan.constraints
+    said = ["keys and values apart"] if asked.kv_maps == "separate" else []
+    said += ["equal group sizes"] if asked.cardinality == "equal" else []
+    said += [f"at most {asked.max_group_size} query heads a KV head"] if asked.max_group_size else []
+    said += [f"KV heads a multiple of {asked.kv_multiple_of}"] if asked.kv_multiple_of > 1 else []
+    return ", ".join(said)
+
+
+def _optimality(plan: Plan) -> str:
+    gaps = [layer.gap for layer in plan.layers]
+    if any(gap is None for gap in gaps):
+        return ""
+    worst = max(gap for gap in gaps if gap is not None)
+    if worst == 0:
+        return "every layer's grouping is certain to have the least error for its number of heads"
+    return (
+        f"a better grouping could save at most {worst:.0%} of a layer's error "
+        f"(layer {gaps.index(worst)}; distance to a proven lower bound)"
     )
 
 

@@ -83,3 +83,27 @@ def _readers(weights: AttentionWeights, kv_head: int) -> slice:
     """The query heads that read a source KV head."""
     per_head = weights.num_heads // weights.num_kv_heads
     return slice(kv_head * per_head, (kv_head + 1) * per_head)
+
+
+def in_source_shape(converted: AttentionWeights, grouping: Grouping) -> AttentionWeights:
+    """A converted layer with as many heads as its source, in the source's order: it computes the same.
+
+    Every KV head is repeated for all that share it, so that the source's own modules can run the layer.
+    """
+    order = torch.as_tensor(grouping.query_order(converted.num_heads))
+    back = torch.argsort(order)
+
+    def repeat(projection: Projection, partition: Partition) -> Projection:
+        heads = torch.as_tensor(partition.labels)
+        bias = None if projection.bias is None else projection.bias[heads]
+        return Projection(projection.weight[heads], bias)
+
+    query = Projection(
+        converted.query.weight[back], None if converted.query.bias is None else converted.query.bias[back]
+    )
+    return AttentionWeights(
+        query,
+        repeat(converted.key, grouping.key),
+        repeat(converted.value, grouping.value),
+        converted.output[back],
+    )

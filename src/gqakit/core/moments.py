@@ -171,8 +171,8 @@ def weight_inner(projection: Projection) -> Float[Tensor, "heads heads"]:
     """
     rows = projection.augmented()
     inner = torch.zeros(rows.shape[0], rows.shape[0], dtype=torch.float64)
-    for part in rows.split(_CHANNELS_AT_ONCE, dim=1):
-        flat = part.double().flatten(1)
+    for start in range(0, rows.shape[1], _CHANNELS_AT_ONCE):
+        flat = rows[:, start : start + _CHANNELS_AT_ONCE].double().flatten(1)
         inner += flat @ flat.T
     return inner
 

@@ -49,7 +49,9 @@ class Rotation:
             channels: which channels form the pairs; free channels do not turn.
         """
         weight = (distances.double() / distances.double().sum(-1, keepdim=True))[..., None]
-        angle = -torch.arange(distances.shape[-1], dtype=torch.float64)[:, None] * _rates(frequencies, channels)
+        angle = -torch.arange(distances.shape[-1], dtype=torch.float64)[:, None] * _rates(
+            frequencies, channels
+        )
         cos, sin = angle.cos(), angle.sin()
         return cls(
             cos.T @ (weight * cos), sin.T @ (weight * sin), sin.T @ (weight * cos), _quarter_turn(channels)

@@ -34,12 +34,9 @@ class Sizes:
             equal: all groups of the same size.
             most: a cap on the size of a group.
         """
-        if equal:
-            found = cls(num_heads // num_groups, num_heads // num_groups)
-        else:
-            found = cls(1, num_heads - num_groups + 1)
-        if most is not None:
-            found = cls(found.least, min(found.most, most))
+        share, free = num_heads // num_groups, num_heads - num_groups + 1
+        least, largest = (share, share) if equal else (1, free)
+        found = cls(least, largest if most is None else min(largest, most))
         return found if found.allow(num_heads, num_groups) else None
 
     @classmethod
@@ -66,7 +63,7 @@ class LayerHeads:
         num_heads: source KV heads.
         cost: the chosen merge rule's error for a candidate group (ascending head indices), in units in
             which groups add up.
-        bound: no partition into so many groups of these sizes costs less; 0 where nothing is known.
+        bound: no partition into so many groups costs less; 0 where nothing is known.
         inner: `[heads, heads]`, plain inner products of the heads' flattened weights, keys and values one over
             the other: all that QCQA's weight-sharing error needs.
         sides: what calibration says of the key heads, of the value heads, or of both. Without moments, `C = I`.
@@ -75,7 +72,7 @@ class LayerHeads:
 
     num_heads: int
     cost: Cost
-    bound: Callable[[int, Sizes], float]
+    bound: Callable[[int], float]
     inner: Tensor
     sides: tuple[HeadStats, ...]
     plain_sides: Callable[[], tuple[HeadStats, ...]]
@@ -97,6 +94,8 @@ class GroupingMethod(ABC):
     summary: ClassVar[str]
     source: ClassVar[str]
     needs: ClassVar[Needs]
+    allocation: ClassVar[str] = "uniform"
+    """How the budget is spent over the layers unless asked otherwise: as the method was published."""
     only_count: ClassVar[int | None] = None
     """The only number of groups that the method makes; None for any."""
 
@@ -128,9 +127,12 @@ class GroupingMethod(ABC):
         """The additive cost of a group that this method keeps small, for Pareto fronts and comparisons."""
         return heads.cost
 
-    def is_exact(self, heads: LayerHeads) -> bool:
-        """Whether `group` is certain to minimise `heads.cost`."""
-        return False
+    def gap(self, heads: LayerHeads, partition: Partition) -> float | None:
+        """How much of a partition's cost the search may have missed at most, as a share of it.
+
+        0 where it is certain to be the best; None for a method that does not minimise `heads.cost`.
+        """
+        return None
 
     def options(self) -> dict[str, Any]:
         """The options, by name."""

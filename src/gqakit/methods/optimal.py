@@ -22,6 +22,7 @@ class Optimal(GroupingMethod):
     summary = "least error of the chosen merge rule"
     source = "gqakit"
     needs = "moments"
+    allocation = "knapsack"
 
     def group(self, heads: LayerHeads, num_groups: int, *, sizes: Sizes, rng: random.Random) -> Partition:
         """See the class."""
@@ -33,6 +34,9 @@ class Optimal(GroupingMethod):
             return exact_partitions(heads.num_heads, counts, heads.cost)
         return super().groups(heads, counts, seed=seed)
 
-    def is_exact(self, heads: LayerHeads) -> bool:
-        """See the class."""
-        return heads.num_heads <= EXACT_HEADS
+    def gap(self, heads: LayerHeads, partition: Partition) -> float | None:
+        """0 where the search is exact, else the distance to `heads.bound`."""
+        cost = sum(map(heads.cost, partition.groups))
+        if heads.num_heads <= EXACT_HEADS or cost <= 0:
+            return 0.0
+        return max(1.0 - heads.bound(partition.num_groups) / cost, 0.0)

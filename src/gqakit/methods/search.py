@@ -160,7 +160,7 @@ class _State:
 def _gains(
     labels: NDArray[np.int64], pairs: NDArray[np.float64], sizes: Sizes
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """What the stand-in changes by, for every move `[heads, groups]` and every swap `[heads, heads]`; inf where not allowed."""
+    """What every move `[heads, groups]` and swap `[heads, heads]` does to the stand-in; inf where it is not allowed."""
     state = _State.of(labels, pairs)
     own, count, within, heads = labels, state.count, state.within, np.arange(len(labels))
     to_own = state.to_group[heads, own]

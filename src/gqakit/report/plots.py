@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from gqakit.errors import MissingDependencyError
+from gqakit.report.drawing import COLOURS, axes_of, figure
 from gqakit.report.evaluation import EvaluationRow
 
 
@@ -23,15 +24,15 @@ def plot_quality(
     Raises:
         MissingDependencyError: without matplotlib.
     """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise MissingDependencyError("plots need the 'plot' extra: pip install 'gqakit[plot]'") from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    with figure(path) as axes:
+        _quality(axes, title, source, series)
+
+
+def _quality(
+    axes: Any, title: str, source: EvaluationRow, series: Mapping[str, Sequence[EvaluationRow]]
+) -> None:
     from matplotlib.ticker import FuncFormatter
 
-    figure, axes = plt.subplots(figsize=(7.2, 4.4), layout="constrained")
     axes.axhline(source.scores.perplexity, color="#888888", linewidth=1, linestyle=":")
     axes.plot(source.kv_bytes_per_token / 1024, source.scores.perplexity, "o", color="#222222")
     axes.annotate(
@@ -41,8 +42,7 @@ def plot_quality(
         xytext=(-6, 9),
         ha="right",
     )
-    colours = ("#c44e52", "#2a6fb0", "#4c9f70", "#8172b3")
-    for (name, rows), colour in zip(series.items(), colours, strict=False):
+    for (name, rows), colour in zip(series.items(), COLOURS, strict=False):
         ordered = sorted(rows, key=lambda row: row.kv_bytes_per_token)
         x = [row.kv_bytes_per_token / 1024 for row in ordered]
         y = [row.scores.perplexity for row in ordered]
@@ -57,12 +57,5 @@ def plot_quality(
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.set_xlim(left=0, right=source.kv_bytes_per_token / 1024 * 1.15)
-    axes.set_xlabel("KV cache per token (KiB)")
-    axes.set_ylabel("perplexity (log scale, lower is better)")
-    axes.set_title(title, loc="left")
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
+    axes_of(axes, title, "KV cache per token (KiB)", "perplexity (log scale, lower is better)")
     axes.legend(frameon=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)

@@ -42,7 +42,9 @@ class Aligned(MergeRule):
         if stats.channels.locked or stats.num_heads == 1:
             return HeadMerge(rotation.mT / stats.num_heads, rotation)
         start = int(stats.energy().argmax())
-        rotation = nearest_turn(stats.gram[:, :, start, :], stats.channels)  # onto one member, then onto the mean
+        rotation = nearest_turn(
+            stats.gram[:, :, start, :], stats.channels
+        )  # onto one member, then onto the mean
         rotation[start] = torch.eye(rotation.shape[-1], dtype=rotation.dtype)
         agreement = -1.0
         for _ in range(iterations):

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from gqakit.core.channels import Channels
 from gqakit.core.moments import HeadStats
 
 
@@ -53,7 +54,7 @@ class MergeRule(ABC):
         """The score of a group as a function of its members, each worked out once."""
         return cache(lambda group: self.score(stats.select(group)))
 
-    def on(self, stats: HeadStats) -> MergeRule:
+    def on(self, channels: Channels) -> MergeRule:
         """The rule that really acts on heads of this structure: itself, or its stated fallback."""
         return self
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gqakit.core.channels import Channels
 from gqakit.core.linalg import eigh, eigvalsh, solve
 from gqakit.core.merging.base import HeadMerge, MergeRule, residual
 from gqakit.core.merging.mean import Mean
@@ -38,9 +39,9 @@ class Fold(MergeRule):
     summary = "best low-rank shared head, a linear map for each member folded into its readers"
     source = "gqakit"
 
-    def on(self, stats: HeadStats) -> MergeRule:
+    def on(self, channels: Channels) -> MergeRule:
         """`mean` for locked heads, else `fold`."""
-        return Mean() if stats.channels.locked else self
+        return Mean() if channels.locked else self
 
     def merge(self, stats: HeadStats) -> HeadMerge:
         """See the class."""

@@ -1,0 +1,156 @@
+"""What a plan was picked from: the Pareto fronts of the layers and of the model, as a file and as a picture."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from gqakit.allocation import ALLOCATIONS
+from gqakit.checkpoint import write_bytes
+from gqakit.choices import SlotChoices
+from gqakit.planner import Planned
+from gqakit.report.drawing import axes_of, figure
+
+
+def front_document(planned: Planned) -> dict[str, Any]:
+    """Everything as plain data.
+
+    `layers` holds, for every slot and number of heads, the partition, the method's objective, the merge rule's error
+    and the loss that was weighed, with the objective of neighbouring groups (GQA) and of the best partition known
+    beside it; `model` the points of the allocation, smallest first, one of which the plan is.
+    """
+    plan = planned.plan
+    whole = plan.budget.kv_bytes_per_token_before
+    size = _size(planned.choices)
+    return {
+        "gqakit_front": 1,
+        "source": plan.source.model_dump(mode="json"),
+        "method": plan.method,
+        "method_options": plan.method_options,
+        "allocation": plan.allocation,
+        "allocation_options": plan.allocation_options,
+        "loss": planned.loss,
+        "seed": plan.seed,
+        "layers": [_slot(slot) for slot in planned.choices],
+        "model": [
+            {
+                "kv_ratio": point.size / size,
+                "kv_bytes_per_token": round(whole * point.size / size),
+                "objective": _objective(planned.choices, point.counts),
+                "loss": point.loss if planned.loss != "none" else None,
+                "kv_heads": list(point.counts),
+            }
+            for point in planned.front
+        ],
+        "references": {
+            name: [{"kv_ratio": ratio, "objective": value} for ratio, value in points]
+            for name, points in references(planned.choices).items()
+        },
+    }
+
+
+def _slot(slot: SlotChoices) -> dict[str, Any]:
+    losses = dict(zip(slot.slot.counts, slot.slot.losses, strict=False))
+    return {
+        "layer": slot.layer,
+        "side": slot.side,
+        "points": [
+            {
+                "kv_heads": count,
+                "objective": choice.objective,
+                "error": choice.error,
+                "loss": losses.get(count),
+                **{name: values[count] for name, values in slot.references.items()},
+                "labels": list(choice.partition.labels),
+            }
+            for count, choice in sorted(slot.by_count.items())
+        ],
+    }
+
+
+def save_front(path: Path, planned: Planned) -> None:
+    """Write the fronts as JSON, atomically."""
+    write_bytes(path, (json.dumps(front_document(planned), indent=2, allow_nan=False) + "\n").encode())
+
+
+def references(choices: Sequence[SlotChoices]) -> dict[str, list[tuple[float, float]]]:
+    """`(kv_ratio, objective)` of the whole model, without the method: neighbouring groups of the same share in every
+    layer (GQA; one group is MQA), and the best partitions spent over the layers as well as can be.
+    """
+    size = _size(choices)
+    slots = [replace(slot.slot, losses=_in_order(slot, "neighbour")) for slot in choices]
+    uniform = ALLOCATIONS["uniform"].front(slots, tied=False, rng=random.Random(0))
+    slots = [replace(slot.slot, losses=_in_order(slot, "best")) for slot in choices]
+    best = ALLOCATIONS["knapsack"].front(slots, tied=False, rng=random.Random(0))
+    return {
+        "neighbour": [(point.size / size, point.loss) for point in uniform],
+        "best": [(point.size / size, point.loss) for point in best],
+    }
+
+
+def _in_order(slot: SlotChoices, reference: str) -> tuple[float, ...]:
+    return tuple(slot.references[reference][count] for count in slot.slot.counts)
+
+
+def _size(choices: Sequence[SlotChoices]) -> int:
+    return sum(slot.slot.num_heads * slot.slot.width for slot in choices)
+
+
+def _objective(choices: Sequence[SlotChoices], counts: Sequence[int]) -> float:
+    return sum(slot.by_count[count].objective for slot, count in zip(choices, counts, strict=True))
+
+
+def plot_front(path: Path, planned: Planned) -> None:
+    """Draw the front of the layer with the most to lose, and of the model, with GQA, MQA and the optimum on both.
+
+    Raises:
+        MissingDependencyError: without matplotlib.
+    """
+    steepest = max(
+        planned.choices, key=lambda slot: max(choice.objective for choice in slot.by_count.values())
+    )
+    method = planned.plan.method
+    with figure(path, columns=2) as (left, right):
+        counts = sorted(steepest.by_count)
+        layer = {
+            name: [(float(count), values[count]) for count in counts]
+            for name, values in steepest.references.items()
+        }
+        own = [(float(count), steepest.by_count[count].objective) for count in counts]
+        _draw(left, layer, own, method)
+        axes_of(left, f"Stage 1: {steepest.slot.name}", "KV heads", f"objective of {method}")
+        size = _size(planned.choices)
+        model = [(p.size / size, _objective(planned.choices, p.counts)) for p in planned.front]
+        _draw(right, references(planned.choices), model, f"{method}, {planned.plan.allocation}")
+        chosen = planned.plan.budget.kv_ratio
+        at = min(model, key=lambda point: abs(point[0] - chosen))
+        right.plot(*at, "*", color="#222222", markersize=13, label="this plan", zorder=5)
+        axes_of(right, "The whole model", "KV cache, after / before", "")
+        right.legend(frameon=False)
+
+
+def _draw(
+    axes: Any,
+    known: Mapping[str, Sequence[tuple[float, float]]],
+    own: Sequence[tuple[float, float]],
+    name: str,
+) -> None:
+    neighbour = known["neighbour"]
+    axes.plot(*zip(*neighbour, strict=True), "s--", color="#c44e52", label="GQA (neighbours)", markersize=4)
+    axes.plot(*neighbour[0], "D", color="#8c2d32", label="MQA", markersize=7)
+    axes.plot(
+        *zip(*known["best"], strict=True),
+        "-",
+        color="#4c9f70",
+        label=_BEST,
+        linewidth=3,
+        alpha=0.5,
+    )
+    axes.plot(*zip(*own, strict=True), "o-", color="#2a6fb0", label=name, markersize=4, linewidth=1)
+
+
+_BEST = "optimum, or best known"
