@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -25,7 +26,10 @@ class Spread:
 
     def __init__(self, inner: Float[Tensor, "heads heads"]) -> None:
         self.inner = inner.double()
-        self._rows = self.inner.tolist()  # plain numbers: a search asks for thousands of small groups
+        self._inner = self.inner.numpy()
+        self._rows: list[list[float]] = (
+            self._inner.tolist()
+        )  # plain numbers: a search asks for thousands of small groups
 
     @classmethod
     def of_similarity(cls, inner: Float[Tensor, "heads heads"]) -> Spread:
@@ -48,11 +52,12 @@ class Spread:
         return max(own - both / len(group), 0.0)
 
     def of_labels(self, labels: Int[Tensor, "candidates heads"]) -> Float[Tensor, " candidates"]:
-        """The total cost of many partitions at once, each given by the group of every head (any labels below `heads`)."""
-        member = torch.nn.functional.one_hot(labels, self.num_heads).double()  # [candidates, heads, groups]
-        shared = (member * (self.inner @ member)).sum(1)  # [candidates, groups]
-        total = self.inner.diagonal().sum() - (shared / member.sum(1).clamp_min(1)).sum(1)
-        return total.clamp_min(0)
+        """The total cost of many partitions at once, each given by the group of every head (any labels)."""
+        table = labels.numpy()
+        same = table[:, :, None] == table[:, None, :]  # [candidates, heads, heads]
+        shared = np.einsum("chg,hg->ch", same, self._inner) / same.sum(2)
+        total = (np.diagonal(self._inner) - shared).sum(1)
+        return torch.as_tensor(np.maximum(total, 0.0))
 
     def bound(self, num_groups: int) -> float:
         """A proven lower bound on the total of any partition into `num_groups` groups.
