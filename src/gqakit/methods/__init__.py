@@ -6,11 +6,12 @@ from gqakit.methods.base import GroupingMethod, LayerHeads, Sizes
 from gqakit.methods.mqa import MQA
 from gqakit.methods.neighbour import Neighbour
 from gqakit.methods.optimal import Optimal
+from gqakit.methods.qcqa import QCQA
 from gqakit.methods.random_groups import Random
 from gqakit.methods.weight_similarity import WeightSimilarity
 
 METHODS: dict[str, GroupingMethod] = {
-    method.name: method for method in (Optimal(), Neighbour(), MQA(), Random(), WeightSimilarity())
+    method.name: method for method in (Optimal(), Neighbour(), MQA(), Random(), WeightSimilarity(), QCQA())
 }
 
 __all__ = ["METHODS", "GroupingMethod", "LayerHeads", "Sizes"]
