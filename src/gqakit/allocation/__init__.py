@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from gqakit.allocation.base import Allocation, Loss, Point, Slot, pick
 from gqakit.allocation.knapsack import Knapsack
+from gqakit.allocation.qcqa_layers import QCQALayers
 from gqakit.allocation.uniform import Uniform
 
-ALLOCATIONS: dict[str, Allocation] = {allocation.name: allocation for allocation in (Uniform(), Knapsack())}
+ALLOCATIONS: dict[str, Allocation] = {
+    allocation.name: allocation for allocation in (Uniform(), Knapsack(), QCQALayers())
+}
 
 __all__ = ["ALLOCATIONS", "Allocation", "Loss", "Point", "Slot", "pick"]

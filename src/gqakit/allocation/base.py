@@ -111,3 +111,25 @@ def pick(front: Sequence[Point], slots: Sequence[Slot], kv_ratio: float) -> Poin
             f"{smallest.size / whole:.4f} ({smallest.size} of {whole} key and value heads)"
         )
     return fitting[-1]
+
+
+def tied_points(slots: Sequence[Slot]) -> list[Point]:
+    """A point for each number of heads that every slot can have."""
+    common = set(slots[0].counts).intersection(*(slot.counts for slot in slots))
+    return [
+        Point(
+            (count,) * len(slots),
+            sum(count * slot.width for slot in slots),
+            sum(slot.losses[slot.counts.index(count)] for slot in slots),
+        )
+        for count in sorted(common)
+    ]
+
+
+def undominated(points: Sequence[Point]) -> list[Point]:
+    """The points, in order of size, that lose less than every smaller one."""
+    kept: list[Point] = []
+    for point in sorted(points, key=lambda point: (point.size, point.loss)):
+        if not kept or point.loss < kept[-1].loss:
+            kept.append(point)
+    return kept

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gqakit.allocation.base import Allocation, Point, Slot
+from gqakit.allocation.base import Allocation, Point, Slot, tied_points, undominated
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Knapsack(Allocation):
     def front(self, slots: Sequence[Slot], *, tied: bool, rng: random.Random) -> list[Point]:
         """The points that no smaller one matches, smallest first."""
         if tied:
-            return _undominated(_tied(slots))
+            return undominated(tied_points(slots))
         unit = math.gcd(*(slot.width for slot in slots))
         total = sum(max(slot.counts) * slot.width for slot in slots) // unit
         best = np.full(total + 1, np.inf)
@@ -52,25 +52,4 @@ class Knapsack(Allocation):
                 counts[index] = slot.counts[int(chosen[index, at])]
                 at -= counts[index] * slot.width // unit
             points.append(Point(tuple(counts), size * unit, float(best[size])))
-        return _undominated(points)
-
-
-def _tied(slots: Sequence[Slot]) -> list[Point]:
-    common = set(slots[0].counts).intersection(*(slot.counts for slot in slots))
-    return [
-        Point(
-            (count,) * len(slots),
-            sum(count * slot.width for slot in slots),
-            sum(slot.losses[slot.counts.index(count)] for slot in slots),
-        )
-        for count in sorted(common)
-    ]
-
-
-def _undominated(points: Sequence[Point]) -> list[Point]:
-    """The points, in order of size, that lose less than every smaller one."""
-    kept: list[Point] = []
-    for point in sorted(points, key=lambda point: (point.size, point.loss)):
-        if not kept or point.loss < kept[-1].loss:
-            kept.append(point)
-    return kept
+        return undominated(points)
