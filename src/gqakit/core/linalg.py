@@ -27,6 +27,11 @@ def polar(matrix: Tensor) -> Tensor:
     return left @ right
 
 
+def svdvals(matrix: Tensor) -> Tensor:
+    """Singular values alone, descending, of `[..., n, m]`."""
+    return _linalg.svdvals(matrix)
+
+
 def solve(matrix: Tensor, right: Tensor) -> Tensor:
     """`X` with `matrix @ X = right`, for `[..., n, n]` and `[..., n, m]`."""
     return _linalg.solve(matrix, right)
