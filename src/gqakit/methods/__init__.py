@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from gqakit.methods.activation_similarity import ActivationSimilarity
+from gqakit.methods.aligned_similarity import AlignedSimilarity
+from gqakit.methods.asymgqa import AsymGQA
 from gqakit.methods.base import GroupingMethod, LayerHeads, Sizes
+from gqakit.methods.keydriven import KeyDriven
 from gqakit.methods.mqa import MQA
 from gqakit.methods.neighbour import Neighbour
 from gqakit.methods.optimal import Optimal
@@ -11,7 +15,19 @@ from gqakit.methods.random_groups import Random
 from gqakit.methods.weight_similarity import WeightSimilarity
 
 METHODS: dict[str, GroupingMethod] = {
-    method.name: method for method in (Optimal(), Neighbour(), MQA(), Random(), WeightSimilarity(), QCQA())
+    method.name: method
+    for method in (
+        Optimal(),
+        Neighbour(),
+        MQA(),
+        Random(),
+        WeightSimilarity(),
+        ActivationSimilarity(),
+        AlignedSimilarity(),
+        AsymGQA(),
+        KeyDriven(),
+        QCQA(),
+    )
 }
 
 __all__ = ["METHODS", "GroupingMethod", "LayerHeads", "Sizes"]

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import random
 from dataclasses import dataclass
 
-from gqakit.core.grouping import Partition
 from gqakit.core.spread import Spread
-from gqakit.methods.base import Cost, GroupingMethod, LayerHeads, Sizes
-from gqakit.methods.search import best_partition
+from gqakit.methods.base import LayerHeads
+from gqakit.methods.by_spread import BySpread
 
 
 @dataclass(frozen=True)
-class WeightSimilarity(GroupingMethod):
+class WeightSimilarity(BySpread):
     """Spherical k-means on the flattened heads `[W_K; W_V]`, solved on their cosine matrix.
 
     The cost of a group is `Σ_h ‖x_h − mean‖²` over unit vectors `x_h`, that is `m − ‖Σ_h x_h‖²/m`.
@@ -23,10 +21,6 @@ class WeightSimilarity(GroupingMethod):
     source = "weight-informed baseline of AsymGQA, arXiv 2406.14963"
     needs = "weights"
 
-    def objective(self, heads: LayerHeads) -> Cost:
+    def objective(self, heads: LayerHeads) -> Spread:
         """See the class."""
         return Spread.of_similarity(heads.inner)
-
-    def group(self, heads: LayerHeads, num_groups: int, *, sizes: Sizes, rng: random.Random) -> Partition:
-        """See the class."""
-        return best_partition(heads.num_heads, num_groups, self.objective(heads), sizes=sizes, rng=rng)
