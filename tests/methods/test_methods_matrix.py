@@ -2,55 +2,74 @@
 
 import itertools
 import random
+from dataclasses import FrozenInstanceError
 
 import pytest
 import torch
+from methods_layers import BOTH, random_heads
 
-from gqakit.core.attention import AttentionWeights, Projection
-from gqakit.core.moments import weight_stats
-from gqakit.methods import METHODS, LayerHeads
+from gqakit.errors import UsageError
+from gqakit.methods import METHODS, Sizes
 
-SIZES = [(1, 1), (4, 2), (6, 3), (7, 3), (8, 1), (8, 8), (8, 4), (12, 5), (12, 4), (16, 2)]
-
-
-def layer_heads(num_heads: int, seed: int = 0) -> LayerHeads:
-    """Random heads, whose groups cost what they do in no particular order."""
-    rng = torch.Generator().manual_seed(seed)
-    weight = torch.randn(2, num_heads, 4, 6, generator=rng)
-    key, value = Projection(weight[0]), Projection(weight[1])
-    stats = weight_stats(AttentionWeights(key, key, value, torch.zeros(num_heads, 6, 4)))
-    inner = torch.einsum("haga->hg", stats.gram)
-
-    def spread(group: tuple[int, ...]) -> float:
-        index = list(group)
-        return float(inner[index, index].sum() - inner[index][:, index].sum() / len(index))
-
-    return LayerHeads(num_heads, spread, stats)
+COUNTS = [(1, 1), (4, 2), (6, 3), (7, 3), (8, 1), (8, 8), (8, 4), (12, 5), (16, 2), (16, 6)]
+QUICK = {"qcqa": {"generations": 8}, "asymgqa": {"iterations": 1000}}  # as good a test, in less time
+TESTED = {name: method.configured(QUICK.get(name, {})) for name, method in METHODS.items()}
+SIDES = [BOTH, ("key",), ("value",)]
 
 
 def cases():
-    for name in sorted(METHODS):
-        for (heads, groups), equal in itertools.product(SIZES, (False, True)):
-            if (not equal or heads % groups == 0) and (name != "mqa" or groups == 1):
-                yield pytest.param(name, heads, groups, equal, id=f"{name}-{heads}-{groups}-{equal}")
+    """Method, heads, groups and the sizes allowed: any, equal, and capped as tightly as can be."""
+    for name, (heads, groups) in itertools.product(sorted(METHODS), COUNTS):
+        if METHODS[name].only_count in (None, groups):
+            limits = {
+                "any": Sizes.of(heads, groups),
+                "equal": Sizes.of(heads, groups, equal=True),
+                "capped": Sizes.of(heads, groups, most=-(-heads // groups)),
+            }
+            for kind, sizes in limits.items():
+                if sizes is not None:
+                    yield pytest.param(name, heads, groups, sizes, id=f"{name}-{heads}-{groups}-{kind}")
 
 
-@pytest.mark.parametrize(("name", "num_heads", "num_groups", "equal"), list(cases()))
-def test_a_valid_partition_that_only_the_given_generator_decides(name, num_heads, num_groups, equal):
-    heads = layer_heads(num_heads)
+@pytest.mark.parametrize(("name", "num_heads", "num_groups", "sizes"), list(cases()))
+def test_a_valid_partition_that_only_the_given_generator_decides(name, num_heads, num_groups, sizes):
+    method, heads = TESTED[name], random_heads(num_heads)
+    found = []
+    for seed in (1, 2):
+        random.seed(seed)
+        torch.manual_seed(seed)
+        found.append(method.group(heads, num_groups, sizes=sizes, rng=random.Random("7/3")))
+    assert found[0] == found[1]
+    assert (found[0].num_heads, found[0].num_groups) == (num_heads, num_groups)
+    assert sizes.hold(found[0])
 
-    def group() -> tuple[int, ...]:
-        return METHODS[name].group(heads, num_groups, equal=equal, rng=random.Random("7/3")).labels
 
-    random.seed(1)
-    torch.manual_seed(1)
-    partition = METHODS[name].group(heads, num_groups, equal=equal, rng=random.Random("7/3"))
-    assert (partition.num_heads, partition.num_groups) == (num_heads, num_groups)
-    if equal:
-        assert partition.is_equal
-    random.seed(2)
-    torch.manual_seed(2)
-    assert group() == partition.labels
+@pytest.mark.parametrize("name", sorted(METHODS))
+@pytest.mark.parametrize("sides", SIDES, ids="+".join)
+def test_keys_only_values_only_or_both(name, sides):
+    method, heads = TESTED[name], random_heads(8, sides=sides)
+    groups = method.only_count or 3
+    sizes = Sizes.of(8, groups)
+    assert sizes is not None
+    partition = method.group(heads, groups, sizes=sizes, rng=random.Random(0))
+    assert partition.num_groups == groups
+    objective = method.objective(heads)
+    assert all(objective(group) >= 0 for group in partition.groups)
+    assert all(objective((head,)) == pytest.approx(0, abs=1e-9) for head in range(8))
+    gap = method.gap(heads, partition)
+    assert gap is None or 0 <= gap <= 1
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_a_count_gets_the_same_partition_whatever_else_is_asked_for(name):
+    method, heads = TESTED[name], random_heads(7)
+    counts = [1] if method.only_count else [1, 2, 3, 5, 7]
+    sizes = {count: Sizes(1, 7 - count + 1) for count in counts}
+    together = method.groups(heads, sizes, seed="0/4")
+    assert list(together) == counts
+    for count in counts:
+        assert together[count].num_groups == count
+        assert method.groups(heads, {count: sizes[count]}, seed="0/4") == {count: together[count]}
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))
@@ -60,38 +79,35 @@ def test_registered_under_its_own_name_with_all_it_states(name):
     assert method.summary
     assert method.source
     assert method.needs in {"nothing", "weights", "moments"}
+    assert (type(method).__doc__ or "").strip()
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_options_are_frozen_checked_and_named(name):
+    method = METHODS[name]
+    assert method.configured({}) == method
+    assert method.configured(method.options()) == method
+    with pytest.raises(UsageError, match=r"no_such_option"):
+        method.configured({"no_such_option": 1})
+    for option, value in method.options().items():
+        with pytest.raises(FrozenInstanceError):
+            setattr(method, option, value)
+        if type(value) in (int, float):
+            with pytest.raises(UsageError, match=name):
+                method.configured({option: "many"})
+
+
+def test_only_mqa_is_for_one_count():
+    assert {name: method.only_count for name, method in METHODS.items() if method.only_count} == {"mqa": 1}
 
 
 def test_neighbour_takes_consecutive_heads():
-    heads = layer_heads(8)
-    neighbour = METHODS["neighbour"]
-    rng = random.Random(0)
-    assert neighbour.group(heads, 4, equal=True, rng=rng).groups == ((0, 1), (2, 3), (4, 5), (6, 7))
-    assert neighbour.group(heads, 3, equal=False, rng=rng).groups == ((0, 1, 2), (3, 4, 5), (6, 7))
+    heads, neighbour, rng = random_heads(8), METHODS["neighbour"], random.Random(0)
+    assert neighbour.group(heads, 4, sizes=Sizes(2, 2), rng=rng).groups == ((0, 1), (2, 3), (4, 5), (6, 7))
+    assert neighbour.group(heads, 3, sizes=Sizes(1, 6), rng=rng).groups == ((0, 1, 2), (3, 4, 5), (6, 7))
 
 
 def test_random_differs_with_the_seed():
-    heads = layer_heads(8)
-    drawn = {METHODS["random"].group(heads, 4, equal=True, rng=random.Random(seed)) for seed in range(10)}
+    heads = random_heads(8)
+    drawn = {METHODS["random"].group(heads, 4, sizes=Sizes(2, 2), rng=random.Random(s)) for s in range(10)}
     assert len(drawn) > 5
-
-
-def test_mqa_makes_one_group_only():
-    with pytest.raises(ValueError, match=r"one group, 2 were asked for: --kv-heads 1"):
-        METHODS["mqa"].group(layer_heads(4), 2, equal=True, rng=random.Random(0))
-
-
-def test_weight_similarity_finds_heads_that_point_the_same_way():
-    rng = torch.Generator().manual_seed(0)
-    base = torch.randn(2, 3, 4, 6, generator=rng)
-    labels = [0, 1, 2, 1, 0, 2, 0]
-    length = 0.2 + 5 * torch.rand(7, 1, 1, generator=rng)  # length does not matter, direction does
-    key, value = (Projection(b[labels] * length) for b in base)
-    weights = weight_stats(AttentionWeights(key, key, value, torch.zeros(7, 6, 4)))
-
-    def no_cost(group: tuple[int, ...]) -> float:
-        raise AssertionError("weight_similarity must not look at the merge rule's error")
-
-    heads = LayerHeads(7, no_cost, weights)
-    found = METHODS["weight_similarity"].group(heads, 3, equal=False, rng=random.Random(0))
-    assert list(found.labels) == labels
