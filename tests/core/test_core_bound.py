@@ -1,12 +1,14 @@
 """What no grouping and no merge rule can beat."""
 
 import random
+from dataclasses import replace
 
 import pytest
+import torch
 from core_layers import STRUCTURES, Layer, both_stats, moments_of, random_layer, with_copies
 
 from gqakit.core.grouping import Partition
-from gqakit.core.merging import RULES
+from gqakit.core.merging import RULES, bound
 from gqakit.core.merging.bound import low_rank_bound
 from gqakit.core.moments import HeadStats
 
@@ -41,6 +43,20 @@ def test_met_by_fold_for_one_group_of_free_channels(structure):
     for stats in (value, key) if structure == "none" else (value,):
         assert low_rank_bound(stats, 1) == pytest.approx(RULES["fold"].error(stats))
         assert low_rank_bound(stats, 1) > 0
+
+
+@pytest.mark.parametrize("structure", ["rotary", "partial", "interleaved"])
+def test_close_for_rotary_keys_that_hardly_turn_and_look_at_the_same_distances(structure, monkeypatch):
+    monkeypatch.setattr(bound, "DISTANCES", 10_000)
+    layer = random_layer(structure, 2 * KV_HEADS, KV_HEADS, "qkv")
+    frequencies = torch.full((len(layer.channels.first),), 1e-9, dtype=torch.float64)
+    moments = replace(moments_of(layer, recorded=True), frequencies=frequencies)
+    assert moments.distances is not None
+    together = replace(moments, distances=moments.distances[:1].expand(KV_HEADS, -1).clone())
+    (same, _), (apart, _) = both_stats(layer, together), both_stats(layer, moments)
+    error = RULES["fold"].error(same)
+    assert 0.9 * error <= low_rank_bound(same, 1) <= error
+    assert low_rank_bound(apart, 1) < 0.9 * low_rank_bound(same, 1)
 
 
 @pytest.mark.parametrize("structure", STRUCTURES)

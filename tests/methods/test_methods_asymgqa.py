@@ -71,6 +71,8 @@ def test_asymmetric_makes_use_of_unequal_groups():
     spread = Spread.of_similarity(points @ points.T)
     found = AsymGQA().search(spread, 3, sizes=Sizes(1, 6), rng=random.Random(0))
     assert found.groups == ((0, 1, 2, 3, 4), (5,), (6, 7))
+    for limits in (Sizes(2, 6), Sizes(1, 4)):
+        assert limits.hold(AsymGQA().search(spread, 3, sizes=limits, rng=random.Random(0)))
 
 
 @pytest.mark.parametrize("seed", range(5))

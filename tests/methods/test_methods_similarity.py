@@ -85,7 +85,7 @@ def test_aligned_sees_through_turns(channels):
     assert METHODS["activation_similarity"].objective(heads)((0, 4)) > 0.1
 
 
-def test_aligned_keeps_groups_equal_unless_it_cannot():
+def test_aligned_keeps_groups_as_equal_as_can_be():
     labels = [0, 0, 0, 0, 1, 2]
     heads = heads_of(turned_copies(labels, Channels.mixing(HEAD_DIM)))
     method = METHODS["aligned"]

@@ -22,8 +22,7 @@ class AlignedSimilarity(BySpread):
 
     Differs from the paper: turns and similarities follow from second moments instead of stored activations, and the
     partition is found by the exact or local search of `methods.search` instead of random swaps. As in the
-    paper groups are of equal size: as equal as can be where the number does not divide, and other sizes only where
-    the constraints leave no choice.
+    paper groups are of equal size, or as equal as can be where the number does not divide.
     """
 
     name = "aligned"
@@ -37,7 +36,5 @@ class AlignedSimilarity(BySpread):
 
     def search(self, spread: Spread, num_groups: int, *, sizes: Sizes, rng: random.Random) -> Partition:
         """Over balanced groups."""
-        balanced = Sizes.balanced(spread.num_heads, num_groups)
-        both = Sizes(max(sizes.least, balanced.least), min(sizes.most, balanced.most))
-        allowed = both if both.allow(spread.num_heads, num_groups) else sizes
-        return super().search(spread, num_groups, sizes=allowed, rng=rng)
+        balanced = Sizes.balanced(spread.num_heads, num_groups)  # within `sizes` wherever any partition is
+        return super().search(spread, num_groups, sizes=balanced, rng=rng)
