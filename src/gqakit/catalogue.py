@@ -2,16 +2,55 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from gqakit.allocation import ALLOCATIONS
 from gqakit.core.merging import RULES
 from gqakit.methods import METHODS
 
+TITLES = {
+    "method": "Grouping methods (--method)",
+    "merge": "Merge rules (--merge)",
+    "allocation": "Allocations (--allocation)",
+}
+HEADER = ("name", "what", "needs", "formats", "source")
+
 
 def catalogue() -> list[dict[str, str]]:
-    """Every grouping method, merge rule and allocation: kind, name, needs, source, summary."""
+    """Every grouping method, merge rule and allocation: kind, name, needs, formats, source, summary."""
     registries = (("method", METHODS), ("merge", RULES), ("allocation", ALLOCATIONS))
     return [
-        {"kind": kind, "name": e.name, "needs": e.needs, "source": e.source, "summary": e.summary}
+        {
+            "kind": kind,
+            "name": e.name,
+            "needs": e.needs,
+            "formats": e.formats,
+            "source": e.source,
+            "summary": e.summary,
+        }
         for kind, registry in registries
         for e in registry.values()
     ]
+
+
+def rows(kind: str) -> list[tuple[str, ...]]:
+    """The entries of one kind as cells, in the order of `HEADER`."""
+    return [
+        (e["name"], e["summary"], e["needs"], e["formats"], e["source"])
+        for e in catalogue()
+        if e["kind"] == kind
+    ]
+
+
+def markdown() -> str:
+    """The catalogue as Markdown tables; `docs/methods.md` holds them."""
+    parts: list[str] = []
+    for kind, title in TITLES.items():
+        table = [_line(HEADER), _line(["---"] * len(HEADER))]
+        table += [_line((f"`{name}`", *others)) for name, *others in rows(kind)]
+        parts.append("\n".join([f"**{title}**", "", *table]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
 import torch
 
-from gqakit.allocation import Slot
+from gqakit.allocation import Point, Slot
 from gqakit.calibration.store import MomentsFile
 from gqakit.checkpoint import Checkpoint
 from gqakit.core.attention import AttentionWeights
 from gqakit.core.grouping import Partition
-from gqakit.core.merging import MergeRule
+from gqakit.core.merging import GroupCosts, MergeRule
 from gqakit.core.merging.bound import low_rank_bound
 from gqakit.core.moments import HeadStats, LayerMoments, key_stats, value_stats, weight_inner
+from gqakit.core.spread import Spread
 from gqakit.errors import PlanError
 from gqakit.families import ModelSpec, read_layer
 from gqakit.methods import METHODS, GroupingMethod, LayerHeads, Sizes
@@ -64,25 +66,47 @@ class LayerStats:
         """Of what is grouped together."""
         return {"both": (self.key, self.value), "key": (self.key,), "value": (self.value,)}[side]
 
+    def inner(self, side: Side) -> torch.Tensor:
+        """`[heads, heads]`: inner products of the flattened weights of what is grouped together."""
+        key, value = self.weights.key, self.weights.value
+        if side == "both":
+            return weight_inner(key) + weight_inner(value)
+        return weight_inner(key if side == "key" else value)
+
     def heads(self, rule: MergeRule, side: Side) -> LayerHeads:
         """What a method sees. Costs are errors relative to losing all heads of a side, summed over the sides."""
         sides = self.sides(side)
         scales = [max(float(stats.energy().sum()), 1e-30) for stats in sides]
         costs = [rule.costs(stats) for stats in sides]
-        projections = {"both": ("key", "value"), "key": ("key",), "value": ("value",)}[side]
-        inner = sum(weight_inner(getattr(self.weights, name)) for name in projections)
-        assert isinstance(inner, torch.Tensor)
         plain = LayerStats(self.spec, self.weights, LayerMoments.identity(self.spec.hidden_size))
         return LayerHeads(
             num_heads=self.weights.num_kv_heads,
-            cost=lambda group: sum(cost(group) / scale for cost, scale in zip(costs, scales, strict=True)),
+            cost=_Relative(costs, scales),
             bound=lambda count: sum(
                 low_rank_bound(stats, count) / scale for stats, scale in zip(sides, scales, strict=True)
             ),
-            inner=inner,
+            inner=self.inner(side),
             sides=sides,
             plain_sides=lambda: plain.sides(side),
         )
+
+
+@dataclass(frozen=True)
+class _Relative:
+    """Costs of keys and values, each relative to losing all heads, added up."""
+
+    costs: Sequence[GroupCosts]
+    scales: Sequence[float]
+
+    def __call__(self, group: tuple[int, ...]) -> float:
+        return self.many([group])[0]
+
+    def many(self, groups: Sequence[tuple[int, ...]]) -> list[float]:
+        each = [
+            [c / scale for c in cost.many(groups)]
+            for cost, scale in zip(self.costs, self.scales, strict=True)
+        ]
+        return [sum(values) for values in zip(*each, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -92,13 +116,14 @@ class Choice:
     Attributes:
         partition: which heads share.
         objective: the total of what the method keeps small.
-        error: the merge rule's, relative to losing all heads, summed over keys and values where they go together.
+        error: the merge rule's, relative to losing all heads, summed over keys and values where they go together; None
+            where the search never looked at it.
         gap: how much of `error` a better search could save at most; None where unknown.
     """
 
     partition: Partition
     objective: float
-    error: float
+    error: float | None
     gap: float | None
 
     @classmethod
@@ -163,7 +188,8 @@ def choices_of_slot(
         heads = read().heads(rule, shape.side)
         found = _choices(heads, counts, method, f"{seed}/{shape.layer}/{shape.side}")
         if compare:
-            references = _references(heads, counts, method, found)
+            objectives = {count: choice.objective for count, choice in found.items()}
+            references = _references(heads, counts, method, objectives)
     if shape.num_heads in shape.counts:
         found[shape.num_heads] = Choice.nothing(shape.num_heads)
         for values in references.values():
@@ -171,8 +197,41 @@ def choices_of_slot(
     return SlotChoices(shape.slot, shape.layer, shape.side, found, references)
 
 
+def choices_of_model(
+    shapes: Sequence[SlotShape],
+    read: Callable[[int], LayerStats],
+    method: GroupingMethod,
+    rule: MergeRule,
+    seed: int,
+    pick: Callable[[Sequence[Point]], Point],
+    *,
+    compare: bool = False,
+) -> tuple[list[SlotChoices], list[Point]]:
+    """What a method of the whole model finds: the choice for every slot at the point that `pick` takes, and its front."""
+    inners = [read(shape.layer).inner(shape.side) for shape in shapes]
+    found = method.model_front(inners, [shape.counts for shape in shapes], seed=str(seed))
+    width = shapes[0].slot.width
+    front = [
+        Point(tuple(p.num_groups for p in point.partitions), point.heads * width, point.wse)
+        for point in found
+    ]
+    chosen = found[front.index(pick(front))]
+    choices: list[SlotChoices] = []
+    for shape, partition, inner in zip(shapes, chosen.partitions, inners, strict=True):
+        total = sum(map(Spread(inner), partition.groups))
+        references: dict[str, dict[int, float]] = {}
+        if compare:
+            heads = read(shape.layer).heads(rule, shape.side)
+            references = _references(heads, shape.counts, method, {partition.num_groups: total})
+        choice = Choice(partition, objective=total, error=None, gap=None)
+        choices.append(
+            SlotChoices(shape.slot, shape.layer, shape.side, {partition.num_groups: choice}, references)
+        )
+    return choices, front
+
+
 def _references(
-    heads: LayerHeads, counts: Mapping[int, Sizes], method: GroupingMethod, found: Mapping[int, Choice]
+    heads: LayerHeads, counts: Mapping[int, Sizes], method: GroupingMethod, found: Mapping[int, float]
 ) -> dict[str, dict[int, float]]:
     objective = method.objective(heads)
     neighbour = METHODS["neighbour"].groups(heads, counts, seed="")
@@ -183,7 +242,7 @@ def _references(
 
     return {
         "neighbour": {count: total(partition) for count, partition in neighbour.items()},
-        "best": {count: min(total(p), found[count].objective) for count, p in best.items()},
+        "best": {count: min(total(p), found.get(count, math.inf)) for count, p in best.items()},
     }
 
 

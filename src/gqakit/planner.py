@@ -6,12 +6,13 @@ import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
+from typing import Any
 
-from gqakit.allocation import Allocation, Loss, Point, Slot, pick
+from gqakit.allocation import Loss, Point, Slot, pick
 from gqakit.calibration.store import MomentsFile
 from gqakit.checkpoint import Checkpoint
-from gqakit.choices import LayerStats, Side, SlotChoices, choices_of_slot
+from gqakit.choices import LayerStats, Side, SlotChoices, SlotShape, choices_of_model, choices_of_slot
 from gqakit.core.capacity import Budget, CacheShape
 from gqakit.core.channels import Channels
 from gqakit.core.grouping import Grouping, Partition
@@ -90,46 +91,114 @@ def explore(
     if moments is not None:
         moments.check_source(fingerprint, str(source.path))
     shapes = check_budget(spec, budget, options, moments is not None)
-    allocation = options.allocation_for(moments is not None)
+    task = _Task(source, spec, budget, options, moments, shapes, progress)
+    if options.grouping_method.whole_model:
+        decided = _all_layers_at_once(task, compare=whole_front)
+    else:
+        decided = _layer_by_layer(task, measure, whole_front)
+    plan = _plan(task, decided, name or source.path.name)
+    return Planned(plan, tuple(decided.choices), decided.loss, tuple(decided.front))
+
+
+@dataclass(frozen=True)
+class _Task:
+    source: Checkpoint
+    spec: ModelSpec
+    budget: Budget
+    options: PlanOptions
+    moments: MomentsFile | None
+    shapes: Sequence[SlotShape]
+    progress: Callable[[], None]
+
+    @property
+    def rule(self) -> MergeRule:
+        return RULES[self.options.merge]
+
+    @cached_property
+    def read(self) -> Callable[[int], LayerStats]:
+        """A layer's statistics; the last one is kept."""
+        return lru_cache(maxsize=1)(
+            lambda layer: LayerStats.read(self.source, self.spec, self.moments, layer)
+        )
+
+    def layer_plans(self, choices: Sequence[SlotChoices], counts: Sequence[int]) -> list[LayerPlan]:
+        """The layers of the plan, when these numbers of heads are chosen for these slots."""
+        chosen: dict[int, list[tuple[SlotChoices, int]]] = {}
+        for slot, count in zip(choices, counts, strict=True):
+            chosen.setdefault(slot.layer, []).append((slot, count))
+        return [_layer_plan(here, self.rule, partial(self.read, layer)) for layer, here in chosen.items()]
+
+
+@dataclass(frozen=True)
+class _Decided:
+    choices: Sequence[SlotChoices]
+    front: Sequence[Point]
+    layers: Sequence[LayerPlan]
+    loss: Loss
+    allocation: str
+    allocation_options: Mapping[str, Any]
+
+
+def _layer_by_layer(task: _Task, measure: Measure | None, whole_front: bool) -> _Decided:
+    """Every layer's choices first, then the split of the budget."""
+    options, budget, shapes = task.options, task.budget, task.shapes
+    allocation = options.allocation_for(task.moments is not None)
     loss = options.loss_for(allocation, measure is not None)
-    rule = RULES[options.merge]
-    read = lru_cache(maxsize=1)(lambda layer: LayerStats.read(source, spec, moments, layer))
 
-    def front(slots: Sequence[Slot]) -> tuple[Point, ...]:
+    def front(slots: Sequence[Slot]) -> list[Point]:
         rng = random.Random(f"{options.seed}/allocation")
-        return tuple(allocation.front(slots, tied=options.format == "uniform", rng=rng))
+        return allocation.front(slots, tied=options.format == "uniform", rng=rng)
 
-    if loss == "none" and not whole_front:
+    if loss == "none" and not whole_front:  # no choice depends on what it costs: look at one number a layer
         slots = [shape.slot for shape in shapes]
         chosen = pick(front(slots), slots, budget.kv_ratio)
         shapes = [replace(s, counts={n: s.counts[n]}) for s, n in zip(shapes, chosen.counts, strict=True)]
     choices: list[SlotChoices] = []
     layers: list[LayerPlan] = []
-    for layer in range(spec.num_layers):
+    for layer in range(task.spec.num_layers):
         here = [
             choices_of_slot(
-                shape, partial(read, layer), options.grouping_method, rule, options.seed, compare=whole_front
+                shape,
+                partial(task.read, layer),
+                options.grouping_method,
+                task.rule,
+                options.seed,
+                compare=whole_front,
             )
             for shape in shapes
             if shape.layer == layer
         ]
         if all(len(slot.by_count) == 1 for slot in here):  # while the layer is in memory
-            layers.append(
-                _layer_plan(here, [min(slot.by_count) for slot in here], rule, partial(read, layer))
-            )
+            layers += task.layer_plans(here, [min(slot.by_count) for slot in here])
         choices += here
-        progress()
+        task.progress()
     choices = _with_losses(choices, loss, measure)
     slots = [slot.slot for slot in choices]
     points = front(slots)
-    if len(layers) < spec.num_layers:
-        counts = pick(points, slots, budget.kv_ratio).counts
-        layers = []
-        for layer in range(spec.num_layers):
-            here = [(slot, count) for slot, count in zip(choices, counts, strict=True) if slot.layer == layer]
-            layers.append(_layer_plan([s for s, _ in here], [n for _, n in here], rule, partial(read, layer)))
-    plan = _plan(source, spec, budget, options, moments, name, layers, allocation, loss)
-    return Planned(plan, tuple(choices), loss, points)
+    if len(layers) < task.spec.num_layers:
+        layers = task.layer_plans(choices, pick(points, slots, budget.kv_ratio).counts)
+    return _Decided(choices, points, layers, loss, allocation.name, allocation.options())
+
+
+def _all_layers_at_once(task: _Task, *, compare: bool) -> _Decided:
+    """For a method that searches the whole model and so spends the budget itself."""
+    options, slots = task.options, [shape.slot for shape in task.shapes]
+    if options.format == "uniform":
+        raise UsageError(
+            f"method {options.method} with --one-stage lets layers keep different numbers of heads; format uniform needs "
+            "the same in all: --two-stage or --format grouped"
+        )
+    choices, front = choices_of_model(
+        task.shapes,
+        task.read,
+        options.grouping_method,
+        task.rule,
+        options.seed,
+        lambda points: pick(points, slots, task.budget.kv_ratio),
+        compare=compare,
+    )
+    layers = task.layer_plans(choices, [min(slot.by_count) for slot in choices])
+    return _Decided(choices, front, layers, "objective", "one_stage", {})
 
 
 def _with_losses(choices: Sequence[SlotChoices], loss: Loss, measure: Measure | None) -> list[SlotChoices]:
@@ -154,10 +223,10 @@ def _with_losses(choices: Sequence[SlotChoices], loss: Loss, measure: Measure | 
 
 
 def _layer_plan(
-    slots: Sequence[SlotChoices], counts: Sequence[int], rule: MergeRule, read: Callable[[], LayerStats]
+    slots: Sequence[tuple[SlotChoices, int]], rule: MergeRule, read: Callable[[], LayerStats]
 ) -> LayerPlan:
     """One layer of the plan: what was chosen for its slots, with the error that the merge settles at."""
-    chosen = {slot.side: slot.by_count[count] for slot, count in zip(slots, counts, strict=True)}
+    chosen = {slot.side: slot.by_count[count] for slot, count in slots}
     key, value = (chosen.get(side, chosen.get("both")) for side in ("key", "value"))
     assert key is not None
     assert value is not None
@@ -179,30 +248,27 @@ def _layer_plan(
     )
 
 
-def _plan(
-    source: Checkpoint,
-    spec: ModelSpec,
-    budget: Budget,
-    options: PlanOptions,
-    moments: MomentsFile | None,
-    name: str | None,
-    layers: Sequence[LayerPlan],
-    allocation: Allocation,
-    loss: Loss,
-) -> Plan:
-    rule = RULES[options.merge]
+def _plan(task: _Task, decided: _Decided, name: str) -> Plan:
+    source, spec, options, moments, layers = (
+        task.source,
+        task.spec,
+        task.options,
+        task.moments,
+        decided.layers,
+    )
+    rule = task.rule
     key_rule, value_rule = rule.on(spec.channels), rule.on(Channels.mixing(spec.head_dim))
     merging = Merging(rule=rule.name, key=key_rule.name, value=value_rule.name)
     groupings = tuple(layer.grouping for layer in layers)
     return Plan(
-        source=_source(name or source.path.name, spec, source.fingerprint()),
-        budget=_reached(spec.cache, budget, groupings),
+        source=_source(name, spec, source.fingerprint()),
+        budget=_reached(spec.cache, task.budget, groupings),
         format=_format(options.format, is_uniform(groupings)),
         method=options.method,
         method_options=options.grouping_method.options(),
-        allocation=allocation.name,
-        allocation_options=allocation.options(),
-        layer_loss=loss,
+        allocation=decided.allocation,
+        allocation_options=dict(decided.allocation_options),
+        layer_loss=decided.loss,
         constraints=Constraints(
             kv_maps=options.kv_maps,
             cardinality=options.cardinality,

@@ -21,6 +21,7 @@ COMMANDS = [
     ("plan", "show"),
     ("plan", "diff"),
     ("convert",),
+    ("correlate",),
     ("verify",),
     ("evaluate",),
     ("generate",),

@@ -139,6 +139,8 @@ def test_score_is_the_error_or_a_little_more(rule, structure, recorded):
         error, score = RULES[rule].error(stats), RULES[rule].score(stats)
         if rule == "fold" and recorded and stats.channels.first:  # fewer steps of the alternation
             assert error * (1 - 1e-6) <= score <= 1.1 * error
+        elif rule.startswith("aligned"):  # fewer rounds of Procrustes
+            assert score == pytest.approx(error, rel=0.05)
         else:
             # By another way where the error has a closed form: equal up to rounding.
             assert score == pytest.approx(error, rel=1e-9)

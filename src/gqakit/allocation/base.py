@@ -54,6 +54,7 @@ class Allocation(ABC):
     summary: ClassVar[str]
     source: ClassVar[str]
     needs: ClassVar[str]
+    formats: ClassVar[str] = "grouped; in uniform one number for all layers"
     loss: ClassVar[Loss]
     """What it weighs unless asked otherwise; `none` for an allocation that looks at no loss."""
 

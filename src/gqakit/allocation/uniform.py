@@ -18,6 +18,7 @@ class Uniform(Allocation):
     source = "GQA, arXiv 2305.13245"
     needs = "nothing"
     loss = "none"
+    formats = "uniform, grouped"
 
     def front(self, slots: Sequence[Slot], *, tied: bool, rng: random.Random) -> list[Point]:
         """One point for each share that some slot can have."""

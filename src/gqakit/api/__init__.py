@@ -9,6 +9,7 @@ from __future__ import annotations
 from gqakit.api.calibrating import calibrate
 from gqakit.api.catalogue import inspect, methods
 from gqakit.api.converting import ConvertResult, convert
+from gqakit.api.correlating import correlate
 from gqakit.api.demonstrating import demo
 from gqakit.api.evaluating import evaluate
 from gqakit.api.generating import generate
@@ -22,6 +23,7 @@ __all__ = [
     "PlanOptions",
     "calibrate",
     "convert",
+    "correlate",
     "demo",
     "evaluate",
     "explore",

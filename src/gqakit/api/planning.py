@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -85,6 +85,13 @@ class MeasureOptions:
         Raises:
             DataError: about the text. CheckpointError: the model has no tokenizer. UsageError: no such device.
         """
+        bench, losses = self.prepare(source, moments, merge)
+        return lambda choices: measure_losses(bench, choices, losses(), self.workers, progress)
+
+    def prepare(
+        self, source: Checkpoint, moments: MomentsFile | None, merge: str
+    ) -> tuple[Bench, Callable[[], LossFile]]:
+        """What it takes to measure, and what opens the file of losses. See `on`."""
         content = self.text if isinstance(self.text, Text) else read_text(self.text)
         windows = token_windows(load_tokenizer(source), content, window=self.window, tokens=self.tokens)
         device = check_device(self.device)
@@ -99,9 +106,7 @@ class MeasureOptions:
             windows=windows.shape[0],
             window=windows.shape[1],
         )
-        return lambda choices: measure_losses(
-            bench, choices, LossFile.open(header, self.losses, replace=self.replace), self.workers, progress
-        )
+        return bench, lambda: LossFile.open(header, self.losses, replace=self.replace)
 
 
 def plan(

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from gqakit.cli import calibrate, convert, demo, evaluate, generate, inspect, methods, plan, verify
+from gqakit.cli import calibrate, convert, correlate, demo, evaluate, generate, inspect, methods, plan, verify
 from gqakit.version import __version__
 
 app = typer.Typer(
@@ -42,6 +42,7 @@ app.add_typer(plan.app, name="plan")
 app.command("convert")(convert.command)
 app.command("verify")(verify.command)
 app.command("evaluate")(evaluate.command)
+app.command("correlate")(correlate.command)
 app.command("generate")(generate.command)
 app.command("methods")(methods.command)
 app.command("demo")(demo.command)

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import typer
+
 from gqakit.cli.console import Screen
 from gqakit.cli.options import Json
 
 
-def command(as_json: Json = False) -> None:
-    """List the grouping methods, merge rules and allocations."""
+def command(
+    as_json: Json = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown tables.")] = False,
+) -> None:
+    """List the grouping methods, merge rules and allocations; docs/methods.md explains each."""
     screen = Screen(as_json=as_json)
-    from gqakit.catalogue import catalogue
+    from gqakit.catalogue import HEADER, TITLES, catalogue, markdown, rows
 
-    entries = catalogue()
     if as_json:
-        screen.json(entries)
-        return
-    titles = {
-        "method": "Grouping methods (--method)",
-        "merge": "Merge rules (--merge)",
-        "allocation": "Allocations (--allocation)",
-    }
-    for kind, title in titles.items():
-        rows = [(e["name"], e["needs"], e["summary"], e["source"]) for e in entries if e["kind"] == kind]
-        screen.table(title, ("name", "needs", "what", "source"), rows)
+        screen.json(catalogue())
+    elif as_markdown:
+        print(markdown(), end="")
+    else:
+        for kind, title in TITLES.items():
+            screen.table(title, HEADER, rows(kind))

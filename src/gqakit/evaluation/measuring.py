@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -111,18 +111,24 @@ def measure_losses(
         [(count, (slot.layer, slot.side, choice.partition.labels)) for count, choice in slot.by_count.items()]
         for slot in choices
     ]
+    measure_keys(bench, [key for slot in wanted for _, key in slot], losses, workers, progress)
+    return [{count: losses.known.get(key, 0.0) for count, key in slot} for slot in wanted]
+
+
+def measure_keys(
+    bench: Bench, keys: Iterable[Key], losses: LossFile, workers: int, progress: Reporter
+) -> None:
+    """`measure_losses` for any groupings of single layers; what was found is then in `losses.known`."""
     missing: dict[int, list[Key]] = {}
-    for slot in wanted:
-        for _, key in slot:
-            if key not in losses.known and not Partition(key[2]).is_identity:
-                missing.setdefault(key[0], []).append(key)
+    for key in dict.fromkeys(keys):
+        if key not in losses.known and not Partition(key[2]).is_identity:
+            missing.setdefault(key[0], []).append(key)
     total = sum(map(len, missing.values()))
     if total:
         with progress("measure", total, "choices") as advance:
             for key, loss in _run(bench, missing, workers):
                 losses.add(key, loss)
                 advance(1)
-    return [{count: losses.known.get(key, 0.0) for count, key in slot} for slot in wanted]
 
 
 def _run(bench: Bench, missing: Mapping[int, list[Key]], workers: int) -> Iterator[tuple[Key, float]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, ClassVar, Literal, Self
@@ -27,7 +27,9 @@ class Sizes:
     most: int
 
     @classmethod
-    def of(cls, num_heads: int, num_groups: int, *, equal: bool = False, most: int | None = None) -> Sizes | None:
+    def of(
+        cls, num_heads: int, num_groups: int, *, equal: bool = False, most: int | None = None
+    ) -> Sizes | None:
         """The sizes that `num_groups` groups of `num_heads` heads may have; None where no partition has them.
 
         Args:
@@ -84,6 +86,15 @@ class LayerHeads:
 
 
 @dataclass(frozen=True)
+class ModelPoint:
+    """Partitions of all slots of a model, the heads that are left in all of them, and the total of the objective."""
+
+    partitions: tuple[Partition, ...]
+    heads: int
+    wse: float
+
+
+@dataclass(frozen=True)
 class GroupingMethod(ABC):
     """A way to choose groups. One file and one line in `gqakit.methods` make a new one.
 
@@ -96,6 +107,7 @@ class GroupingMethod(ABC):
     needs: ClassVar[Needs]
     allocation: ClassVar[str] = "uniform"
     """How the budget is spent over the layers unless asked otherwise: as the method was published."""
+    formats: ClassVar[str] = "uniform, grouped"
     only_count: ClassVar[int | None] = None
     """The only number of groups that the method makes; None for any."""
 
@@ -122,6 +134,23 @@ class GroupingMethod(ABC):
             count: self.group(heads, count, sizes=sizes, rng=random.Random(f"{seed}/{count}"))
             for count, sizes in counts.items()
         }
+
+    @property
+    def whole_model(self) -> bool:
+        """Whether `model_front` decides, for all layers at once, and no allocation."""
+        return False
+
+    def model_front(
+        self, inners: Sequence[Tensor], counts: Sequence[Mapping[int, Sizes]], *, seed: str
+    ) -> list[ModelPoint]:
+        """For a method of the whole model: the points worth choosing from, fewest heads first.
+
+        Args:
+            inners: of each slot what `LayerHeads.inner` is.
+            counts: of each slot the numbers of groups it may have, and the sizes allowed with each.
+            seed: what randomness starts from.
+        """
+        raise NotImplementedError(f"{self.name} looks at one layer at a time")
 
     def objective(self, heads: LayerHeads) -> Cost:
         """The additive cost of a group that this method keeps small, for Pareto fronts and comparisons."""

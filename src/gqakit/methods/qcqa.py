@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gqakit.core.grouping import Partition
 from gqakit.core.spread import Spread
-from gqakit.methods.base import Cost, GroupingMethod, LayerHeads, Sizes, in_range
+from gqakit.methods.base import Cost, GroupingMethod, LayerHeads, ModelPoint, Sizes, in_range
 from gqakit.methods.partition_breeds import LayerBreed, ModelBreed
 from gqakit.nsga import dice_of, evolve, undominated
 
@@ -23,15 +23,6 @@ class FrontPoint:
     groups: int
     wse: float
     labels: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class ModelPoint:
-    """Partitions of all layers, the KV heads that are left of the model, and the total weight-sharing error."""
-
-    partitions: tuple[Partition, ...]
-    heads: int
-    wse: float
 
 
 @dataclass(frozen=True)
@@ -53,7 +44,7 @@ class QCQA(GroupingMethod):
         crossover: probability that two parents are crossed.
         mutation: probability that a head is moved; None for one head of a chromosome on average.
         one_stage: search all layers in one chromosome (`model_front`), which also spends the budget, instead of a layer
-            at a time. The paper's comparison; the caller acts on it, since a method sees one layer.
+            at a time. The paper's comparison.
     """
 
     name = "qcqa"
@@ -74,6 +65,11 @@ class QCQA(GroupingMethod):
         in_range("crossover", self.crossover, 0, 1)
         if self.mutation is not None:
             in_range("mutation", self.mutation, 0, 1)
+
+    @property
+    def whole_model(self) -> bool:
+        """Whether all layers are searched at once."""
+        return self.one_stage
 
     def objective(self, heads: LayerHeads) -> Cost:
         """The weight-sharing error of a group."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -19,7 +19,9 @@ from gqakit.core.grouping import Partition
 from gqakit.methods.base import Cost, Sizes, cut, equal_blocks
 
 EXACT_HEADS = 12
-RESTARTS = 48
+RESTARTS = 24
+KICKS = 150
+KICKED = 4
 POLISHED = 4
 PATIENCE = 64
 
@@ -43,10 +45,18 @@ def exact_partitions(num_heads: int, counts: Mapping[int, Sizes], cost: Cost) ->
     """
     groups = _all_groups(num_heads)
     usable = {size for count, sizes in counts.items() for size in _usable(num_heads, count, sizes)}
-    costs = np.array([cost(group) if len(group) in usable else np.inf for group in groups])
-    return {
-        count: _exact(num_heads, count, sizes, groups, costs) for count, sizes in counts.items()
-    }
+    wanted = [group for group in groups if len(group) in usable]
+    found = dict(zip(wanted, _costs(wanted, cost), strict=True))
+    costs = np.array([found.get(group, np.inf) for group in groups])
+    if np.isnan(costs).any():
+        raise ValueError(f"the cost of group {list(groups[int(np.isnan(costs).argmax())])} is not a number")
+    return {count: _exact(num_heads, count, sizes, groups, costs) for count, sizes in counts.items()}
+
+
+def _costs(groups: Sequence[Group], cost: Cost) -> list[float]:
+    """The costs of many groups, at once where the cost knows how."""
+    many = getattr(cost, "many", None)
+    return [cost(group) for group in groups] if many is None else many(groups)
 
 
 def _all_groups(num_heads: int) -> list[Group]:
@@ -100,7 +110,9 @@ class _Steps:
 @lru_cache(maxsize=4)
 def _steps(num_heads: int) -> _Steps:
     masks = np.arange(1 << num_heads)
-    lowest_free = np.array([next((b for b in range(num_heads) if not m >> b & 1), -1) for m in masks.tolist()])
+    lowest_free = np.array(
+        [next((b for b in range(num_heads) if not m >> b & 1), -1) for m in masks.tolist()]
+    )
     before: list[NDArray[np.int64]] = []
     index: list[NDArray[np.int64]] = []
     after: list[NDArray[np.int64]] = []
@@ -122,8 +134,11 @@ def local_partition(
     mean, and close for the others, which then decide between its best local optima and the changes it suggests.
     """
     pairs = np.zeros((num_heads, num_heads))
-    for a, b in itertools.combinations(range(num_heads), 2):
-        pairs[a, b] = pairs[b, a] = cost((a, b))
+    index = list(itertools.combinations(range(num_heads), 2))
+    for (a, b), value in zip(index, _costs(index, cost), strict=True):
+        pairs[a, b] = pairs[b, a] = value
+    if np.isnan(pairs).any():
+        raise ValueError("the cost of some pair of heads is not a number")
     blocks = equal_blocks(num_heads, num_groups)
     order = list(range(num_heads))
     found: dict[Partition, float] = {}
@@ -132,7 +147,14 @@ def local_partition(
             rng.shuffle(order)
         labels = _descend(np.array(cut(order, blocks).labels), pairs, sizes)
         found[Partition.of(labels.tolist())] = _total(labels, pairs)
+    for _ in range(KICKS):  # from the best so far, with a few heads' places mixed up
+        labels = np.array(min(found, key=lambda partition: (found[partition], partition.labels)).labels)
+        mixed = rng.sample(range(num_heads), min(KICKED, num_heads))
+        labels[mixed] = labels[mixed[1:] + mixed[:1]]
+        labels = _descend(labels, pairs, sizes)
+        found.setdefault(Partition.of(labels.tolist()), _total(labels, pairs))
     best = sorted(found, key=lambda partition: (found[partition], partition.labels))[:POLISHED]
+    best.append(cut(list(range(num_heads)), blocks))  # never worse than neighbours
     start = min(best, key=lambda partition: (sum(map(cost, partition.groups)), partition.labels))
     return _polish(start, pairs, cost, sizes)
 
@@ -178,9 +200,7 @@ def _gains(
     return moves, swaps
 
 
-def _descend(
-    labels: NDArray[np.int64], pairs: NDArray[np.float64], sizes: Sizes
-) -> NDArray[np.int64]:
+def _descend(labels: NDArray[np.int64], pairs: NDArray[np.float64], sizes: Sizes) -> NDArray[np.int64]:
     """Take the best move or swap until none lowers the stand-in."""
     labels = labels.copy()
     least = -1e-12 * max(float(pairs.max(initial=0.0)), 1e-300)

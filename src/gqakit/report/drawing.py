@@ -13,8 +13,10 @@ COLOURS = ("#c44e52", "#2a6fb0", "#4c9f70", "#8172b3", "#ccb974", "#64b5cd")
 
 
 @contextmanager
-def figure(path: Path, *, columns: int = 1, size: tuple[float, float] = (7.2, 4.4)) -> Iterator[Any]:
-    """Axes to draw on, saved as an image when the block ends; a sequence of them for several columns.
+def figure(
+    path: Path, *, columns: int = 1, rows: int = 1, size: tuple[float, float] = (7.2, 4.4)
+) -> Iterator[Any]:
+    """Axes to draw on, saved as an image when the block ends; a sequence (or rows) of them for several.
 
     Raises:
         MissingDependencyError: without matplotlib.
@@ -27,7 +29,7 @@ def figure(path: Path, *, columns: int = 1, size: tuple[float, float] = (7.2, 4.
     from matplotlib import pyplot as plt
 
     width = size[0] * (1 if columns == 1 else 0.72 * columns)
-    drawing, axes = plt.subplots(1, columns, figsize=(width, size[1]), layout="constrained")
+    drawing, axes = plt.subplots(rows, columns, figsize=(width, size[1] * rows), layout="constrained")
     try:
         yield axes
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import ClassVar, Literal
 
 import torch
@@ -14,6 +13,8 @@ from torch import Tensor
 
 from gqakit.core.channels import Channels
 from gqakit.core.moments import HeadStats
+
+Group = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,32 @@ class HeadMerge:
     expand: Float[Tensor, "members head_dim head_dim"]
 
 
+class GroupCosts:
+    """What groups of heads cost, each worked out once; a head alone costs nothing.
+
+    Args:
+        score: the costs of some groups, all of the same size, at least two heads in each.
+    """
+
+    def __init__(self, score: Callable[[Sequence[Group]], list[float]]) -> None:
+        self._score = score
+        self._known: dict[Group, float] = {}
+
+    def __call__(self, group: Group) -> float:
+        """The cost of one group, its heads ascending."""
+        return self.many([group])[0]
+
+    def many(self, groups: Sequence[Group]) -> list[float]:
+        """The costs of many groups, of any sizes."""
+        missing: dict[int, list[Group]] = {}
+        for group in dict.fromkeys(groups):
+            if len(group) > 1 and group not in self._known:
+                missing.setdefault(len(group), []).append(group)
+        for alike in missing.values():
+            self._known.update(zip(alike, self._score(alike), strict=True))
+        return [self._known.get(group, 0.0) for group in groups]
+
+
 class MergeRule(ABC):
     """A way to merge heads. One file and one line in `gqakit.core.merging` make a new one."""
 
@@ -35,6 +62,7 @@ class MergeRule(ABC):
     summary: ClassVar[str]
     source: ClassVar[str]
     needs: ClassVar[Literal["weights", "moments"]] = "moments"
+    formats: ClassVar[str] = "uniform, grouped"
 
     @abstractmethod
     def merge(self, stats: HeadStats) -> HeadMerge:
@@ -50,9 +78,9 @@ class MergeRule(ABC):
         """What a search ranks candidate groups by: the error, or a cheaper number that ranks alike."""
         return self.error(stats)
 
-    def costs(self, stats: HeadStats) -> Callable[[tuple[int, ...]], float]:
-        """The score of a group as a function of its members, each worked out once."""
-        return cache(lambda group: self.score(stats.select(group)))
+    def costs(self, stats: HeadStats) -> GroupCosts:
+        """The score of a group as a function of its members."""
+        return GroupCosts(lambda groups: [self.score(stats.select(group)) for group in groups])
 
     def on(self, channels: Channels) -> MergeRule:
         """The rule that really acts on heads of this structure: itself, or its stated fallback."""

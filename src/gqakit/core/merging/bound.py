@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from gqakit.core.linalg import eigvalsh
-from gqakit.core.merging.fold import roots, weighted_gram
+from gqakit.core.merging.batch import roots, weighted_gram
 from gqakit.core.moments import HeadStats
 from gqakit.core.rotation import beyond_window, turn
 
@@ -34,7 +34,7 @@ def low_rank_bound(stats: HeadStats, num_groups: int) -> float:
         return 0.0
     least = beyond_window(stats.distances).amin(0)
     total = 0.0
-    for distance in least.topk(min(DISTANCES, len(least))).indices.tolist():
+    for distance in map(int, least.topk(min(DISTANCES, len(least))).indices):
         seen = root @ turn(distance, stats.frequencies, stats.channels)
         total += float(least[distance]) * _left_out(weighted_gram(stats.gram, seen), rank)
     return total

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from gqakit.core.channels import Channels
-from gqakit.core.linalg import eigh, eigvalsh, solve
-from gqakit.core.merging.base import HeadMerge, MergeRule, residual
+from gqakit.core.linalg import eigvalsh
+from gqakit.core.merging.base import GroupCosts, HeadMerge, MergeRule, residual
+from gqakit.core.merging.batch import (
+    GroupBatch,
+    Maps,
+    alternate,
+    balanced,
+    fold_free,
+    fold_pairwise,
+    roots,
+    weighted_gram,
+)
 from gqakit.core.merging.mean import Mean
 from gqakit.core.moments import HeadStats
 
@@ -47,149 +59,56 @@ class Fold(MergeRule):
         """See the class."""
         if stats.channels.locked:
             return Mean().merge(stats)
+        batch = GroupBatch.of(stats, [range(stats.num_heads)])
         if not stats.channels.first:
-            return HeadMerge(*_fold_free(stats, torch.arange(stats.channels.head_dim)))
-        start = _fold_pairwise(stats)
+            return _only(fold_free(batch, torch.arange(stats.channels.head_dim)))
+        combine, expand = fold_pairwise(batch)
+        start = _only((combine, expand))
         if stats.distances is None:
             return start
-        combine, expand, _ = _alternate(stats, start, _ITERATIONS)
-        merge = HeadMerge(*_balanced(combine, expand, stats.gram))
+        combine, expand, _ = alternate(batch, combine, _ROUNDS)
+        merge = _only(balanced(combine, expand, batch.gram))
         return min(start, merge, key=lambda candidate: residual(stats, candidate))
 
     def score(self, stats: HeadStats) -> float:
         """The error: from eigenvalues alone where that is all it takes, after a few rounds where it takes many."""
-        if stats.num_heads == 1:
-            return 0.0
-        if stats.channels.locked:
-            return self.error(stats)
-        if not stats.channels.first:
-            root, _ = roots(stats.metric)
-            spectrum = eigvalsh(weighted_gram(stats.gram, root))
-            return float(spectrum[: -stats.gram.shape[1]].clamp_min(0).sum())
-        if stats.distances is None:
-            return self.error(stats)
-        _, _, explained = _alternate(stats, _fold_pairwise(stats), _SCORE_ITERATIONS)
-        return max(float(stats.energy().sum()) - explained, 0.0)
+        return self.costs(stats)(tuple(range(stats.num_heads)))
+
+    def costs(self, stats: HeadStats) -> GroupCosts:
+        """Scores of groups, those of one size worked out side by side."""
+        if stats.channels.locked or (stats.channels.first and stats.distances is None):
+            return GroupCosts(lambda groups: [self.error(stats.select(group)) for group in groups])
+        if stats.channels.first:
+            return GroupCosts(lambda groups: _alternated(stats, groups))
+        width = stats.gram.shape[1]
+        weighted = weighted_gram(stats.gram, roots(stats.metric)[0]).view(stats.gram.shape)
+        return GroupCosts(lambda groups: [_left_over(weighted, group, width) for group in groups])
 
 
-def _fold_pairwise(stats: HeadStats) -> HeadMerge:
-    """The best maps that commute with every rotation: frequency pairs and free channels solved apart."""
-    combine, expand = torch.zeros_like(stats.metric), torch.zeros_like(stats.metric)
-    a, b = torch.as_tensor(stats.channels.first), torch.as_tensor(stats.channels.second)
-    pair_combine, pair_expand = _fold_pairs(stats, a, b)
-    for target, value in ((combine, pair_combine), (expand, pair_expand)):
-        target[:, a, a], target[:, b, b] = value.real, value.real
-        target[:, b, a], target[:, a, b] = value.imag, -value.imag
-    if stats.channels.free:
-        free = torch.as_tensor(stats.channels.free)
-        block = (slice(None), free[:, None], free[None, :])
-        combine[block], expand[block] = _fold_free(stats, free)
-    return HeadMerge(combine, expand)
+_ROUNDS = 60
+_SCORE_ROUNDS = 4
+_BATCH_NUMBERS = 1 << 23
 
 
-def _alternate(stats: HeadStats, start: HeadMerge, iterations: int) -> tuple[Tensor, Tensor, float]:
-    """Least squares for the maps given the shared head and for the shared head given the maps, in turn.
-
-    Returns `combine`, `expand` and how much of the energy they explain, up to the ridge.
-    """
-    rotation = stats.rotation
-    assert rotation is not None
-    eye = torch.eye(stats.gram.shape[1], dtype=stats.gram.dtype)
-
-    def solve_expand(combine: Tensor) -> tuple[Tensor, float]:
-        cross = torch.einsum("hagb,gcb->hac", stats.gram, combine)
-        shared = rotation.forward(torch.einsum("hab,hbc->ac", combine, cross))
-        shared = shared + _MAP_RIDGE * shared.diagonal().mean().clamp_min(1e-30) * eye
-        seen = rotation.forward(cross)
-        expand = solve(shared, seen.mT).mT
-        return expand, float((expand @ seen.mT * stats.metric.mT).sum())
-
-    combine = start.combine
-    expand, explained = solve_expand(combine)
-    for _ in range(iterations):
-        weighted = expand.mT @ stats.metric
-        normal = rotation.backward((weighted @ expand).sum(0))
-        normal = normal + _HEAD_RIDGE * normal.diagonal().mean().clamp_min(1e-30) * eye
-        combine = solve(normal, rotation.backward(weighted))
-        before = explained
-        expand, explained = solve_expand(combine)
-        if explained - before <= _TOLERANCE * explained:
-            break
-    return combine, expand, explained
+def _only(maps: Maps) -> HeadMerge:
+    combine, expand = maps
+    return HeadMerge(combine[0], expand[0])
 
 
-_ITERATIONS = 60
-_SCORE_ITERATIONS = 4
-_TOLERANCE = 1e-5
-_MAP_RIDGE = 1e-5
-_HEAD_RIDGE = 1e-8
+def _left_over(weighted: Tensor, group: Sequence[int], width: int) -> float:
+    """What the best approximation of the rank of one head leaves of a group (Eckart and Young)."""
+    index = torch.as_tensor(list(group))
+    own = weighted[index][:, :, index].reshape(len(group) * width, -1)
+    return float(eigvalsh(own)[:-width].clamp_min(0).sum())
 
 
-def _fold_free(stats: HeadStats, free: Tensor) -> tuple[Tensor, Tensor]:
-    """The rule on the channels `free`, which mix: `combine` and `expand`, each `[members, f, f]`."""
-    members, width = stats.num_heads, len(free)
-    gram = stats.gram[:, free][:, :, :, free]
-    root, inverse = roots(stats.metric[:, free[:, None], free[None, :]])
-    _, vectors = eigh(weighted_gram(gram, root))
-    leading = vectors[:, -width:].flip(1).reshape(members, width, width)  # [members, f, rank]
-    leading = leading * _sign(leading.flatten(0, 1))
-    combine, expand = (root @ leading).mT, inverse @ leading
-    return _balanced(combine, expand, gram)
-
-
-def weighted_gram(gram: Tensor, root: Tensor) -> Tensor:
-    """The Gram matrix of the stacked `M_h^{1/2} k_h`, `[members * f, members * f]`."""
-    members, width = root.shape[:2]
-    return torch.einsum("hab,hbgc,gdc->hagd", root, gram, root).reshape(members * width, -1)
-
-
-def _fold_pairs(stats: HeadStats, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """The rule on each frequency pair: complex `combine` and `expand`, each `[members, pairs]`."""
-    gram = stats.gram
-    same = gram[:, first, :, first] + gram[:, second, :, second]  # [pairs, members, members]
-    turn = gram[:, second, :, first] - gram[:, first, :, second]
-    hermitian = torch.complex(same, turn)  # E[k_h conj(k_g)]
-    energy = stats.metric.diagonal(dim1=1, dim2=2)
-    root = ((energy[:, first] + energy[:, second]) / 2).clamp_min(0).sqrt().T  # [pairs, members]
-    _, vectors = eigh(root[:, :, None] * hermitian * root[:, None, :])
-    leading = vectors[:, :, -1]  # [pairs, members]
-    anchor = leading.gather(1, leading.abs().argmax(1, keepdim=True))
-    leading = leading * (anchor.conj() / anchor.abs())
-    combine = leading.conj() * root
-    expand = leading * torch.where(root > 0, 1 / root.clamp_min(1e-300), 0.0)
-    energy = torch.einsum("ph,phg,pg->p", combine, hermitian, combine.conj()).real
-    target = hermitian.diagonal(dim1=1, dim2=2).real.mean(1)
-    scale = _safe_scale(target, energy)[:, None]
-    return (combine * scale).T, (expand / scale).T
-
-
-def _balanced(combine: Tensor, expand: Tensor, gram: Tensor) -> tuple[Tensor, Tensor]:
-    """The same merge with the shared head as long as its members are on average.
-
-    Any invertible scale of `s` may be undone in `expand`; this one keeps weights in the source's range.
-    """
-    energy = torch.einsum("hxa,hagb,gxb->", combine, gram, combine)
-    target = gram.diagonal(dim1=0, dim2=2).diagonal(dim1=0, dim2=1).sum(-1).mean()
-    scale = _safe_scale(target, energy)
-    return combine * scale, expand / scale
-
-
-def _safe_scale(target: Tensor, energy: Tensor) -> Tensor:
-    usable = (energy > 0) & (target > 0)
-    return torch.where(usable, (target / energy.clamp_min(1e-300)).clamp_min(1e-300).sqrt(), 1.0)
-
-
-def roots(metric: Tensor) -> tuple[Tensor, Tensor]:
-    """`M^{1/2}` and its pseudo-inverse for each symmetric `[f, f]`."""
-    values, vectors = eigh(metric)
-    values = values.clamp_min(0)
-    floor = values.amax(-1, keepdim=True) * 1e-12
-    root = values.sqrt()
-    inverse = torch.where(values > floor, 1 / root.clamp_min(1e-300), 0.0)
-    return (vectors * root[:, None]) @ vectors.mT, (vectors * inverse[:, None]) @ vectors.mT
-
-
-def _sign(vectors: Tensor) -> Tensor:
-    """+1 or -1 a column, so that its entry of greatest magnitude is positive: eigenvectors made unique."""
-    anchor = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
-    return torch.where(anchor < 0, -1.0, 1.0).to(vectors.dtype).squeeze(0)
+def _alternated(stats: HeadStats, groups: Sequence[Sequence[int]]) -> list[float]:
+    """What a few rounds leave of each group; all groups of the same size."""
+    at_once = max(1, _BATCH_NUMBERS // (len(groups[0]) * stats.gram.shape[1]) ** 2)
+    found: list[float] = []
+    for start in range(0, len(groups), at_once):
+        batch = GroupBatch.of(stats, groups[start : start + at_once])
+        _, _, explained = alternate(batch, fold_pairwise(batch)[0], _SCORE_ROUNDS)
+        left = (batch.energy() - explained).clamp_min(0)
+        found += [float(value) for value in left]
+    return found

@@ -1,0 +1,150 @@
+"""`correlate`: is a method's score any guide to what a grouping costs the model?"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gqakit.api.planning import MeasureOptions
+from gqakit.calibration.store import MomentsFile
+from gqakit.choices import LayerStats
+from gqakit.core.grouping import Partition
+from gqakit.core.merging import RULES
+from gqakit.errors import UsageError, unknown_name
+from gqakit.evaluation.correlation import Correlation, rank_correlation, stratified_correlation
+from gqakit.evaluation.losses import Key
+from gqakit.evaluation.measuring import measure_keys
+from gqakit.inspection import open_model
+from gqakit.methods import METHODS, LayerHeads, Sizes
+from gqakit.progress import Reporter, silent
+
+PROXIES = {
+    "optimal": "the merge rule's own error",
+    "qcqa": "weight-sharing error (QCQA)",
+    "weight_similarity": "weight similarity",
+    "activation_similarity": "activation similarity",
+    "asymgqa": "channel similarity (AsymGQA)",
+    "aligned": "similarity after alignment",
+}
+"""Methods whose objective is tried as a guide, and what that objective is."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One grouping of one layer: where it came from, every proxy's score, and the loss when only it is converted."""
+
+    layer: int
+    kv_heads: int
+    origin: str
+    labels: tuple[int, ...]
+    proxies: dict[str, float]
+    loss: float
+
+
+@dataclass(frozen=True)
+class ProxyRow:
+    """One proxy: its rank correlation with the loss over all samples, and among groupings of one layer to one number."""
+
+    proxy: str
+    meaning: str
+    overall: Correlation
+    like: Correlation
+
+
+@dataclass(frozen=True)
+class Correlated:
+    """The samples and what they say of each proxy."""
+
+    merge: str
+    rows: tuple[ProxyRow, ...]
+    samples: tuple[Sample, ...]
+
+
+def correlate(
+    model: str,
+    *,
+    moments: Path,
+    merge: str = "fold",
+    kv_heads: Sequence[int] = (),
+    layers: int = 8,
+    samples: int = 8,
+    seed: int = 0,
+    measure: MeasureOptions | None = None,
+    progress: Reporter = silent,
+) -> Correlated:
+    """Rank correlation between proxies and the measured loss, over random and searched groupings of single layers.
+
+    Args:
+        model: directory or hub name.
+        moments: its moments file.
+        merge: the merge rule that is used and whose error is one of the proxies.
+        kv_heads: numbers of heads to group to; every number below the source's by default.
+        layers: how many layers, evenly spaced.
+        samples: random groupings for each layer and number, besides those that the methods find.
+        seed: of the random ones.
+        measure: how losses are measured.
+        progress: see the package.
+
+    Raises:
+        UsageError, PlanError, CheckpointError, FamilyError, DataError.
+    """
+    if merge not in RULES:
+        raise unknown_name("merge rule", merge, RULES)
+    source, spec = open_model(model)
+    opened = MomentsFile.open(moments)
+    opened.check_source(source.fingerprint(), model)
+    most = min(spec.key_heads)
+    counts = list(kv_heads) or list(range(1, most))
+    if most < 2 or not all(1 <= count < most for count in counts):
+        raise UsageError(f"--kv-heads {counts}: to group something it must be 1 to {most - 1}")
+    bench, losses = (measure or MeasureOptions()).prepare(source, opened, merge)
+    step = max(1, spec.num_layers // layers)
+    chosen = list(range(0, spec.num_layers, step))[:layers]
+    found: list[tuple[Key, int, str, dict[str, float]]] = []
+    with progress("sample", len(chosen), "layers") as advance:
+        for layer in chosen:
+            heads = LayerStats.read(source, spec, opened, layer).heads(RULES[merge], "both")
+            objectives = {name: METHODS[name].objective(heads) for name in PROXIES}
+            for count in counts:
+                for partition, origin in _partitions(heads, count, samples, f"{seed}/{layer}/{count}"):
+                    scores = {name: sum(map(cost, partition.groups)) for name, cost in objectives.items()}
+                    found.append(((layer, "both", partition.labels), count, origin, scores))
+            advance(1)
+    known = losses()
+    measure_keys(bench, [key for key, *_ in found], known, (measure or MeasureOptions()).workers, progress)
+    made = tuple(
+        Sample(key[0], count, origin, key[2], scores, known.known[key])
+        for key, count, origin, scores in found
+    )
+    return Correlated(merge, tuple(_row(name, made, seed) for name in PROXIES), made)
+
+
+def _partitions(heads: LayerHeads, count: int, samples: int, seed: str) -> list[tuple[Partition, str]]:
+    """Distinct partitions: those that methods find, then random ones of any sizes."""
+    sizes = Sizes.of(heads.num_heads, count)
+    assert sizes is not None
+    found: dict[Partition, str] = {}
+    for name in ("neighbour", *PROXIES):
+        partition = METHODS[name].groups(heads, {count: sizes}, seed=seed)[count]
+        found.setdefault(partition, name)
+    rng, searched = random.Random(seed), len(found)
+    for _ in range(50 * samples):
+        if len(found) >= searched + samples:
+            break
+        labels = [*range(count), *(rng.randrange(count) for _ in range(heads.num_heads - count))]
+        rng.shuffle(labels)
+        found.setdefault(Partition.of(labels), "random")
+    return list(found.items())
+
+
+def _row(name: str, samples: Sequence[Sample], seed: int) -> ProxyRow:
+    scores, losses = [s.proxies[name] for s in samples], [s.loss for s in samples]
+    strata = [(s.layer, s.kv_heads) for s in samples]
+    return ProxyRow(
+        name,
+        PROXIES[name],
+        rank_correlation(scores, losses, seed),
+        stratified_correlation(scores, losses, strata, seed),
+    )

@@ -1,0 +1,209 @@
+"""Groups of the same size, side by side: the algebra of `fold` on many of them at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from gqakit.core.channels import Channels
+from gqakit.core.linalg import eigh, solve
+from gqakit.core.moments import HeadStats
+from gqakit.core.rotation import Rotation
+
+_TOLERANCE = 1e-5
+_MAP_RIDGE = 1e-5
+_HEAD_RIDGE = 1e-8
+
+Maps = tuple[Tensor, Tensor]
+"""`combine` and `expand`, each `[groups, members, d, d]`."""
+
+
+@dataclass(frozen=True)
+class GroupBatch:
+    """Statistics of several groups of `members` heads each.
+
+    `gram` is `[groups, members · d, members · d]`; `rotation` (None where nothing turns) has tables that broadcast
+    over members.
+    """
+
+    gram: Float[Tensor, "groups wide wide"]
+    metric: Float[Tensor, "groups members d d"]
+    channels: Channels
+    rotation: Rotation | None
+
+    @classmethod
+    def of(cls, stats: HeadStats, groups: Sequence[Sequence[int]]) -> GroupBatch:
+        """The groups with these heads, all equally many."""
+        index = torch.as_tensor([list(group) for group in groups])
+        count, members = index.shape
+        blocks = stats.gram.permute(0, 2, 1, 3)[index[:, :, None], index[:, None, :]]
+        wide = members * stats.gram.shape[1]
+        gram = blocks.permute(0, 1, 3, 2, 4).reshape(count, wide, wide)
+        return cls(gram, stats.metric[index], stats.channels, _rotation(stats, index))
+
+    @property
+    def members(self) -> int:
+        """Heads in each group."""
+        return self.metric.shape[1]
+
+    @property
+    def blocks(self) -> Float[Tensor, "groups members d members d"]:
+        """The Gram matrix head by head."""
+        d = self.metric.shape[-1]
+        return self.gram.view(-1, self.members, d, self.members, d)
+
+    def energy(self) -> Float[Tensor, " groups"]:
+        """What losing all heads of a group would cost."""
+        own = self.blocks.diagonal(dim1=1, dim2=3).movedim(-1, 1)
+        seen = own if self.rotation is None else self.rotation.forward(own)
+        return (seen * self.metric.mT).sum((1, 2, 3))
+
+
+def _rotation(stats: HeadStats, index: Tensor) -> Rotation | None:
+    if not stats.channels.first:
+        return None
+    if stats.rotations is None:
+        return Rotation.all_distances(stats.channels)
+    each = stats.rotations.select(index)  # tables [groups, members, d, d]
+    cos_cos, sin_sin, sin_cos = (t.mean(1, keepdim=True) for t in (each.cos_cos, each.sin_sin, each.sin_cos))
+    return Rotation(cos_cos, sin_sin, sin_cos, each.quarter)
+
+
+def fold_pairwise(batch: GroupBatch) -> Maps:
+    """The best maps that commute with every rotation: frequency pairs and free channels solved apart."""
+    combine, expand = torch.zeros_like(batch.metric), torch.zeros_like(batch.metric)
+    a, b = torch.as_tensor(batch.channels.first), torch.as_tensor(batch.channels.second)
+    pair_combine, pair_expand = _fold_pairs(batch, a, b)
+    for target, value in ((combine, pair_combine), (expand, pair_expand)):
+        target[:, :, a, a], target[:, :, b, b] = value.real, value.real
+        target[:, :, b, a], target[:, :, a, b] = value.imag, -value.imag
+    if batch.channels.free:
+        free = torch.as_tensor(batch.channels.free)
+        block = (slice(None), slice(None), free[:, None], free[None, :])
+        combine[block], expand[block] = fold_free(batch, free)
+    return combine, expand
+
+
+def fold_free(batch: GroupBatch, free: Tensor) -> Maps:
+    """The best maps on the channels `free`, which mix: `combine` and `expand`, each `[groups, members, f, f]`."""
+    members, width = batch.members, len(free)
+    gram = batch.blocks[:, :, free][..., free]
+    root, inverse = roots(batch.metric[:, :, free[:, None], free[None, :]])
+    _, vectors = eigh(weighted_gram(gram, root))
+    leading = vectors[:, :, -width:].flip(2)
+    leading = leading * _sign(leading)
+    leading = leading.reshape(-1, members, width, width)  # [groups, members, f, rank]
+    combine, expand = (root @ leading).mT, inverse @ leading
+    return balanced(combine, expand, gram.reshape(-1, members * width, members * width))
+
+
+def alternate(batch: GroupBatch, combine: Tensor, rounds: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Least squares for the maps given the shared head and for the shared head given the maps, in turn.
+
+    Stops when no group gains any more. Returns `combine`, `expand` and how much of each group's energy they explain,
+    up to the ridge.
+    """
+    rotation = batch.rotation
+    assert rotation is not None
+    eye = torch.eye(batch.metric.shape[-1], dtype=batch.metric.dtype)
+
+    def solve_expand(combine: Tensor) -> tuple[Tensor, Tensor]:
+        stacked = combine.mT.flatten(1, 2)  # [groups, members · d, d]
+        cross = (batch.gram @ stacked).view_as(combine)
+        shared = rotation.forward((stacked.mT @ cross.flatten(1, 2))[:, None])[:, 0]
+        shared = shared + _ridge(shared, _MAP_RIDGE) * eye
+        seen = rotation.forward(cross)
+        expand = _solve_each(shared, seen.mT).mT
+        return expand, (expand @ seen.mT * batch.metric.mT).sum((1, 2, 3))
+
+    expand, explained = solve_expand(combine)
+    for _ in range(rounds):
+        weighted = expand.mT @ batch.metric
+        normal = rotation.backward((weighted @ expand).sum(1, keepdim=True))[:, 0]
+        normal = normal + _ridge(normal, _HEAD_RIDGE) * eye
+        combine = _solve_each(normal, rotation.backward(weighted))
+        before = explained
+        expand, explained = solve_expand(combine)
+        if bool((explained - before <= _TOLERANCE * explained).all()):
+            break
+    return combine, expand, explained
+
+
+def _ridge(matrix: Tensor, share: float) -> Tensor:
+    return share * matrix.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(1e-30)[:, None, None]
+
+
+def _solve_each(matrix: Tensor, right: Tensor) -> Tensor:
+    """`matrix⁻¹ right[m]` for `[groups, d, d]` and `[groups, members, d, d]`: one factorisation a group."""
+    groups, members, d, _ = right.shape
+    side_by_side = right.transpose(1, 2).reshape(groups, d, members * d)
+    return solve(matrix, side_by_side).view(groups, d, members, d).transpose(1, 2)
+
+
+def _fold_pairs(batch: GroupBatch, first: Tensor, second: Tensor) -> Maps:
+    """The best maps on each frequency pair, as complex numbers `[groups, members, pairs]`."""
+    blocks = batch.blocks
+
+    def between(a: Tensor, b: Tensor) -> Tensor:  # [groups, pairs, members, members]
+        return blocks[:, :, a, :, b].transpose(0, 1)
+
+    same = between(first, first) + between(second, second)
+    turned = between(second, first) - between(first, second)
+    hermitian = torch.complex(same, turned)  # E[k_h conj(k_g)]
+    energy = batch.metric.diagonal(dim1=2, dim2=3)
+    root = ((energy[..., first] + energy[..., second]) / 2).clamp_min(0).sqrt().mT  # [groups, pairs, members]
+    _, vectors = eigh(root[..., :, None] * hermitian * root[..., None, :])
+    leading = vectors[..., -1]  # [groups, pairs, members]
+    anchor = leading.gather(-1, leading.abs().argmax(-1, keepdim=True))
+    leading = leading * (anchor.conj() / anchor.abs())
+    combine = leading.conj() * root
+    expand = leading * torch.where(root > 0, 1 / root.clamp_min(1e-300), 0.0)
+    length = torch.einsum("nph,nphg,npg->np", combine, hermitian, combine.conj()).real
+    target = hermitian.diagonal(dim1=2, dim2=3).real.mean(-1)
+    scale = _safe_scale(target, length)[..., None]
+    return (combine * scale).mT, (expand / scale).mT
+
+
+def balanced(combine: Tensor, expand: Tensor, gram: Tensor) -> Maps:
+    """The same merges with the shared head as long as its members are on average.
+
+    Any invertible scale of the shared head may be undone in `expand`; this one keeps weights in the source's range.
+    """
+    stacked = combine.mT.flatten(1, 2)
+    energy = (stacked * (gram @ stacked)).sum((1, 2))
+    target = gram.diagonal(dim1=1, dim2=2).sum(-1) / combine.shape[1]
+    scale = _safe_scale(target, energy)[:, None, None, None]
+    return combine * scale, expand / scale
+
+
+def _safe_scale(target: Tensor, energy: Tensor) -> Tensor:
+    usable = (energy > 0) & (target > 0)
+    return torch.where(usable, (target / energy.clamp_min(1e-300)).clamp_min(1e-300).sqrt(), 1.0)
+
+
+def weighted_gram(
+    gram: Float[Tensor, "*groups members d members d"], root: Float[Tensor, "*groups members d d"]
+) -> Float[Tensor, "*groups wide wide"]:
+    """The Gram matrix of the stacked `root[h] k_h`."""
+    weighted = torch.einsum("...hab,...hbgc,...gdc->...hagd", root, gram, root)
+    return weighted.flatten(-2).flatten(-3, -2)
+
+
+def roots(metric: Float[Tensor, "*heads d d"]) -> tuple[Tensor, Tensor]:
+    """`M^{1/2}` and its pseudo-inverse for each symmetric matrix."""
+    values, vectors = eigh(metric)
+    values = values.clamp_min(0)
+    floor = values.amax(-1, keepdim=True) * 1e-12
+    root = values.sqrt()
+    inverse = torch.where(values > floor, 1 / root.clamp_min(1e-300), 0.0)
+    return (vectors * root[..., None, :]) @ vectors.mT, (vectors * inverse[..., None, :]) @ vectors.mT
+
+
+def _sign(vectors: Tensor) -> Tensor:
+    """+1 or -1 a column, so that its entry of greatest magnitude is positive: eigenvectors made unique."""
+    anchor = vectors.gather(-2, vectors.abs().argmax(-2, keepdim=True))
+    return torch.where(anchor < 0, -1.0, 1.0).to(vectors.dtype)
