@@ -22,8 +22,8 @@ from gqakit.core.moments import LayerMoments
 from gqakit.evaluation.language import LanguageScores, score_language
 from gqakit.families import ModelSpec
 from gqakit.inspection import open_model
-from gqakit.plan import Plan
 from gqakit.options import PlanOptions
+from gqakit.plan import Plan
 from gqakit.planner import make_plan
 from gqakit.runtime import load
 from gqakit.zoo import SMOLLM2, fetch

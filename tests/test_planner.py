@@ -15,8 +15,8 @@ from gqakit.errors import BudgetError, PlanError, UsageError
 from gqakit.families import ModelSpec
 from gqakit.inspection import open_model
 from gqakit.methods import METHODS
-from gqakit.plan import Plan, diff_plans, is_uniform
 from gqakit.options import PlanOptions
+from gqakit.plan import Plan, diff_plans, is_uniform
 from gqakit.planner import make_plan
 
 Opened = tuple[Checkpoint, ModelSpec]

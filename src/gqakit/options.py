@@ -65,6 +65,11 @@ class PlanOptions:
             raise UsageError(
                 "format uniform has one map for keys and values; separate maps need --format grouped (or auto)"
             )
+        if self.format == "uniform" and self.grouping_method.whole_model:
+            raise UsageError(
+                f"method {self.method} with --one-stage lets layers keep different numbers of heads; format uniform needs "
+                "the same in all: --two-stage or --format grouped"
+            )
         _ = self.grouping_method, ALLOCATIONS["uniform" if self.allocation == "auto" else self.allocation]
         if self.allocation != "auto":
             _ = ALLOCATIONS[self.allocation].configured(self.allocation_options)
@@ -84,14 +89,17 @@ class PlanOptions:
         """What gets a partition of its own in each layer."""
         return ("both",) if self.kv_maps == "shared" else ("key", "value")
 
-    def allocation_for(self, calibrated: bool) -> Allocation:
-        """The allocation. "auto" is what the method is meant for, but `uniform` where nothing can be weighed."""
-        name = self.allocation
-        if name == "auto":
-            name = self.grouping_method.allocation
-            if self.format == "uniform" or (ALLOCATIONS[name].loss == "measured" and not calibrated):
-                name = "uniform"
-        return ALLOCATIONS[name].configured(self.allocation_options)
+    def allocation_for(self, budget: Budget | None, calibrated: bool) -> Allocation:
+        """The allocation. "auto" is what the method is meant for, but `uniform` where a budget is in heads a layer, where
+        the format wants the same number in every layer, and where nothing can be weighed.
+        """
+        if self.allocation != "auto":
+            return ALLOCATIONS[self.allocation].configured(self.allocation_options)
+        meant = ALLOCATIONS[self.grouping_method.allocation]
+        a_layer = budget is not None and budget.kv_heads is not None
+        if a_layer or self.format == "uniform" or (meant.loss == "measured" and not calibrated):
+            return ALLOCATIONS["uniform"]
+        return meant.configured(self.allocation_options)
 
     def loss_for(self, allocation: Allocation, measurable: bool) -> Loss:
         """What that allocation weighs: what is asked for, else its own choice, with a stand-in for a measurement.
@@ -152,7 +160,7 @@ def check_budget(spec: ModelSpec, budget: Budget, options: PlanOptions, calibrat
         BudgetError: when there is none; says what would be.
     """
     shapes = slot_shapes(spec, options)
-    allocation = options.allocation_for(calibrated)
+    allocation = options.allocation_for(budget, calibrated)
     tied = options.format == "uniform"
     if options.equal and budget.kv_heads is not None and budget.kv_heads not in shapes[0].counts:
         possible = ", ".join(str(n) for n in shapes[0].counts)

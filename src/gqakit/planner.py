@@ -142,7 +142,7 @@ class _Decided:
 def _layer_by_layer(task: _Task, measure: Measure | None, whole_front: bool) -> _Decided:
     """Every layer's choices first, then the split of the budget."""
     options, budget, shapes = task.options, task.budget, task.shapes
-    allocation = options.allocation_for(task.moments is not None)
+    allocation = options.allocation_for(budget, task.moments is not None)
     loss = options.loss_for(allocation, measure is not None)
 
     def front(slots: Sequence[Slot]) -> list[Point]:
@@ -183,11 +183,6 @@ def _layer_by_layer(task: _Task, measure: Measure | None, whole_front: bool) -> 
 def _all_layers_at_once(task: _Task, *, compare: bool) -> _Decided:
     """For a method that searches the whole model and so spends the budget itself."""
     options, slots = task.options, [shape.slot for shape in task.shapes]
-    if options.format == "uniform":
-        raise UsageError(
-            f"method {options.method} with --one-stage lets layers keep different numbers of heads; format uniform needs "
-            "the same in all: --two-stage or --format grouped"
-        )
     choices, front = choices_of_model(
         task.shapes,
         task.read,

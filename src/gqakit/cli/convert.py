@@ -85,7 +85,7 @@ def command(
         content,
         tokens=min(flags.measure_tokens, tokens),
         window=window,
-        losses=flags.losses or output.with_name(output.name + ".losses.jsonl"),
+        losses=flags.losses or output.parent / f"{output.name}.losses.jsonl",
         replace=flags.losses is None,
         workers=flags.workers,
         device=device,

@@ -162,7 +162,7 @@ class PlanFlags:
         given = {name: getattr(self, name) for name in SEARCH if getattr(self, name) is not None}
         method, allocation = (
             options.grouping_method.options(),
-            options.allocation_for(calibrated=True).options(),
+            options.allocation_for(None, calibrated=True).options(),
         )
         for name in given:
             if name not in method and name not in allocation:

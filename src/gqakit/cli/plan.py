@@ -88,15 +88,23 @@ def make(
             workers=flags.workers,
             device=device,
         )
-    planned = explore(
-        model,
-        flags.budget(),
-        flags.plan_options(),
-        moments=flags.moments,
-        measure=measure,
-        whole_front=bool(pareto or plot),
-        progress=screen.progress,
-    )
+    try:
+        planned = explore(
+            model,
+            flags.budget(),
+            flags.plan_options(),
+            moments=flags.moments,
+            measure=measure,
+            whole_front=bool(pareto or plot),
+            progress=screen.progress,
+        )
+    except KeyboardInterrupt:
+        kept = measure.losses if measure else None
+        screen.remark(
+            "interrupted"
+            + (f"; what was measured is kept in {kept}, the same command goes on" if kept else "")
+        )
+        raise typer.Exit(130) from None
     if pareto is not None:
         from gqakit.report.front import save_front
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gqakit.allocation import ALLOCATIONS
+from gqakit.allocation import ALLOCATIONS, Point
 from gqakit.checkpoint import write_bytes
 from gqakit.choices import SlotChoices
 from gqakit.planner import Planned
@@ -40,7 +40,7 @@ def front_document(planned: Planned) -> dict[str, Any]:
             {
                 "kv_ratio": point.size / size,
                 "kv_bytes_per_token": round(whole * point.size / size),
-                "objective": _objective(planned.choices, point.counts),
+                "objective": _objective(planned, point),
                 "loss": point.loss if planned.loss != "none" else None,
                 "kv_heads": list(point.counts),
             }
@@ -100,8 +100,13 @@ def _size(choices: Sequence[SlotChoices]) -> int:
     return sum(slot.slot.num_heads * slot.slot.width for slot in choices)
 
 
-def _objective(choices: Sequence[SlotChoices], counts: Sequence[int]) -> float:
-    return sum(slot.by_count[count].objective for slot, count in zip(choices, counts, strict=True))
+def _objective(planned: Planned, point: Point) -> float:
+    """What the method makes of a point; where the losses are its objective, their total."""
+    if planned.loss == "objective":
+        return point.loss
+    return sum(
+        slot.by_count[count].objective for slot, count in zip(planned.choices, point.counts, strict=True)
+    )
 
 
 def plot_front(path: Path, planned: Planned) -> None:
@@ -124,7 +129,7 @@ def plot_front(path: Path, planned: Planned) -> None:
         _draw(left, layer, own, method)
         axes_of(left, f"Stage 1: {steepest.slot.name}", "KV heads", f"objective of {method}")
         size = _size(planned.choices)
-        model = [(p.size / size, _objective(planned.choices, p.counts)) for p in planned.front]
+        model = [(p.size / size, _objective(planned, p)) for p in planned.front]
         _draw(right, references(planned.choices), model, f"{method}, {planned.plan.allocation}")
         chosen = planned.plan.budget.kv_ratio
         at = min(model, key=lambda point: abs(point[0] - chosen))

@@ -1,0 +1,186 @@
+"""How good QCQA's search is, and what its settings matter: against the exact optimum, on the weights of real models.
+
+    python benchmarks/nsga_sensitivity.py
+
+MiniLM-L6 (6 layers of 12 heads) and Whisper base (18 attentions of 8 heads), small enough that every layer's best partition
+into every number of groups is known. Excess: the search's weight-sharing error over the optimum's, minus 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from common import Table, environment
+from gqakit.allocation import Point, Slot, pick
+from gqakit.allocation.knapsack import Knapsack
+from gqakit.allocation.qcqa_layers import QCQALayers
+from gqakit.core.spread import Spread
+from gqakit.methods.base import Sizes
+from gqakit.methods.qcqa import QCQA, layer_front
+from gqakit.methods.search import exact_partitions
+from packaged import MODELS, inner_products
+
+EVALUATIONS = (1_000, 10_000)
+SEEDS = 5
+SHARES = {"3/4": 0.75, "1/2": 0.5, "1/4": 0.25}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One attention: what is searched on, and the least error for every number of groups."""
+
+    name: str
+    inner: Tensor
+    counts: dict[int, Sizes]
+    best: dict[int, float]
+
+    @classmethod
+    def of(cls, name: str, inner: Tensor) -> Layer:
+        """With the optimum, by dynamic programming over all sets of heads."""
+        heads = len(inner)
+        counts = {n: Sizes(1, heads - n + 1) for n in range(1, heads + 1)}
+        spread = Spread(inner)
+        exact = exact_partitions(heads, counts, spread)
+        return cls(name, inner, counts, {n: sum(map(spread, exact[n].groups)) for n in counts})
+
+    def front(self, options: QCQA, seed: int) -> dict[int, float]:
+        """The error that a search finds for every number of groups."""
+        return {
+            p.groups: p.wse for p in layer_front(self.inner, self.counts, options, seed=f"{seed}/{self.name}")
+        }
+
+    def excess(self, options: QCQA, seed: int) -> list[float]:
+        """In percent, for every number of groups that leaves a choice."""
+        found = self.front(options, seed)
+        return [100 * (found[n] / self.best[n] - 1) for n in self.counts if 1 < n < len(self.inner)]
+
+
+def main() -> None:
+    """Measure and print."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
+    print(environment())
+    models = {name: [Layer.of(*each) for each in inner_products(layers())] for name, layers in MODELS.items()}
+    _quality(models)
+    _settings(models["MiniLM-L6"])
+    _stages(models)
+
+
+def _quality(models: dict[str, list[Layer]]) -> None:
+    table = Table(
+        "Every layer and every number of groups, default settings, one seed",
+        "model",
+        "layers x numbers",
+        "largest excess",
+        "found exactly",
+    )
+    for name, layers in models.items():
+        every = [each for layer in layers for each in layer.excess(QCQA(), 0)]
+        exact = sum(each < 1e-7 for each in every)
+        table.row(name, f"{len(every)}", f"{max(every):.4f} %", f"{exact} of {len(every)}")
+    worst = 0.0
+    for layer in models["Whisper base"]:
+        labels = torch.tensor(list(_all_labels(len(layer.inner))))
+        errors, numbers = Spread(layer.inner).of_labels(labels), labels.max(1).values + 1
+        for number, best in layer.best.items():
+            worst = max(worst, abs(float(errors[numbers == number].min()) - best) / layer.best[1])
+    print(f"\nexact search against all {len(labels)} partitions of 8 heads, every layer of Whisper base:")
+    print(f"largest difference {worst:.1e} of the error of one group")
+
+
+def _all_labels(heads: int) -> Iterator[tuple[int, ...]]:
+    """Every partition."""
+    rows: list[tuple[int, ...]] = [()]
+    for _ in range(heads):
+        rows = [(*row, label) for row in rows for label in range(max(row, default=-1) + 2)]
+    yield from rows
+
+
+def _settings(layers: Sequence[Layer]) -> None:
+    heads = len(layers[0].inner)
+    for evaluations in EVALUATIONS:
+        table = Table(
+            f"MiniLM-L6, {evaluations:,} evaluations a layer, {SEEDS} seeds",
+            "population x (1 + generations)",
+            "crossover",
+            "mutation",
+            "mean excess +- deviation over seeds",
+            "largest",
+        )
+        default = QCQA(generations=evaluations // 100 - 1)
+        tried = [replace(default, population=p, generations=evaluations // p - 1) for p in (20, 50, 100, 200)]
+        tried += [replace(default, crossover=crossover) for crossover in (0.0, 0.5, 1.0)]
+        tried += [replace(default, mutation=per / heads) for per in (0.0, 0.25, 0.5, 2.0, 4.0)]
+        for options in tried:
+            by_seed = [[e for layer in layers for e in layer.excess(options, seed)] for seed in range(SEEDS)]
+            rate = "1/H" if options.mutation is None else f"{options.mutation * heads:g}/H"
+            table.row(
+                f"{options.population} x {1 + options.generations}",
+                f"{options.crossover:g}",
+                rate,
+                _spread([statistics.mean(each) for each in by_seed]),
+                f"{max(map(max, by_seed)):.3f} %",
+            )
+
+
+def _stages(models: dict[str, list[Layer]]) -> None:
+    for name, layers in models.items():
+        for evaluations in EVALUATIONS:
+            options = QCQA(generations=evaluations // 100 - 1)
+            table = Table(
+                f"{name}, {evaluations:,} evaluations, {SEEDS} seeds: excess of the model's total",
+                "search",
+                *(f"{share} of the heads" for share in SHARES),
+            )
+            optimum = _at_shares(
+                Knapsack().front(_slots(layers, [e.best for e in layers]), tied=False, rng=_rng())
+            )
+            found: dict[str, list[list[float]]] = {}
+            for seed in range(SEEDS):
+                for kind, front in _fronts(layers, options, seed):
+                    totals = _at_shares(front)
+                    excess = [100 * (a / b - 1) for a, b in zip(totals, optimum, strict=True)]
+                    found.setdefault(kind, []).append(excess)
+            for kind, rows in found.items():
+                table.row(kind, *(_spread(list(column)) for column in zip(*rows, strict=True)))
+
+
+def _fronts(layers: Sequence[Layer], options: QCQA, seed: int) -> Iterator[tuple[str, list[Point]]]:
+    slots = _slots(layers, [layer.front(options, seed) for layer in layers])
+    second = QCQALayers(options.population, options.generations, options.crossover)
+    yield "two stages", second.front(slots, tied=False, rng=_rng(seed))
+    yield "stage 1, then knapsack", Knapsack().front(slots, tied=False, rng=_rng(seed))
+    inners, counts = [layer.inner for layer in layers], [layer.counts for layer in layers]
+    model = options.model_front(inners, counts, seed=str(seed))
+    yield "one stage", [Point(tuple(p.num_groups for p in m.partitions), m.heads, m.wse) for m in model]
+
+
+def _slots(layers: Sequence[Layer], errors: Sequence[dict[int, float]]) -> list[Slot]:
+    return [
+        Slot(layer.name, len(layer.inner), 1, tuple(sorted(each)), tuple(each[n] for n in sorted(each)))
+        for layer, each in zip(layers, errors, strict=True)
+    ]
+
+
+def _at_shares(front: list[Point]) -> list[float]:
+    whole = [Slot("all", max(point.size for point in front), 1, ())]
+    return [pick(front, whole, share).loss for share in SHARES.values()]
+
+
+def _rng(seed: int = 0) -> random.Random:
+    return random.Random(seed)
+
+
+def _spread(values: list[float]) -> str:
+    return f"{statistics.mean(values):.3f} +- {statistics.pstdev(values):.3f} %"
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()

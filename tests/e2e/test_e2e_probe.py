@@ -1,0 +1,83 @@
+"""Losses of single layers: measured the quick way, they are those of really converted checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_fixtures import Models
+from tiny_models import prompt_ids
+
+import gqakit
+from gqakit.api import BudgetOptions, MeasureOptions, PlanOptions, explore
+from gqakit.calibration.store import MomentsFile
+from gqakit.convert import convert_checkpoint
+from gqakit.core.grouping import Partition
+from gqakit.evaluation.measuring import Bench, Prober
+from gqakit.evaluation.probe import LayerProbe
+from gqakit.families import read_layer, tensors_of_layer
+from gqakit.inspection import open_model
+
+
+def divergence(source: Path, other: Path, windows: torch.Tensor) -> float:
+    """`KL(source ‖ other)` at every position, each model run as a whole."""
+    with torch.inference_mode():
+        logp, logq = (
+            gqakit.load(path, dtype=torch.float32)(input_ids=windows, use_cache=False).logits.log_softmax(-1)
+            for path in (source, other)
+        )
+    return float((logp.exp() * (logp - logq)).sum(-1).double().mean())
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("side", ["both", "key", "value"])
+def test_a_loss_is_that_of_the_checkpoint_with_only_that_layer_converted(
+    model: Models, moments: Models, family: str, side: str
+) -> None:
+    source = model(family, kv_heads=4)
+    known = MomentsFile.open(moments(source))
+    opened, spec = open_model(str(source))
+    windows = prompt_ids(24).repeat(2, 1)
+    prober = Prober(Bench(source, known.path, "fold", windows, "cpu"))
+    options = PlanOptions(format="grouped", method="neighbour")
+    plan = explore(str(source), BudgetOptions(kv_heads=2), options, moments=known.path).plan
+    alone, chosen = Partition.identity(4).labels, (0, 1, 0, 1)
+    for layer in (1, 3):
+        layers = [each.model_copy(update={"key": alone, "value": alone}) for each in plan.layers]
+        changed = {name: chosen for name in ("key", "value") if side in ("both", name)}
+        layers[layer] = layers[layer].model_copy(update=changed)
+        one = plan.model_copy(update={"layers": tuple(layers)})
+        convert_checkpoint(opened, spec, one, known, Path("one"), "", overwrite=True)
+        ((_, loss),) = prober.measure(layer, [(layer, side, chosen)])
+        assert loss == pytest.approx(divergence(source, Path("one"), windows), rel=1e-3)
+        assert loss > 1e-4
+
+
+def test_the_source_s_own_weights_lose_nothing_and_the_model_is_left_as_it_was(model: Models) -> None:
+    opened, spec = open_model(str(model()))
+    running = gqakit.load(model(), dtype=torch.float32)
+    before = {name: tensor.clone() for name, tensor in running.state_dict().items()}
+    probe = LayerProbe(running, spec, prompt_ids(16))
+    for layer in range(spec.num_layers):
+        tensors = tensors_of_layer(spec, layer, read_layer(spec, layer, opened.load))
+        assert probe.divergence(layer, tensors) == 0.0
+        wrong = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
+        assert probe.divergence(layer, wrong) > 1e-3
+    assert all(torch.equal(tensor, before[name]) for name, tensor in running.state_dict().items())
+    with pytest.raises(ValueError, match="ascending order"):
+        probe.divergence(0, {})
+
+
+def test_two_workers_find_what_one_finds(model: Models, moments: Models) -> None:
+    source = model(kv_heads=4)
+    made = {}
+    for workers in (1, 2):
+        measure = MeasureOptions(tokens=64, window=32, losses=Path(f"{workers}.jsonl"), workers=workers)
+        made[workers] = explore(
+            str(source), BudgetOptions(kv_ratio=0.5), moments=moments(source), measure=measure
+        )
+    assert made[1].plan == made[2].plan
+    one, two = (sorted(Path(f"{workers}.jsonl").read_text().splitlines()) for workers in (1, 2))
+    assert one == two
+    assert len(one) == 1 + 4 * 3
