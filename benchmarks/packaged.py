@@ -13,7 +13,6 @@ import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -158,7 +157,7 @@ def read_ctranslate2(data: bytes) -> dict[str, Tensor]:
         at += length
         return data[at - length : at].rstrip(b"\0").decode()
 
-    number("I"), text(), number("I")
+    number("I"), text(), number("I")  # the header says nothing that is needed
     tensors: dict[str, Tensor] = {}
     for _ in range(number("I")):
         name = text()
@@ -170,9 +169,3 @@ def read_ctranslate2(data: bytes) -> dict[str, Tensor]:
             tensors[name] = torch.from_numpy(values.reshape(shape))
         at += size
     return tensors
-
-
-if __name__ == "__main__":
-    for model, layers in MODELS.items():
-        for name, weights in layers():
-            print(model, name, tuple(weights.key.weight.shape), Path(__file__).name)
