@@ -12,28 +12,41 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import torch
+
 from common import Table, arguments, environment
 from gqakit.api import MeasureOptions
+from gqakit.choices import LayerStats
+from gqakit.core.apply import apply_grouping, in_source_shape
 from gqakit.core.capacity import resolve_budget
+from gqakit.core.merging import RULES
+from gqakit.evaluation.language import score_language
+from gqakit.families import tensors_of_layer
 from gqakit.methods import METHODS
 from gqakit.options import PlanOptions
 from gqakit.plan import Plan
 from gqakit.planner import make_plan
 from gqakit.progress import silent
+from gqakit.runtime import load
 from workbench import Workbench
 
 RATIOS = {"2/3": 2 / 3, "1/2": 1 / 2, "1/3": 1 / 3}
-RULES = ("fold", "aligned", "mean")
+MERGES = ("fold", "aligned", "mean")
 
 
 def main() -> None:
     """Measure and print."""
     parser = arguments(__doc__ or "")
+    parser.add_argument(
+        "--stand-in", action="store_true", help="knapsack weighs the merge rule's error: quicker"
+    )
     parser.add_argument("--only", action="append", help="merge rules to measure (default: all three)")
     options = parser.parse_args()
+    how: dict[str, Any] = {"layer_loss": "error"} if options.stand_in else {}
+    weighs = "knapsack by error" if options.stand_in else "knapsack"
     bench = Scored(Workbench.on_smollm2(options.wikitext, options.work))
     print(environment())
-    for merge in options.only or RULES:
+    for merge in options.only or MERGES:
         table = Table(
             f"Merge rule {merge}: perplexity (KL to the source)", "grouping", "allocation", "maps", *RATIOS
         )
@@ -41,9 +54,13 @@ def main() -> None:
             for allocation, maps in (
                 ("uniform", "shared"), ("uniform", "separate"), ("knapsack", "shared"), ("knapsack", "separate"),
             ):  # fmt: skip
-                cells = [bench.cell(ratio, method, merge, allocation, maps) for ratio in RATIOS.values()]
+                cells = [
+                    bench.cell(ratio, method, merge, allocation, maps, **how) for ratio in RATIOS.values()
+                ]
                 if any(cell != "-" for cell in cells):
-                    table.row(method, allocation, maps, *cells)
+                    table.row(method, weighs if allocation == "knapsack" else allocation, maps, *cells)
+    if options.stand_in:
+        return
     table = Table(
         "Knapsack by measured losses against its stand-in, fold, optimal", "weighs", "maps", *RATIOS
     )
@@ -63,6 +80,11 @@ class Scored:
         self.bench = bench
         self.moments = bench.moments()
         self.windows = [bench.windows("test", 8, 512)]
+        self.model = load(bench.source.path, dtype=torch.float32)
+        self.stats = [
+            LayerStats.read(bench.source, bench.spec, self.moments, layer)
+            for layer in range(bench.spec.num_layers)
+        ]
         self.path = bench.work / "scores.json"
         self.scores: dict[str, str] = json.loads(self.path.read_text()) if self.path.is_file() else {}
 
@@ -87,10 +109,21 @@ class Scored:
         """Perplexity and divergence of a plan, from memory where its groups and rule were scored before."""
         key = json.dumps([plan.merging.rule, [[layer.key, layer.value] for layer in plan.layers]])
         if key not in self.scores:
-            (score,) = self.bench.score(plan, self.moments, self.windows)
+            score = score_language(self.converted(plan), self.windows[0], self.bench.reference)
             self.scores[key] = f"{score.perplexity:,.2f} ({score.kl:.3f})"
             self.path.write_text(json.dumps(self.scores))
         return self.scores[key]
+
+    def converted(self, plan: Plan) -> Any:
+        """The model with the plan's layers, KV heads repeated for all that share them: it computes the same."""
+        rules = RULES[plan.merging.key], RULES[plan.merging.value]
+        with torch.inference_mode():
+            for layer, (stats, grouping) in enumerate(zip(self.stats, plan.groupings, strict=True)):
+                merged = apply_grouping(stats.weights, grouping, stats.key, stats.value, *rules)
+                tensors = tensors_of_layer(self.bench.spec, layer, in_source_shape(merged, grouping))
+                for name, tensor in tensors.items():
+                    self.model.get_parameter(name).copy_(tensor)
+        return self.model
 
 
 if __name__ == "__main__":

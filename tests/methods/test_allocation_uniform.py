@@ -36,7 +36,9 @@ def test_every_layer_keeps_the_most_within_one_share(num_heads, ratio, equal):
     assert sum(kept) <= sum(num_heads) * ratio + 1e-6
     share = max(keep / heads for keep, heads in zip(kept, num_heads, strict=True))
     for heads, keep in zip(num_heads, kept, strict=True):
-        allowed = [n for n in range(1, heads + 1) if n <= heads * share + 1e-6 and (not equal or heads % n == 0)]
+        allowed = [
+            n for n in range(1, heads + 1) if n <= heads * share + 1e-6 and (not equal or heads % n == 0)
+        ]
         assert keep == max(allowed)
 
 

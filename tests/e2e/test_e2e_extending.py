@@ -1,0 +1,77 @@
+"""What docs/extending.md and docs/methods.md say is so: a new method is one file, the table is the catalogue."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from command import succeeds
+from tiny_fixtures import Models
+
+from gqakit.api import BudgetOptions, PlanOptions, plan
+from gqakit.catalogue import markdown
+from gqakit.core.grouping import Partition
+from gqakit.core.merging import RULES, HeadMerge, MergeRule
+from gqakit.core.merging.base import identity_maps
+from gqakit.core.moments import HeadStats
+from gqakit.errors import UsageError
+from gqakit.methods import METHODS, GroupingMethod, LayerHeads, Sizes
+from gqakit.methods.base import in_range
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def example(name: str) -> type:
+    """The class that a code block of docs/extending.md defines, compiled as a file of its own."""
+    blocks = re.findall(r"```python\n(.*?)```", (DOCS / "extending.md").read_text("utf-8"), flags=re.DOTALL)
+    (code,) = [block for block in blocks if f"class {name}(" in block]
+    names = {
+        "GroupingMethod": GroupingMethod, "HeadMerge": HeadMerge, "HeadStats": HeadStats, "LayerHeads": LayerHeads,
+        "MergeRule": MergeRule, "Partition": Partition, "Sizes": Sizes, "dataclass": dataclass,
+        "identity_maps": identity_maps, "in_range": in_range, "random": random, "torch": torch, "__name__": __name__,
+    }  # fmt: skip
+    exec(compile(code, "extending.md", "exec"), names)
+    return names[name]  # pyright: ignore[reportReturnType]
+
+
+def test_a_grouping_method_is_one_class(
+    model: Models, moments: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    striped = example("Striped")()
+    monkeypatch.setitem(METHODS, striped.name, striped)
+    source = model()
+    how = ("--method", "striped", "--kv-heads", 3, "--moments", moments(source))
+    succeeds("convert", source, "-o", "out", *how)
+    succeeds("verify", source, "out")
+    made = json.loads(Path("out/gqakit-plan.json").read_text())
+    assert made["layers"][0]["key"] == [0, 1, 2, 0, 1, 2, 0, 1]
+    assert made["method_options"] == {"offset": 0}
+    options = PlanOptions(method="striped", method_options={"offset": 1}, kv_maps="separate")
+    assert plan(str(source), BudgetOptions(kv_heads=2), options).method_options == {"offset": 1}
+    with pytest.raises(UsageError, match="offset = -1 must be at least 0"):
+        PlanOptions(method="striped", method_options={"offset": -1})
+    assert "striped" in succeeds("methods").out
+    assert "| `striped` | every P-th head together |" in succeeds("methods", "--markdown").out
+
+
+def test_a_merge_rule_is_one_class(model: Models, moments: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    heaviest = example("Heaviest")()
+    monkeypatch.setitem(RULES, heaviest.name, heaviest)
+    source = model()
+    succeeds(
+        "convert", source, "-o", "out", "--merge", "heaviest", "--kv-heads", 3, "--moments", moments(source)
+    )
+    succeeds("verify", source, "out")
+
+
+def test_the_table_in_the_docs_is_the_catalogue() -> None:
+    text = (DOCS / "methods.md").read_text("utf-8")
+    begin, end = "<!-- table: made by gqakit methods --markdown -->\n\n", "\n<!-- end of table -->"
+    assert text.split(begin)[1].split(end)[0] == markdown(), "run `gqakit methods --markdown` and paste it"
+    for name in (*METHODS, "uniform", "knapsack", "qcqa_layers"):
+        assert f"\n## `{name}`" in text, f"docs/methods.md does not explain {name}"
