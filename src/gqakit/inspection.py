@@ -102,7 +102,7 @@ def _formats(spec: ModelSpec) -> tuple[FormatReach, ...]:
             "grouped",
             True,
             tuple(range(1, heads)),
-            "any groups: transformers, with gqakit or with trust_remote_code",
+            "any groups: transformers, with gqakit or with trust_remote_code; with --kv-maps separate nothing else",
         ),
     )
 

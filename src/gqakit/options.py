@@ -89,15 +89,17 @@ class PlanOptions:
         """What gets a partition of its own in each layer."""
         return ("both",) if self.kv_maps == "shared" else ("key", "value")
 
-    def allocation_for(self, budget: Budget | None, calibrated: bool) -> Allocation:
+    def allocation_for(self, budget: Budget | None, measurable: bool) -> Allocation:
         """The allocation. "auto" is what the method is meant for, but `uniform` where a budget is in heads a layer, where
-        the format wants the same number in every layer, and where nothing can be weighed.
+        the format wants the same number in every layer, and where losses that are not to be had would have to be measured
+        (what stands in for them is no sure gain).
         """
         if self.allocation != "auto":
             return ALLOCATIONS[self.allocation].configured(self.allocation_options)
         meant = ALLOCATIONS[self.grouping_method.allocation]
         a_layer = budget is not None and budget.kv_heads is not None
-        if a_layer or self.format == "uniform" or (meant.loss == "measured" and not calibrated):
+        unknown = meant.loss == "measured" and self.layer_loss == "auto" and not measurable
+        if a_layer or self.format == "uniform" or unknown:
             return ALLOCATIONS["uniform"]
         return meant.configured(self.allocation_options)
 
@@ -153,14 +155,14 @@ def _allowed(spec: ModelSpec, heads: int, options: PlanOptions) -> dict[int, Siz
     }
 
 
-def check_budget(spec: ModelSpec, budget: Budget, options: PlanOptions, calibrated: bool) -> list[SlotShape]:
+def check_budget(spec: ModelSpec, budget: Budget, options: PlanOptions, measurable: bool) -> list[SlotShape]:
     """The slots, after making sure that some way to spend the budget is within method, format and constraints.
 
     Raises:
         BudgetError: when there is none; says what would be.
     """
     shapes = slot_shapes(spec, options)
-    allocation = options.allocation_for(budget, calibrated)
+    allocation = options.allocation_for(budget, measurable)
     tied = options.format == "uniform"
     if options.equal and budget.kv_heads is not None and budget.kv_heads not in shapes[0].counts:
         possible = ", ".join(str(n) for n in shapes[0].counts)

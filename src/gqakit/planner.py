@@ -90,7 +90,7 @@ def explore(
     fingerprint = source.fingerprint()
     if moments is not None:
         moments.check_source(fingerprint, str(source.path))
-    shapes = check_budget(spec, budget, options, moments is not None)
+    shapes = check_budget(spec, budget, options, measure is not None)
     task = _Task(source, spec, budget, options, moments, shapes, progress)
     if options.grouping_method.whole_model:
         decided = _all_layers_at_once(task, compare=whole_front)
@@ -142,7 +142,7 @@ class _Decided:
 def _layer_by_layer(task: _Task, measure: Measure | None, whole_front: bool) -> _Decided:
     """Every layer's choices first, then the split of the budget."""
     options, budget, shapes = task.options, task.budget, task.shapes
-    allocation = options.allocation_for(budget, task.moments is not None)
+    allocation = options.allocation_for(budget, measure is not None)
     loss = options.loss_for(allocation, measure is not None)
 
     def front(slots: Sequence[Slot]) -> list[Point]:

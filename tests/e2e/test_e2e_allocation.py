@@ -14,6 +14,7 @@ from tiny_fixtures import Models
 from gqakit.evaluation.losses import LossFile
 from gqakit.plan import Plan
 
+KNAPSACK = ("--allocation", "knapsack", "--layer-loss", "error")
 MEASURE = ("--measure-tokens", 64, "--window", 32)
 
 
@@ -85,11 +86,11 @@ def test_keys_and_values_apart(model: Models, moments: Models, allocation: str, 
 
 def test_constraints_hold(model: Models, moments: Models) -> None:
     source = model()
-    even = planned(source, moments(source), "--kv-ratio", 0.6, "--kv-multiple-of", 2)
+    even = planned(source, moments(source), "--kv-ratio", 0.6, "--kv-multiple-of", 2, *KNAPSACK)
     assert {g.key.num_groups % 2 for g in even.groupings} == {0}
-    small = planned(source, moments(source), "--kv-ratio", 0.7, "--max-group-size", 2)
+    small = planned(source, moments(source), "--kv-ratio", 0.7, "--max-group-size", 2, *KNAPSACK)
     assert max(size for g in small.groupings for size in g.key.sizes) == 2
-    equal = planned(source, moments(source), "--kv-ratio", 0.6, "--cardinality", "equal")
+    equal = planned(source, moments(source), "--kv-ratio", 0.6, "--cardinality", "equal", *KNAPSACK)
     assert all(g.key.is_equal for g in equal.groupings)
     assert len({g.key.num_groups for g in equal.groupings}) > 1
     text = succeeds("plan", "show", "plan.json").out

@@ -118,7 +118,7 @@ def convert(
         assert budget is not None
         options = options or PlanOptions()
         check_budget(
-            spec, budget.resolve(spec), options, calibrated=True
+            spec, budget.resolve(spec), options, measurable=True
         )  # an impossible one is said before the calibration
         if moments is not None:
             opened = MomentsFile.open(moments)

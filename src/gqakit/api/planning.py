@@ -180,7 +180,7 @@ def explore_opened(
 ) -> Planned:
     """`explore` for a checkpoint that is open already."""
     resolved = budget.resolve(spec)
-    allocation = options.allocation_for(resolved, moments is not None)
+    allocation = options.allocation_for(resolved, measure is not None)
     measured = None
     if measure is not None and options.loss_for(allocation, measurable=True) == "measured":
         measured = measure.on(source, moments, options.merge, progress)

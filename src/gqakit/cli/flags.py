@@ -31,8 +31,8 @@ _LAYERS = "Losses of layers (for allocations that weigh them)"
 _SEARCH = "Search (of the method or the allocation that has the option; defaults in docs/methods.md)"
 
 
-def _option(panel: str, help: str, *names: str) -> Any:
-    return typer.Option(*names, help=help, rich_help_panel=panel, show_default=not names or None)
+def _option(panel: str, help: str) -> Any:
+    return typer.Option(help=help, rich_help_panel=panel)
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ class PlanFlags:
         given = {name: getattr(self, name) for name in SEARCH if getattr(self, name) is not None}
         method, allocation = (
             options.grouping_method.options(),
-            options.allocation_for(None, calibrated=True).options(),
+            options.allocation_for(None, measurable=True).options(),
         )
         for name in given:
             if name not in method and name not in allocation:
