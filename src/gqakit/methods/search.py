@@ -19,9 +19,9 @@ from gqakit.core.grouping import Partition
 from gqakit.methods.base import Cost, Sizes, cut, equal_blocks
 
 EXACT_HEADS = 12
-RESTARTS = 24
-KICKS = 150
-KICKED = 4
+RESTARTS = 64
+KICKS = 400
+KICKED = (3, 8)
 POLISHED = 4
 PATIENCE = 64
 
@@ -149,7 +149,7 @@ def local_partition(
         found[Partition.of(labels.tolist())] = _total(labels, pairs)
     for _ in range(KICKS):  # from the best so far, with a few heads' places mixed up
         labels = np.array(min(found, key=lambda partition: (found[partition], partition.labels)).labels)
-        mixed = rng.sample(range(num_heads), min(KICKED, num_heads))
+        mixed = rng.sample(range(num_heads), min(rng.randint(*KICKED), num_heads))
         labels[mixed] = labels[mixed[1:] + mixed[:1]]
         labels = _descend(labels, pairs, sizes)
         found.setdefault(Partition.of(labels.tolist()), _total(labels, pairs))
