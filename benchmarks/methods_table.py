@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument(
         "--stand-in", action="store_true", help="knapsack weighs the merge rule's error: quicker"
     )
+    parser.add_argument("--method", action="append", help="grouping methods to measure (default: all)")
     parser.add_argument("--only", action="append", help="merge rules to measure (default: all three)")
     options = parser.parse_args()
     how: dict[str, Any] = {"layer_loss": "error"} if options.stand_in else {}
@@ -50,7 +51,7 @@ def main() -> None:
         table = Table(
             f"Merge rule {merge}: perplexity (KL to the source)", "grouping", "allocation", "maps", *RATIOS
         )
-        for method in sorted(METHODS, key=lambda name: (name != "optimal", name)):
+        for method in options.method or sorted(METHODS, key=lambda name: (name != "optimal", name)):
             for allocation, maps in (
                 ("uniform", "shared"), ("uniform", "separate"), ("knapsack", "shared"), ("knapsack", "separate"),
             ):  # fmt: skip
