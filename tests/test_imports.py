@@ -11,7 +11,7 @@ import pytest
 import gqakit
 
 ROOT = Path(gqakit.__file__).parent
-ANYWHERE = {"errors", "version", "progress"}
+ANYWHERE = {"errors", "version", "progress", "configurable"}
 LEVELS = [
     {"core"},
     {"families", "checkpoint", "nsga"},
@@ -25,7 +25,7 @@ LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 # The package itself registers the runtime; `python -m gqakit` is the command line.
 LEVEL |= {"__init__": LEVEL["runtime"], "__main__": LEVEL["cli"]}
 STRANGERS = {("planner", "convert"), ("convert", "planner")}
-ONLY = {"core": {"core"}, "nsga": {"core"}, "methods": {"core", "methods", "errors", "nsga"}}
+ONLY = {"core": {"core"}, "nsga": {"core"}, "methods": {"core", "methods", "errors", "configurable", "nsga"}}
 
 MODULES = {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in sorted(ROOT.rglob("*.py"))}
 

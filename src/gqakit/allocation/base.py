@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, Literal, Self
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
-from gqakit.errors import BudgetError, UsageError, unknown_name
+from gqakit.configurable import Configurable
+from gqakit.errors import BudgetError
 
 Loss = Literal["none", "objective", "error", "measured"]
 """What an allocation weighs: nothing, the grouping method's own objective, the merge rule's relative error, or the
@@ -44,13 +45,13 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Allocation(ABC):
+class Allocation(Configurable, ABC):
     """A way to spend the budget over the layers. One file and one line in `gqakit.allocation` make a new one.
 
     Like a grouping method it is a frozen dataclass whose fields are its options.
     """
 
-    name: ClassVar[str]
+    kind = "allocation"
     summary: ClassVar[str]
     source: ClassVar[str]
     needs: ClassVar[str]
@@ -67,29 +68,6 @@ class Allocation(ABC):
             tied: whether all slots must keep the same number.
             rng: the only source of randomness.
         """
-
-    def options(self) -> dict[str, Any]:
-        """The options, by name."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
-
-    def configured(self, options: Mapping[str, Any]) -> Self:
-        """The allocation with some options changed.
-
-        Raises:
-            UsageError: for an option that it does not have or a value out of range.
-        """
-        known = self.options()
-        for name in options:
-            if name not in known:
-                if not known:
-                    raise UsageError(
-                        f"allocation {self.name} has no options; seen: {name} = {options[name]!r}"
-                    )
-                raise unknown_name(f"option of allocation {self.name}", name, known)
-        try:
-            return replace(self, **options)
-        except (TypeError, ValueError) as error:
-            raise UsageError(f"allocation {self.name}: {error}") from error
 
 
 def pick(front: Sequence[Point], slots: Sequence[Slot], kv_ratio: float) -> Point:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Literal, Self
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
+from gqakit.configurable import Configurable
 from gqakit.core.grouping import Partition
 from gqakit.core.moments import HeadStats
-from gqakit.errors import UsageError, unknown_name
 
 Cost = Callable[[tuple[int, ...]], float]
 Needs = Literal["nothing", "weights", "moments"]
@@ -95,13 +95,13 @@ class ModelPoint:
 
 
 @dataclass(frozen=True)
-class GroupingMethod(ABC):
+class GroupingMethod(Configurable, ABC):
     """A way to choose groups. One file and one line in `gqakit.methods` make a new one.
 
     A method is a frozen dataclass; its fields are its options, checked in `__post_init__`, and recorded in the plan.
     """
 
-    name: ClassVar[str]
+    kind = "method"
     summary: ClassVar[str]
     source: ClassVar[str]
     needs: ClassVar[Needs]
@@ -162,27 +162,6 @@ class GroupingMethod(ABC):
         0 where it is certain to be the best; None for a method that does not minimise `heads.cost`.
         """
         return None
-
-    def options(self) -> dict[str, Any]:
-        """The options, by name."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
-
-    def configured(self, options: Mapping[str, Any]) -> Self:
-        """The method with some options changed.
-
-        Raises:
-            UsageError: for an option that it does not have or a value out of range.
-        """
-        known = self.options()
-        for name in options:
-            if name not in known:
-                if not known:
-                    raise UsageError(f"method {self.name} has no options; seen: {name} = {options[name]!r}")
-                raise unknown_name(f"option of method {self.name}", name, known)
-        try:
-            return replace(self, **options)
-        except (TypeError, ValueError) as error:
-            raise UsageError(f"method {self.name}: {error}") from error
 
 
 def equal_blocks(num_heads: int, num_groups: int) -> list[int]:

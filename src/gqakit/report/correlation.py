@@ -66,7 +66,7 @@ def plot_correlation(path: Path, title: str, rows: Sequence[Row], samples: Seque
                     s=11,
                     alpha=0.7,
                     color=COLOURS[index % len(COLOURS)],
-                    label=f"{count} heads",
+                    label=f"{count} head{'s' if count > 1 else ''}",
                 )
             panel.set_yscale("log")
             rho = f"ρ = {row.overall.rho:.2f} overall, {row.like.rho:.2f} among like"
