@@ -128,6 +128,7 @@ def plot_front(path: Path, planned: Planned) -> None:
         own = [(float(count), steepest.by_count[count].objective) for count in counts]
         _draw(left, layer, own, method)
         axes_of(left, f"Stage 1: {steepest.slot.name}", "KV heads", f"objective of {method}")
+        left.locator_params(axis="x", integer=True)
         size = _size(planned.choices)
         model = [(p.size / size, _objective(planned, p)) for p in planned.front]
         _draw(right, references(planned.choices), model, f"{method}, {planned.plan.allocation}")
