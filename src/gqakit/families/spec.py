@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gqakit.core.capacity import CacheShape
 from gqakit.core.channels import Channels
 from gqakit.errors import FamilyError
 from gqakit.families.base import Family
+
+if TYPE_CHECKING:
+    from torch import nn
 
 GROUPED_PREFIX = "gqakit_"
 """`model_type` of a `grouped` checkpoint: this and the family it was converted from."""
@@ -50,6 +53,15 @@ class ModelSpec:
     def cache(self) -> CacheShape:
         """What the KV cache keeps for a token."""
         return CacheShape(self.key_heads, self.value_heads, self.head_dim, self.element_bytes)
+
+    def attention_module(self, model: nn.Module, layer: int) -> nn.Module:
+        """The attention module of a layer in a loaded model."""
+        return model.get_submodule(self.family.attention.format(layer=layer))
+
+    def block(self, model: nn.Module, layer: int) -> nn.Module:
+        """The transformer block around a layer's attention."""
+        path, _, _ = self.family.attention.format(layer=layer).rpartition(".")
+        return model.get_submodule(path)
 
     @property
     def is_grouped(self) -> bool:
