@@ -42,7 +42,7 @@ class LayerStats:
         Raises:
             CheckpointError: a weight is not finite. PlanError: the moments are not.
         """
-        known = moments.layer(layer) if moments else LayerMoments.identity(spec.hidden_size)
+        known = moments.layer(spec.key(layer)) if moments else LayerMoments.identity(spec.hidden_size)
         stats = cls(spec, read_layer(spec, layer, source.load), known)
         for name, side in (("key", stats.key), ("value", stats.value)):
             if not bool(torch.isfinite(side.gram).all() and torch.isfinite(side.metric).all()):

@@ -17,9 +17,11 @@ from gqakit.core.capacity import CacheShape
 from gqakit.core.merging import RULES
 from gqakit.core.moments import LayerMoments, key_stats, value_stats
 from gqakit.errors import PlanError, unknown_name
-from gqakit.families import ModelSpec, read_layer, tensors_of_layer
+from gqakit.families import ModelSpec, layer_shapes, read_layer, tensors_of_layer
+from gqakit.families.base import Layout
 from gqakit.plan import Plan
-from gqakit.runtime import grouped_config, shipped_code
+from gqakit.runtime import shipped_code
+from gqakit.runtime.grouped_config import grouped_config
 
 PLAN_FILE = "gqakit-plan.json"
 CARD_FILE = "README.md"
@@ -29,17 +31,27 @@ CHECKSUM_FILE = "gqakit-checksums.json"
 def converted_config(config: Mapping[str, Any], spec: ModelSpec, plan: Plan) -> dict[str, Any]:
     """The new `config.json`, with nothing changed that need not."""
     if plan.format == "uniform":
+        assert spec.family.num_kv_heads is not None  # the planner knows what can be uniform
         return {**config, spec.family.num_kv_heads: plan.groupings[0].key.num_groups}
-    return grouped_config(dict(config), [g.query_maps(spec.num_heads) for g in plan.groupings])
+    maps = [g.query_maps(spec.num_heads, fixed=spec.fixed_queries) for g in plan.groupings]
+    return grouped_config(dict(config), spec, maps)
 
 
 def converted_shapes(spec: ModelSpec, plan: Plan) -> dict[int, dict[str, tuple[int, ...]]]:
     """For each layer that changes, its tensors and their new shapes."""
+    rearranged = _layout(spec, plan) != spec.layout
     return {
-        layer: _layer_shapes(spec, layer, grouping.key.num_groups, grouping.value.num_groups)
+        layer: layer_shapes(spec, layer, grouping.key.num_groups, grouping.value.num_groups)
         for layer, grouping in enumerate(plan.groupings)
-        if not grouping.is_identity
+        if rearranged or not grouping.is_identity
     }
+
+
+def _layout(spec: ModelSpec, plan: Plan) -> Layout:
+    """How fused projections lie in the result: the turns of an interleaved one need equal groups."""
+    if plan.format == "grouped" and spec.layout == "interleaved":
+        return "blocks"
+    return spec.layout
 
 
 def converted_cache(spec: ModelSpec, plan: Plan, element_bytes: int) -> CacheShape:
@@ -61,7 +73,7 @@ def convert_layer(
         CheckpointError: when a weight cannot be read or is not finite.
     """
     weights = read_layer(spec, layer, source.load)
-    statistics = moments.layer(layer) if moments else LayerMoments.identity(spec.hidden_size)
+    statistics = moments.layer(spec.key(layer)) if moments else LayerMoments.identity(spec.hidden_size)
     converted = apply_grouping(
         weights,
         plan.groupings[layer],
@@ -69,8 +81,9 @@ def convert_layer(
         value_stats(weights, statistics),
         RULES[plan.merging.key],
         RULES[plan.merging.value],
+        fixed_queries=spec.fixed_queries,
     )
-    return tensors_of_layer(spec, layer, converted)
+    return tensors_of_layer(spec, layer, converted, _layout(spec, plan))
 
 
 def convert_checkpoint(
@@ -166,21 +179,3 @@ class _Produce:
 
     def __call__(self) -> Tensor:
         return self.converted(self.layer)[self.name]
-
-
-def _layer_shapes(
-    spec: ModelSpec, layer: int, key_heads: int, value_heads: int
-) -> dict[str, tuple[int, ...]]:
-    family = spec.family
-    rows = {
-        family.query: spec.num_heads * spec.head_dim,
-        family.key: key_heads * spec.head_dim,
-        family.value: value_heads * spec.head_dim,
-    }
-    shapes: dict[str, tuple[int, ...]] = {}
-    for projection, count in rows.items():
-        shapes[family.weight(layer, projection)] = (count, spec.hidden_size)
-        if projection in spec.biased:
-            shapes[family.bias(layer, projection)] = (count,)
-    shapes[family.weight(layer, family.output)] = (spec.hidden_size, spec.num_heads * spec.head_dim)
-    return shapes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gqakit.checkpoint import Checkpoint
@@ -42,11 +43,17 @@ class Inspection:
     shards: int
     kv_bytes_per_token: int
     kv_gib_at_32k: float
+    stacks: tuple[str, ...]
+    cached: bool
     formats: tuple[FormatReach, ...]
 
 
-def open_model(model: str) -> tuple[Checkpoint, ModelSpec]:
+def open_model(model: str, stacks: Sequence[str] | None = None) -> tuple[Checkpoint, ModelSpec]:
     """A checkpoint and its description.
+
+    Args:
+        model: directory or hub name.
+        stacks: the kinds of attention layers that matter; None for those that generation caches, or all where none is.
 
     Raises:
         CheckpointError, FamilyError: see `Checkpoint.open` and `describe_model`.
@@ -55,7 +62,9 @@ def open_model(model: str) -> tuple[Checkpoint, ModelSpec]:
     shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
     attention = next((i for n, i in checkpoint.tensors.items() if "attn" in n or "attention" in n), None)
     info = attention or next(iter(checkpoint.tensors.values()))
-    return checkpoint, describe_model(FAMILIES, checkpoint.config, shapes, info.torch_dtype.itemsize)
+    return checkpoint, describe_model(
+        FAMILIES, checkpoint.config, shapes, info.torch_dtype.itemsize, stacks or None
+    )
 
 
 def inspect_checkpoint(checkpoint: Checkpoint, spec: ModelSpec) -> Inspection:
@@ -70,7 +79,7 @@ def inspect_checkpoint(checkpoint: Checkpoint, spec: ModelSpec) -> Inspection:
         value_heads=spec.value_heads,
         head_dim=spec.head_dim,
         hidden_size=spec.hidden_size,
-        dtype=checkpoint.info(spec.family.weight(0, spec.family.key)).dtype,
+        dtype=checkpoint.info(spec.tensor(0, "key")).dtype,
         biases=tuple(sorted(spec.biased)),
         key_norm=spec.channels.locked,
         rotary_dim=2 * len(spec.channels.first),
@@ -79,6 +88,8 @@ def inspect_checkpoint(checkpoint: Checkpoint, spec: ModelSpec) -> Inspection:
         shards=len(checkpoint.shards),
         kv_bytes_per_token=spec.cache.bytes_per_token,
         kv_gib_at_32k=spec.cache.bytes_at(32768) / GIB,
+        stacks=spec.stacks,
+        cached=spec.is_cached,
         formats=_formats(spec),
     )
 
@@ -94,10 +105,13 @@ def _formats(spec: ModelSpec) -> tuple[FormatReach, ...]:
             for name in ("uniform", "grouped")
         )
     equal = tuple(n for n in range(1, heads) if Grouping.shared(_blocks(heads, n)).is_uniform)
+    uniform = FormatReach(
+        "uniform", True, equal, "equal groups, the same in every layer: any engine that runs the source"
+    )
+    if not spec.can_be_uniform:
+        uniform = FormatReach("uniform", False, (), why_not_uniform(spec))
     return (
-        FormatReach(
-            "uniform", True, equal, "equal groups, the same in every layer: any engine that runs the source"
-        ),
+        uniform,
         FormatReach(
             "grouped",
             True,
@@ -105,6 +119,11 @@ def _formats(spec: ModelSpec) -> tuple[FormatReach, ...]:
             "any groups: transformers, with gqakit or with trust_remote_code; with --kv-maps separate nothing else",
         ),
     )
+
+
+def why_not_uniform(spec: ModelSpec) -> str:
+    """Why stock code runs no converted checkpoint of a model."""
+    return f"the {spec.family.model_type} architecture has as many KV heads as query heads"
 
 
 def _blocks(num_heads: int, num_groups: int) -> Partition:

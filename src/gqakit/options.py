@@ -30,6 +30,8 @@ class PlanOptions:
         kv_multiple_of: every layer keeps a multiple of so many KV heads (tensor parallelism).
         layer_loss: what the allocation weighs; "auto" is what it asks for, or the cheap stand-in for it.
         method_options, allocation_options: see the method and the allocation.
+        stacks: in families with several kinds of attention layers, those to convert; () for those that generation caches,
+            or all where none is.
     """
 
     method: str = "optimal"
@@ -44,6 +46,7 @@ class PlanOptions:
     layer_loss: Literal["auto", "objective", "error", "measured"] = "auto"
     method_options: Mapping[str, Any] = field(default_factory=dict)
     allocation_options: Mapping[str, Any] = field(default_factory=dict)
+    stacks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for kind, name, known in (
@@ -131,7 +134,7 @@ def slot_shapes(spec: ModelSpec, options: PlanOptions) -> list[SlotShape]:
             counts = _allowed(spec, heads, options)
             if not counts:
                 raise BudgetError(
-                    f"layer {layer}: none of 1 to {heads} KV heads is a multiple of {options.kv_multiple_of} in groups "
+                    f"layer {spec.name(layer)}: none of 1 to {heads} KV heads is a multiple of {options.kv_multiple_of} in groups "
                     f"of at most {options.max_group_size or 'any'} query heads; loosen --kv-multiple-of or "
                     "--max-group-size"
                 )
@@ -161,6 +164,11 @@ def check_budget(spec: ModelSpec, budget: Budget, options: PlanOptions, measurab
     Raises:
         BudgetError: when there is none; says what would be.
     """
+    if options.format == "uniform" and not spec.can_be_uniform:
+        raise BudgetError(
+            f"format uniform: the {spec.family.model_type} architecture has as many KV heads as query heads, so no stock "
+            "code runs fewer; use --format grouped"
+        )
     shapes = slot_shapes(spec, options)
     allocation = options.allocation_for(budget, measurable)
     tied = options.format == "uniform"

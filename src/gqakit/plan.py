@@ -25,10 +25,11 @@ class _Strict(BaseModel):
 
 
 class Source(_Strict):
-    """The model that the plan was made for."""
+    """The model that the plan was made for; `stacks` where it has several kinds of attention layers."""
 
     name: str
     model_type: str
+    stacks: tuple[str, ...] = ()
     fingerprint: str
     num_layers: int = Field(gt=0)
     num_heads: int = Field(gt=0)

@@ -258,7 +258,7 @@ def _plan(task: _Task, decided: _Decided, name: str) -> Plan:
     return Plan(
         source=_source(name, spec, source.fingerprint()),
         budget=_reached(spec.cache, task.budget, groupings),
-        format=_format(options.format, is_uniform(groupings)),
+        format=_format(options.format, is_uniform(groupings) and spec.can_be_uniform),
         method=options.method,
         method_options=options.grouping_method.options(),
         allocation=decided.allocation,
@@ -283,6 +283,7 @@ def _source(name: str, spec: ModelSpec, fingerprint: str) -> Source:
     return Source(
         name=name,
         model_type=spec.model_type,
+        stacks=spec.stacks if len(spec.family.stacks) > 1 else (),
         fingerprint=fingerprint,
         num_layers=spec.num_layers,
         num_heads=spec.num_heads,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from gqakit.calibration.samples import Batch
 from gqakit.checkpoint import Checkpoint
 from gqakit.convert import CHECKSUM_FILE, converted_config, converted_shapes
 from gqakit.core.capacity import CacheShape
@@ -104,50 +106,76 @@ def check_checksums(out: Checkpoint) -> Check:
     )
 
 
-def check_cache(model: PreTrainedModel, shape: CacheShape) -> Check:
+def check_cache(model: PreTrainedModel, spec: ModelSpec, shape: CacheShape, batch: Batch) -> Check:
     """A real cache is as small as the plan promises."""
-    measured = measure_cache(model)
+    measured = measure_cache(model, spec, batch)
     promised = shape.bytes_per_token
     detail = f"{measured:,.0f} bytes per token measured, {promised:,} promised"
     return Check("cache", abs(measured - promised) < 0.5, detail)
 
 
-def attention_errors(source: nn.Module, converted: nn.Module, spec: ModelSpec, window: Tensor) -> list[float]:
+def attention_errors(
+    source: PreTrainedModel, converted: PreTrainedModel, spec: ModelSpec, batch: Batch
+) -> list[float]:
     """For each layer `E‖y − ŷ‖² / E‖y‖²` of the attention output, both given the *source's* layer input.
 
     Args:
         source, converted: loaded models, in eval mode and of the same precision.
         spec: of the source; its module paths hold for both.
-        window: token ids, `[window]`.
+        batch: one batch of what the models take.
     """
-    errors: list[float] = []
+    errors = [0.0] * spec.num_layers
 
     def compare(layer: int) -> Callable[..., None]:
-        twin = converted.get_submodule(spec.family.attention.format(layer=layer))
+        twin = spec.attention_module(converted, layer)
+        projections = [spec.projection(model, layer, "output") for model in (source, converted)]
+        inside = not spec.sites[layer].stack.caller
 
         def hook(module: nn.Module, args: Any, kwargs: Any, output: tuple[Tensor, ...]) -> None:
-            theirs = twin(*args, **kwargs)[0].double()
-            ours = output[0].double()
-            errors.append(float((ours - theirs).square().sum() / ours.square().sum().clamp_min(1e-300)))
+            seen: list[Tensor] = []
+            with _looking_at(projections[1], seen):
+                theirs = twin(*args, **kwargs)[0]
+                if not inside:  # the output projection stands outside of this module
+                    projections[1](theirs)
+            ours = outputs.pop() if inside else projections[0](output[0]).double()
+            theirs = seen[0].double()
+            errors[layer] = float((ours - theirs).square().sum() / ours.square().sum().clamp_min(1e-300))
 
         return hook
 
+    outputs: list[Tensor] = []
+
+    def remember(module: nn.Module, args: Any, output: Tensor) -> None:
+        outputs[:] = [output.double()]
+
     handles = [
-        source.get_submodule(spec.family.attention.format(layer=layer)).register_forward_hook(
-            compare(layer), with_kwargs=True
-        )
+        spec.attention_module(source, layer).register_forward_hook(compare(layer), with_kwargs=True)
         for layer in range(spec.num_layers)
+    ]
+    handles += [
+        spec.projection(source, layer, "output").register_forward_hook(remember)
+        for layer in range(spec.num_layers)
+        if not spec.sites[layer].stack.caller
     ]
     try:
         with torch.inference_mode():
-            source(input_ids=window[None], use_cache=False, logits_to_keep=1)
+            source(**batch)
     finally:
         for handle in handles:
             handle.remove()
     return errors
 
 
-def check_attention(errors: list[float], plan: Plan) -> Check:
+@contextmanager
+def _looking_at(module: nn.Module, seen: list[Tensor]) -> Iterator[None]:
+    handle = module.register_forward_hook(lambda m, args, output: seen.append(output))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def check_attention(errors: list[float], plan: Plan, spec: ModelSpec) -> Check:
     """Every layer's output is finite, and equal to the source's where nothing was merged."""
     odd = [
         i
@@ -156,7 +184,9 @@ def check_attention(errors: list[float], plan: Plan) -> Check:
     ]
     worst = max(range(len(errors)), key=errors.__getitem__)
     mean = sum(errors) / len(errors)
-    detail = f"relative error by layer: mean {mean:.3g}, largest {errors[worst]:.3g} (layer {worst})"
+    detail = (
+        f"relative error by layer: mean {mean:.3g}, largest {errors[worst]:.3g} (layer {spec.name(worst)})"
+    )
     return Check(
         "attention output", not odd, f"layers {odd} differ where they should not; {detail}" if odd else detail
     )

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
-from gqakit.api.models import load_model, load_tokenizer
+from gqakit.api.models import load_model
+from gqakit.api.samples import Source, batches_of, check_content, read_source
 from gqakit.calibration.collect import collect_moments
+from gqakit.calibration.samples import positions_of
 from gqakit.calibration.store import MomentsFile, MomentsHeader, save_moments
-from gqakit.calibration.text import Text, read_text, token_windows
 from gqakit.checkpoint import Checkpoint
 from gqakit.errors import DataError, OutputError, UsageError
-from gqakit.families import ModelSpec, read_layer
+from gqakit.families import FAMILIES, GROUPED_PREFIX, ModelSpec, read_layer
 from gqakit.inspection import open_model
 from gqakit.progress import Reporter, silent
+from gqakit.runtime import look_on
 
 WINDOW = 512
 TOKENS = 12288
@@ -23,20 +24,20 @@ def calibrate(
     model: str,
     out: Path,
     *,
-    text: Text | Sequence[str | Path] = ("calibration",),
+    text: Source = ("calibration",),
     tokens: int = TOKENS,
     window: int = WINDOW,
     dtype: str = "float32",
     device: str = "auto",
     progress: Reporter = silent,
 ) -> MomentsFile:
-    """Run the model over some text once and save the moments of every layer.
+    """Run the model over some text, images or speech once and save the moments of every layer, of all stacks.
 
     Args:
         model: directory or hub name.
         out: the moments file.
-        text: a `Text`, or files, or "calibration" for the text that comes with gqakit.
-        tokens: at most so many, in whole windows.
+        text: text files, "calibration" for the text that comes with gqakit, or a `Text`, `Images` or `Speech`.
+        tokens: of text at most so many, in whole windows.
         window: tokens a window.
         dtype: precision to run the model in.
         device: "cpu", "cuda" or "auto".
@@ -48,10 +49,9 @@ def calibrate(
         OutputError: when `out` cannot be written.
         UsageError: for a checkpoint that is grouped already.
     """
-    source, spec = open_model(model)
+    source, _ = open_model(model)
     return calibrate_opened(
         source,
-        spec,
         model,
         out,
         text=text,
@@ -65,11 +65,10 @@ def calibrate(
 
 def calibrate_opened(
     source: Checkpoint,
-    spec: ModelSpec,
     name: str,
     out: Path,
     *,
-    text: Text | Sequence[str | Path],
+    text: Source,
     tokens: int,
     window: int,
     dtype: str,
@@ -79,13 +78,17 @@ def calibrate_opened(
     """`calibrate` for a checkpoint that is open already."""
     if not out.parent.is_dir() or out.is_dir():
         raise OutputError(f"moments go into a file in a directory that exists; {out} is not one")
+    spec = spec_of_all(source)
     check_not_grouped(source, spec)
-    content = text if isinstance(text, Text) else read_text(text)
-    windows = token_windows(load_tokenizer(source), content, window=window, tokens=tokens)
+    content = read_source(text)
+    check_content(spec, content)
+    batches = batches_of(source, spec, content, window=window, tokens=tokens)
+    positions = sum(map(positions_of, batches))
     model = load_model(source, dtype, device)
+    look_on(model, spec)
     try:
-        with progress("calibrate", windows.numel(), "tokens") as advance:
-            layers = collect_moments(model, spec, windows, advance)
+        with progress("calibrate", positions, unit_of(spec)) as advance:
+            layers = collect_moments(model, spec, batches, advance)
     except DataError:
         for layer in range(spec.num_layers):
             read_layer(spec, layer, source.load)  # names the tensor, if one is what is not finite
@@ -95,13 +98,25 @@ def calibrate_opened(
         fingerprint=source.fingerprint(),
         num_layers=spec.num_layers,
         width=spec.hidden_size,
-        tokens=windows.numel(),
+        tokens=positions,
         tokens_asked=tokens,
         window=window,
         text=content.name,
         text_sha256=content.sha256,
     )
-    return save_moments(out, header, layers)
+    return save_moments(out, header, {spec.key(layer): moments for layer, moments in layers.items()})
+
+
+def spec_of_all(source: Checkpoint) -> ModelSpec:
+    """The description of a checkpoint with all of its stacks."""
+    family = FAMILIES.get(str(source.config.get("model_type")).removeprefix(GROUPED_PREFIX))
+    stacks = None if family is None else [stack.name for stack in family.stacks]
+    return open_model(str(source.path), stacks)[1]
+
+
+def unit_of(spec: ModelSpec) -> str:
+    """What progress counts for a model."""
+    return "images" if spec.family.task == "image" else "tokens"
 
 
 def check_not_grouped(source: Checkpoint, spec: ModelSpec) -> None:

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from gqakit.api.calibrating import TOKENS, WINDOW, calibrate_opened, check_not_grouped
 from gqakit.api.evaluating import TOKENS as EVALUATION_TOKENS
 from gqakit.api.evaluating import evaluate
-from gqakit.api.models import load_tokenizer
 from gqakit.api.planning import MEASURED_TOKENS, BudgetOptions, MeasureOptions, PlanOptions, explore_opened
 from gqakit.api.refitting import refit_staged, refit_windows, staging_of
+from gqakit.api.samples import Content, Source, batches_of, check_content, read_source
 from gqakit.calibration.refit import LayerRefit
 from gqakit.calibration.store import MomentsFile
-from gqakit.calibration.text import Text, read_text, token_windows
+from gqakit.calibration.text import Text
 from gqakit.checkpoint import Checkpoint, check_output, write_bytes
 from gqakit.checkpoint.atomic import output_errors
 from gqakit.convert import CARD_FILE, check_moments, check_rules, convert_checkpoint, job_of
 from gqakit.errors import PlanError, UsageError
-from gqakit.families import ModelSpec
 from gqakit.inspection import open_model
 from gqakit.options import check_budget
 from gqakit.plan import Plan
@@ -58,9 +56,9 @@ def convert(
     options: PlanOptions | None = None,
     moments: Path | None = None,
     layer_losses: MeasureOptions | None = None,
-    text: Text | Sequence[str | Path] = ("calibration",),
+    text: Source = ("calibration",),
     measure: bool | None = None,
-    evaluate_on: Sequence[str | Path] = ("evaluation",),
+    evaluate_on: Source | None = None,
     tokens: int = TOKENS,
     window: int = WINDOW,
     device: str = "auto",
@@ -87,7 +85,8 @@ def convert(
         text, tokens, window: what to calibrate on; see `calibrate`.
         measure: evaluate source and result on `evaluate_on` and state the loss in the model card; None does
             so where the model is run for calibration anyway. In windows of `window` tokens, but no longer than 512.
-        evaluate_on: files, or "evaluation" for the held-out text that comes with gqakit.
+        evaluate_on: like `text`; None for the held-out text that comes with gqakit. A model that does not run on text is
+            only evaluated where this is given.
         device: for calibration, refitting and evaluation.
         refit: then refit the output projections on `text` (see `gqakit.core.refit`); needs both models in memory.
         dry_run: check and decide everything, write no checkpoint.
@@ -99,16 +98,27 @@ def convert(
     """
     if (plan is None) == (budget is None):
         raise UsageError("give either a plan (--plan) or a budget (--kv-ratio or another), not both")
-    source, spec = open_model(model)
+    stacks = (options or PlanOptions()).stacks if plan is None else plan.source.stacks
+    source, spec = open_model(model, stacks)
     check_not_grouped(source, spec)
     check_output(source, out, overwrite)
-    content = text if isinstance(text, Text) else read_text(text)
+    content = read_source(text)
     calibrating = plan is None and moments is None
-    held_out = read_text(evaluate_on) if (calibrating if measure is None else measure) else None
+    if calibrating:
+        check_content(spec, content)
     measured = min(window, WINDOW)  # a long calibration window need not fit the held-out text
+    held_out = None
+    if calibrating if measure is None else measure:
+        on_text = spec.family.task in ("text", "embedding", "translation")
+        if evaluate_on is not None or on_text:
+            held_out = read_source(("evaluation",) if evaluate_on is None else evaluate_on)
     if held_out:  # what is wrong with this text is said before the conversion, not after it
-        token_windows(load_tokenizer(source), held_out, window=measured, tokens=EVALUATION_TOKENS)
+        check_content(spec, held_out)
+        if isinstance(held_out, Text):
+            batches_of(source, spec, held_out, window=measured, tokens=EVALUATION_TOKENS)
     if refit:
+        if spec.family.task != "text" or not isinstance(content, Text):
+            raise UsageError(f"--refit is for language models; {model} is a {spec.family.model_type}")
         refit_windows(source, content, tokens, window)
     if plan is not None:
         plan.check_source(source.fingerprint(), model)
@@ -132,7 +142,7 @@ def convert(
                 device=device,
             )
             kept = out.with_name(out.name + ".moments.safetensors")
-            opened = _fresh_moments(source, spec, model, kept, content, tokens, window, device, progress)
+            opened = _fresh_moments(source, model, kept, content, tokens, window, device, progress)
         plan = explore_opened(
             source, spec, model, budget, options, opened, progress, measure=layer_losses
         ).plan
@@ -149,6 +159,7 @@ def convert(
         )
     refits: list[LayerRefit] = []
     if refit:
+        assert isinstance(content, Text)
         refits = refit_staged(
             source,
             spec,
@@ -163,8 +174,7 @@ def convert(
     rows: list[EvaluationRow] = []
     if held_out:
         rows = evaluate(model, [str(out)], text=held_out, window=measured, device=device, progress=progress)
-        predicted = f"{rows[0].scores.tokens:,} predicted tokens in windows of {measured}"
-        stated = f"{held_out.name}, {predicted}"
+        stated = f"{held_out.name}, {rows[0].sample(measured)}"
         write_bytes(out / CARD_FILE, model_card(plan, source.path, rows, stated, refit=refit).encode())
     return ConvertResult(plan, out, result.nbytes, bool(result.kept), tuple(refits), tuple(rows))
 
@@ -182,10 +192,9 @@ def _planned_moments(plan: Plan, given: Path | None) -> MomentsFile:
 
 def _fresh_moments(
     source: Checkpoint,
-    spec: ModelSpec,
     name: str,
     kept: Path,
-    content: Text,
+    content: Content,
     tokens: int,
     window: int,
     device: str,
@@ -200,7 +209,6 @@ def _fresh_moments(
         kept.parent.mkdir(parents=True, exist_ok=True)
     return calibrate_opened(
         source,
-        spec,
         name,
         kept,
         text=content,

@@ -99,7 +99,7 @@ def correlate(
     counts = list(kv_heads) or list(range(1, most))
     if most < 2 or not all(1 <= count < most for count in counts):
         raise UsageError(f"--kv-heads {counts}: to group something it must be 1 to {most - 1}")
-    bench, losses = (measure or MeasureOptions()).prepare(source, opened, merge)
+    bench, losses = (measure or MeasureOptions()).prepare(source, spec, opened, merge)
     step = max(1, spec.num_layers // layers)
     chosen = list(range(0, spec.num_layers, step))[:layers]
     found: list[tuple[Key, int, str, dict[str, float]]] = []

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from gqakit.api.calibrating import WINDOW
-from gqakit.api.models import PRECISIONS, load_model, load_tokenizer
-from gqakit.calibration.text import Text, read_text, token_windows
+from gqakit.api.calibrating import WINDOW, unit_of
+from gqakit.api.models import PRECISIONS, load_model
+from gqakit.api.samples import Source, batches_of, read_source
+from gqakit.calibration.samples import positions_of
 from gqakit.core.capacity import CacheShape
 from gqakit.errors import DataError
+from gqakit.evaluation.agreement import agreement, embed
 from gqakit.evaluation.cache import measure_cache
 from gqakit.evaluation.language import score_language
 from gqakit.inspection import open_model
@@ -23,21 +26,24 @@ def evaluate(
     model: str,
     others: Sequence[str] = (),
     *,
-    text: Text | Sequence[str | Path] = ("evaluation",),
+    text: Source = ("evaluation",),
     window: int = WINDOW,
     tokens: int = TOKENS,
     dtype: str = "float32",
     device: str = "auto",
     progress: Reporter = silent,
 ) -> list[EvaluationRow]:
-    """Perplexity, divergence from the source and cache size, for a source and its conversions.
+    """Perplexity and divergence from the source, or agreement with it, and cache size, for a source and its conversions.
+
+    What predicts tokens is scored by that; an encoder by how its embeddings agree with the source's (mean over positions
+    of text, the first position of images).
 
     The source stays loaded, the others come one after another: two models in memory at a time.
 
     Args:
         model: the source.
         others: what was made of it.
-        text: a `Text`, or files, or "evaluation" for the held-out text that comes with gqakit.
+        text: text files, "evaluation" for the held-out text that comes with gqakit, or a `Text`, `Images` or `Speech`.
         window: tokens a window, each scored alone.
         tokens: at most so many, in whole windows.
         dtype: precision to run in; cache sizes are at this precision.
@@ -47,7 +53,8 @@ def evaluate(
     Raises:
         CheckpointError, FamilyError, DataError, UsageError.
     """
-    opened = [(name, *open_model(name)) for name in (model, *others)]
+    stacks = _stacks_of(others)
+    opened = [(name, *open_model(name, stacks)) for name in (model, *others)]
     _, source, source_spec = opened[0]
     for name, checkpoint, _ in opened[1:]:
         if checkpoint.config.get("vocab_size") != source.config.get("vocab_size"):
@@ -55,23 +62,38 @@ def evaluate(
                 f"{name} has a vocabulary of {checkpoint.config.get('vocab_size')}, {model} one of "
                 f"{source.config.get('vocab_size')}: it was not made of it"
             )
-    content = text if isinstance(text, Text) else read_text(text)
-    windows = token_windows(load_tokenizer(source), content, window=window, tokens=tokens)
+    batches = batches_of(source, source_spec, read_source(text), window=window, tokens=tokens)
+    if source_spec.family.task == "image":
+        batches = [{"pixel_values": batch["pixel_values"].to(PRECISIONS[dtype])} for batch in batches]
+    pooling = {"embedding": "mean", "image": "first"}.get(source_spec.family.task)
     rows: list[EvaluationRow] = []
-    reference = None
+    reference: Any = None
     for name, checkpoint, spec in opened:
         running = load_model(checkpoint, dtype, device)
-        with progress(f"evaluate {Path(name).name}", windows.numel(), "tokens") as advance:
-            scores = score_language(running, windows, reference, advance)
+        with progress(
+            f"evaluate {Path(name).name}", sum(map(positions_of, batches)), unit_of(spec)
+        ) as advance:
+            if pooling is None:
+                scores = score_language(running, batches, reference, advance)
+                reference = reference or running
+            else:
+                made = embed(running, batches, pooling, advance)  # pyright: ignore[reportArgumentType]
+                reference = reference or made
+                scores = agreement(made, reference)
         cache = CacheShape(spec.key_heads, spec.value_heads, spec.head_dim, PRECISIONS[dtype].itemsize)
         rows.append(
             EvaluationRow(
                 name=Path(name).name,
                 kv_bytes_per_token=cache.bytes_per_token,
-                kv_bytes_measured=measure_cache(running),
+                kv_bytes_measured=measure_cache(running, spec, batches[0]) if spec.is_cached else None,
                 kv_ratio=cache.ratio_to(source_spec.cache),
                 scores=scores,
             )
         )
-        reference = reference or running
     return rows
+
+
+def _stacks_of(others: Sequence[str]) -> tuple[str, ...] | None:
+    """The stacks that were converted, where the conversions agree on them."""
+    told = {open_model(name)[1].stacks for name in others}
+    return told.pop() if len(told) == 1 else None

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 
 from gqakit import planner
-from gqakit.api.models import check_device, load_tokenizer
+from gqakit.api.models import check_device
+from gqakit.api.samples import Source, batches_of, read_source
+from gqakit.calibration.samples import positions_of
 from gqakit.calibration.store import MomentsFile
-from gqakit.calibration.text import Text, read_text, token_windows
 from gqakit.checkpoint import Checkpoint
 from gqakit.core.capacity import Budget, resolve_budget
 from gqakit.errors import BudgetError
@@ -63,15 +64,15 @@ class MeasureOptions:
     """How the loss of converting one layer alone is measured.
 
     Attributes:
-        text: a `Text`, or files, or "calibration" for the text that comes with gqakit.
-        tokens, window: at most so many tokens, in whole windows.
+        text: text files, "calibration" for the text that comes with gqakit, or a `Text`, `Images` or `Speech`.
+        tokens, window: of text at most so many tokens, in whole windows.
         losses: file in which every loss is kept as soon as it is known; a second run goes on from it.
         replace: begin that file anew where it is about another model, text, rule or moments, instead of refusing it.
         workers: processes that share the layers, each with the model in memory.
         device: "cpu", "cuda" or "auto".
     """
 
-    text: Text | Sequence[str | Path] = ("calibration",)
+    text: Source = ("calibration",)
     tokens: int = MEASURED_TOKENS
     window: int = 512
     losses: Path | None = None
@@ -79,32 +80,34 @@ class MeasureOptions:
     workers: int = 1
     device: str = "auto"
 
-    def on(self, source: Checkpoint, moments: MomentsFile | None, merge: str, progress: Reporter) -> Measure:
+    def on(
+        self, source: Checkpoint, spec: ModelSpec, moments: MomentsFile | None, merge: str, progress: Reporter
+    ) -> Measure:
         """The measurement for a model. The text is read at once, so that what is wrong with it is said early.
 
         Raises:
             DataError: about the text. CheckpointError: the model has no tokenizer. UsageError: no such device.
         """
-        bench, losses = self.prepare(source, moments, merge)
+        bench, losses = self.prepare(source, spec, moments, merge)
         return lambda choices: measure_losses(bench, choices, losses(), self.workers, progress)
 
     def prepare(
-        self, source: Checkpoint, moments: MomentsFile | None, merge: str
+        self, source: Checkpoint, spec: ModelSpec, moments: MomentsFile | None, merge: str
     ) -> tuple[Bench, Callable[[], LossFile]]:
         """What it takes to measure, and what opens the file of losses. See `on`."""
-        content = self.text if isinstance(self.text, Text) else read_text(self.text)
-        windows = token_windows(load_tokenizer(source), content, window=self.window, tokens=self.tokens)
+        content = read_source(self.text)
+        batches = batches_of(source, spec, content, window=self.window, tokens=self.tokens)
         device = check_device(self.device)
         threads = max(1, torch.get_num_threads() // self.workers) if self.workers > 1 else 0
         path = None if moments is None else moments.path
-        bench = Bench(source.path, path, merge, windows, device, threads)
+        bench = Bench(source.path, path, merge, batches, spec.stacks, device, threads)
         header = LossHeader(
             source=source.fingerprint(),
             moments=None if moments is None else moments.fingerprint,
             merge=merge,
             text_sha256=content.sha256,
-            windows=windows.shape[0],
-            window=windows.shape[1],
+            windows=len(batches),
+            window=positions_of(batches[0]),
         )
         return bench, lambda: LossFile.open(header, self.losses, replace=self.replace)
 
@@ -151,14 +154,15 @@ def explore(
     Args:
         whole_front: look at every number of heads, even where the budget alone decides.
     """
-    source, spec = open_model(model)
+    options = options or PlanOptions()
+    source, spec = open_model(model, options.stacks)
     opened = MomentsFile.open(moments) if moments else None
     return explore_opened(
         source,
         spec,
         model,
         budget,
-        options or PlanOptions(),
+        options,
         opened,
         progress,
         measure=measure,
@@ -183,7 +187,7 @@ def explore_opened(
     allocation = options.allocation_for(resolved, measure is not None)
     measured = None
     if measure is not None and options.loss_for(allocation, measurable=True) == "measured":
-        measured = measure.on(source, moments, options.merge, progress)
+        measured = measure.on(source, spec, moments, options.merge, progress)
     with progress("plan", spec.num_layers, "layers") as advance:
         return planner.explore(
             source,

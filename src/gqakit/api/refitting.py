@@ -70,9 +70,14 @@ def refit_staged(
     for layer, result in enumerate(results):
         if result.ridge is None:
             continue
-        name = spec.family.weight(layer, spec.family.output)
+        name = spec.tensor(layer, "output")
         info = staged.info(name)
-        weight = converted.get_parameter(name).detach().to("cpu", info.torch_dtype)
+        weight = (
+            spec.projection(converted, layer, "output")
+            .get_parameter("weight")
+            .detach()
+            .to("cpu", info.torch_dtype)
+        )
         replaced[name] = Replacement(info.shape, None, weight.contiguous)
     record = {"text": text.name, "text_sha256": text.sha256, "tokens": windows.numel(), "window": window}
     record["layers"] = [asdict(result) for result in results]

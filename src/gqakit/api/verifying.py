@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
-from gqakit.api.models import load_model, load_tokenizer
-from gqakit.calibration.text import read_text, token_windows
+from gqakit.api.models import load_model
+from gqakit.api.samples import Source, batches_of, noise_batch, read_source
 from gqakit.checkpoint import Checkpoint
 from gqakit.convert import PLAN_FILE, converted_cache
+from gqakit.families import ModelSpec
 from gqakit.inspection import open_model
 from gqakit.plan import Plan
 from gqakit.progress import Reporter, silent
@@ -41,7 +41,7 @@ def verify(
     model: str,
     out: str,
     *,
-    text: Sequence[str | Path] = ("evaluation",),
+    text: Source | None = None,
     window: int = 128,
     progress: Reporter = silent,
 ) -> Verification:
@@ -51,15 +51,17 @@ def verify(
 
     Args:
         model: the source. out: what was made of it.
-        text, window: one window of this text goes through both models.
+        text: text, images or speech; its first window, images or recording goes through both models. None for the held-out
+            text that comes with gqakit, or noise for a model that does not run on text.
+        window: tokens of the window.
         progress: see the package.
 
     Raises:
         CheckpointError, FamilyError, PlanError: when something cannot be read at all.
     """
-    source, spec = open_model(model)
     target = Checkpoint.open(out)
     plan = Plan.load(target.path / PLAN_FILE)
+    source, spec = open_model(model, plan.source.stacks)
     plan.check_source(source.fingerprint(), model)
     checks = [check_config(source, spec, plan, target)]
     with progress("verify tensors", target.nbytes, "bytes") as advance:
@@ -68,13 +70,22 @@ def verify(
     if not all(check.passed for check in checks):
         return Verification(tuple(checks), ())
     with progress("verify the running model", 3, "steps") as advance:
-        ids = token_windows(load_tokenizer(source), read_text(text), window=window, tokens=window)[0]
+        batch = _batch(source, spec, text, window)
         converted = load_model(target, "float32", "cpu")
         checks.append(Check("reload", True, f"loads as {type(converted).__name__}"))
         advance(1)
-        errors = attention_errors(load_model(source, "float32", "cpu"), converted, spec, ids)
-        checks.append(check_attention(errors, plan))
+        errors = attention_errors(load_model(source, "float32", "cpu"), converted, spec, batch)
+        checks.append(check_attention(errors, plan, spec))
         advance(1)
-        checks.append(check_cache(converted, converted_cache(spec, plan, element_bytes=4)))
+        if spec.is_cached:
+            checks.append(check_cache(converted, spec, converted_cache(spec, plan, element_bytes=4), batch))
         advance(1)
     return Verification(tuple(checks), tuple(errors))
+
+
+def _batch(source: Checkpoint, spec: ModelSpec, text: Source | None, window: int) -> dict[str, Any]:
+    """One batch of what the model takes."""
+    if text is None and spec.family.task in ("image", "speech"):
+        return noise_batch(source, spec)
+    content = read_source(("evaluation",) if text is None else text)
+    return batches_of(source, spec, content, window=window, tokens=window)[0]

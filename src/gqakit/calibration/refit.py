@@ -51,9 +51,9 @@ def refit_outputs(
     with torch.inference_mode():
         arguments, hidden = _first_inputs(converted, spec, windows)
         for index in range(spec.num_layers):
-            layer = _module(converted, spec, index, above=1)
-            attention, original = (_module(model, spec, index) for model in (converted, source))
-            projection = attention.get_submodule(spec.family.output)
+            layer = spec.block(converted, index)
+            attention, original = (spec.attention_module(model, index) for model in (converted, source))
+            projection = spec.projection(converted, index, "output")
             moments = [_moments(layer, attention, original, projection, h, arguments[index]) for h in hidden]
             fit, test = _total(moments[:-held_out]), _total(moments[-held_out:])
             weight = projection.weight
@@ -66,12 +66,6 @@ def refit_outputs(
             hidden = [_run(layer, h, arguments[index]) for h in hidden]
             progress(1)
     return results
-
-
-def _module(model: nn.Module, spec: ModelSpec, layer: int, above: int = 0) -> nn.Module:
-    """A layer's attention module, or one `above` it."""
-    path = spec.family.attention.format(layer=layer).split(".")
-    return model.get_submodule(".".join(path[: len(path) - above]))
 
 
 def _first_inputs(
@@ -89,7 +83,7 @@ def _first_inputs(
         entering.append(args[0] if args else kwargs["hidden_states"])
         raise _StopForward
 
-    layers = [_module(model, spec, index, above=1) for index in range(spec.num_layers)]
+    layers = [spec.block(model, index) for index in range(spec.num_layers)]
     with _hooks([layer.register_forward_pre_hook(remember, with_kwargs=True) for layer in layers]):
         model(input_ids=windows[:1].to(device), use_cache=False, logits_to_keep=1)
     with _hooks([layers[0].register_forward_pre_hook(stop, with_kwargs=True)]):

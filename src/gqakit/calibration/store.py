@@ -70,12 +70,12 @@ class MomentsFile:
         except ValidationError as error:
             raise PlanError(f"moments {path} have a header this gqakit does not read: {error}") from error
 
-    def layer(self, index: int) -> LayerMoments:
-        """The moments of one layer, in the stored precision (float32)."""
+    def layer(self, key: int | str) -> LayerMoments:
+        """The moments of one layer, by `ModelSpec.key`, in the stored precision (float32)."""
         with safe_open(self.path, "pt") as file:
             names = set(file.keys())
             found = {
-                kind: file.get_tensor(name) for kind in _KINDS if (name := f"layers.{index}.{kind}") in names
+                kind: file.get_tensor(name) for kind in _KINDS if (name := f"layers.{key}.{kind}") in names
             }
         return LayerMoments(**found)
 
@@ -107,14 +107,16 @@ class MomentsFile:
             )
 
 
-def save_moments(path: Path, header: MomentsHeader, layers: Mapping[int, LayerMoments]) -> MomentsFile:
+def save_moments(
+    path: Path, header: MomentsHeader, layers: Mapping[str, LayerMoments] | Mapping[int, LayerMoments]
+) -> MomentsFile:
     """Write moments in float32, atomically."""
     tensors: dict[str, Tensor] = {}
-    for index, moments in layers.items():
+    for key, moments in layers.items():
         for kind in _KINDS:
             tensor = getattr(moments, kind)
             if tensor is not None:
-                tensors[f"layers.{index}.{kind}"] = tensor.to(torch.float32, copy=True).contiguous()
+                tensors[f"layers.{key}.{kind}"] = tensor.to(torch.float32, copy=True).contiguous()
     metadata = {_KEY: json.dumps(header.model_dump(), sort_keys=True)}
     write_bytes(path, save(tensors, metadata=metadata))
     return MomentsFile(path, header)

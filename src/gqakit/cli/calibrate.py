@@ -9,14 +9,17 @@ import typer
 
 from gqakit.cli.console import Screen
 from gqakit.cli.options import (
+    Audio,
     Dataset,
     DatasetColumn,
     DatasetSplit,
     Device,
     Dtype,
+    Images,
     Json,
     Model,
     Quiet,
+    Samples,
     Text,
     Tokens,
     Verbose,
@@ -29,6 +32,9 @@ def command(
     model: Model,
     output: Annotated[Path, typer.Option("--output", "-o", help="The moments file to write (.safetensors).")],
     text: Text = None,
+    images: Images = None,
+    audio: Audio = None,
+    samples: Samples = None,
     dataset: Dataset = None,
     dataset_split: DatasetSplit = "train",
     dataset_column: DatasetColumn = "text",
@@ -42,7 +48,7 @@ def command(
 ) -> None:
     """Run the model over some text once and keep the moments that every method works from."""
     screen = Screen(as_json=as_json, quiet=quiet, verbose=verbose)
-    source = data_source(text, dataset, dataset_split, dataset_column, "calibration")
+    source = data_source(text, dataset, dataset_split, dataset_column, "calibration", images, audio, samples)
     from gqakit.api import calibrate
 
     moments = calibrate(

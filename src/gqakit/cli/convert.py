@@ -10,13 +10,16 @@ import typer
 from gqakit.cli.console import Screen
 from gqakit.cli.flags import DECIDES, PlanFlags, takes_plan_flags
 from gqakit.cli.options import (
+    Audio,
     Dataset,
     DatasetColumn,
     DatasetSplit,
     Device,
+    Images,
     Json,
     Model,
     Quiet,
+    Samples,
     Text,
     Tokens,
     Verbose,
@@ -38,6 +41,9 @@ def command(
         Path | None, typer.Option(help="Carry out this plan instead of making one.", show_default=False)
     ] = None,
     text: Text = None,
+    images: Images = None,
+    audio: Audio = None,
+    samples: Samples = None,
     dataset: Dataset = None,
     dataset_split: DatasetSplit = "train",
     dataset_column: DatasetColumn = "text",
@@ -80,7 +86,7 @@ def command(
     from gqakit.plan import Plan
 
     _refuse_beside_plan(ctx, plan)
-    content = data_source(text, dataset, dataset_split, dataset_column, "calibration")
+    content = data_source(text, dataset, dataset_split, dataset_column, "calibration", images, audio, samples)
     measure = MeasureOptions(
         content,
         tokens=min(flags.measure_tokens, tokens),
@@ -102,7 +108,7 @@ def command(
             layer_losses=measure if asked else None,
             text=content,
             measure=True if evaluate_text else evaluate,
-            evaluate_on=evaluate_text or ["evaluation"],
+            evaluate_on=evaluate_text or None,
             tokens=tokens,
             window=window,
             device=device,
@@ -142,9 +148,9 @@ def command(
         )
     screen.table("Converted" if not dry_run else "Would convert", ("", ""), rows)
     if result.evaluation:
-        from gqakit.report.evaluation import HEADER
+        from gqakit.report.evaluation import header
 
-        screen.table("Measured", HEADER, [row.cells() for row in result.evaluation])
+        screen.table("Measured", header(result.evaluation), [row.cells() for row in result.evaluation])
 
 
 def _refuse_beside_plan(ctx: typer.Context, plan: Path | None) -> None:

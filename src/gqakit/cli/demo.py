@@ -22,7 +22,7 @@ def command(
     """Shrink the KV cache of a real pretrained model (SmolLM2-135M, 93 MB from PyPI) and show what it cost."""
     screen = Screen(as_json=as_json, quiet=quiet, verbose=verbose)
     from gqakit.api import demo
-    from gqakit.report.evaluation import HEADER
+    from gqakit.report.evaluation import header
 
     shown = demo(output, progress=screen.progress)
     if as_json:
@@ -31,7 +31,7 @@ def command(
     title = (
         f"SmolLM2-135M-Instruct, held-out text, {shown.rows[0].scores.tokens:,} predicted tokens, no training"
     )
-    screen.table(title, HEADER, [row.cells() for row in shown.rows])
+    screen.table(title, header(shown.rows), [row.cells() for row in shown.rows])
     screen.line(f'\nPrompt: "{shown.prompt}"')
     for name, text in shown.continuations.items():
         screen.line(f"\n[{name}]\n{' '.join(text.split())}")

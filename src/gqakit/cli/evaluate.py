@@ -8,14 +8,17 @@ import typer
 
 from gqakit.cli.console import Screen
 from gqakit.cli.options import (
+    Audio,
     Dataset,
     DatasetColumn,
     DatasetSplit,
     Device,
     Dtype,
+    Images,
     Json,
     Model,
     Quiet,
+    Samples,
     Text,
     Tokens,
     Verbose,
@@ -30,6 +33,9 @@ def command(
         list[str] | None, typer.Argument(help="What was made of it.", show_default=False)
     ] = None,
     text: Text = None,
+    images: Images = None,
+    audio: Audio = None,
+    samples: Samples = None,
     dataset: Dataset = None,
     dataset_split: DatasetSplit = "test",
     dataset_column: DatasetColumn = "text",
@@ -41,11 +47,11 @@ def command(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Perplexity, divergence from the source, and cache size as computed and as measured, side by side."""
+    """Perplexity or agreement of embeddings, divergence from the source, and cache size as computed and as measured."""
     screen = Screen(as_json=as_json, quiet=quiet, verbose=verbose)
-    source = data_source(text, dataset, dataset_split, dataset_column, "evaluation")
+    source = data_source(text, dataset, dataset_split, dataset_column, "evaluation", images, audio, samples)
     from gqakit.api import evaluate
-    from gqakit.report.evaluation import HEADER
+    from gqakit.report.evaluation import header
 
     rows = evaluate(
         model,
@@ -60,5 +66,4 @@ def command(
     if as_json:
         screen.json({"window": window, "dtype": dtype, "checkpoints": rows})
         return
-    title = f"{rows[0].scores.tokens:,} predicted tokens in windows of {window}, {dtype}"
-    screen.table(title, HEADER, [row.cells() for row in rows])
+    screen.table(f"{rows[0].sample(window)}, {dtype}", header(rows), [row.cells() for row in rows])

@@ -65,6 +65,13 @@ class PlanFlags:
     kv_maps: Annotated[
         str, _option(_HOW, "shared, or separate: keys and values grouped and budgeted apart (fewer engines).")
     ] = "shared"
+    stacks: Annotated[
+        str | None,
+        _option(
+            _HOW,
+            "Kinds of attention layers to convert, such as decoder,cross (see `gqakit families`). Default: what is cached.",
+        ),
+    ] = None
     seed: Seed = 0
 
     cardinality: Annotated[
@@ -172,6 +179,7 @@ class PlanFlags:
                 )
         return PlanOptions(
             **{name: getattr(self, name) for name in names},
+            stacks=tuple(filter(None, (self.stacks or "").split(","))),
             method_options={name: value for name, value in given.items() if name in method},
             allocation_options={name: value for name, value in given.items() if name in allocation},
         )
@@ -183,7 +191,7 @@ SEARCH = (
 )  # fmt: skip
 DECIDES = (
     "method", "merge", "allocation", "format", "seed", "kv_maps", "cardinality", "max_group_size", "kv_multiple_of",
-    "layer_loss", "losses", *SEARCH,
+    "layer_loss", "losses", "stacks", *SEARCH,
 )  # fmt: skip
 
 

@@ -47,6 +47,22 @@ Text = Annotated[
         rich_help_panel=_DATA,
     ),
 ]
+Images = Annotated[
+    str | None,
+    typer.Option(
+        help="For image models: a folder of images, an .npz of uint8 [n, height, width, 3], or a dataset name.",
+        rich_help_panel=_DATA,
+    ),
+]
+Audio = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="For speech models: a recording or a folder of them; may be repeated.", rich_help_panel=_DATA
+    ),
+]
+Samples = Annotated[
+    int | None, typer.Option(help="At most so many images or recordings.", rich_help_panel=_DATA)
+]
 Dataset = Annotated[
     str | None,
     typer.Option(help="A dataset (hub name or local directory) instead of --text.", rich_help_panel=_DATA),
@@ -71,17 +87,40 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no rema
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log what is done.", rich_help_panel=_SHOW)]
 
 
-def data_source(text: list[str] | None, dataset: str | None, split: str, column: str, default: str) -> Any:
-    """What `--text` or `--dataset` name: file names, or a `Text`.
+def data_source(
+    text: list[str] | None,
+    dataset: str | None,
+    split: str,
+    column: str,
+    default: str,
+    images: str | None = None,
+    audio: list[str] | None = None,
+    samples: int | None = None,
+) -> Any:
+    """What `--text`, `--dataset`, `--images` or `--audio` name: file names, or what was read from them.
 
     Raises:
-        UsageError: when both are given. DataError, MissingDependencyError: about the dataset.
+        UsageError: when several are given. DataError, MissingDependencyError: about what is read.
     """
+    given = [name for name, value in _named(text, dataset, images, audio).items() if value]
+    if len(given) > 1:
+        from gqakit.errors import UsageError
+
+        raise UsageError(f"give one of {' and '.join(given)}, not {len(given)}")
+    if images is not None:
+        from gqakit.calibration.samples import read_images
+
+        return read_images(images, samples)
+    if audio:
+        from gqakit.calibration.samples import read_speech
+
+        return read_speech(audio, samples)
     if dataset is None:
         return text or [default]
     from gqakit.calibration.text import read_dataset
-    from gqakit.errors import UsageError
 
-    if text:
-        raise UsageError("give --text or --dataset, not both")
     return read_dataset(dataset, split, column)
+
+
+def _named(text: Any, dataset: Any, images: Any, audio: Any) -> dict[str, Any]:
+    return {"--text": text, "--dataset": dataset, "--images": images, "--audio": audio}

@@ -11,13 +11,16 @@ from typer.core import TyperGroup
 from gqakit.cli.console import Screen
 from gqakit.cli.flags import PlanFlags, takes_plan_flags
 from gqakit.cli.options import (
+    Audio,
     Dataset,
     DatasetColumn,
     DatasetSplit,
     Device,
+    Images,
     Json,
     Model,
     Quiet,
+    Samples,
     Text,
     Verbose,
     Window,
@@ -59,6 +62,9 @@ def make(
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="Also draw these fronts, as an image.")] = None,
     text: Text = None,
+    images: Images = None,
+    audio: Audio = None,
+    samples: Samples = None,
     dataset: Dataset = None,
     dataset_split: DatasetSplit = "train",
     dataset_column: DatasetColumn = "text",
@@ -77,10 +83,10 @@ def make(
     from gqakit.api import MeasureOptions, explore
 
     measure = None
-    if flags.layer_loss == "measured" or text or dataset or flags.losses:
+    if flags.layer_loss == "measured" or text or dataset or images or audio or flags.losses:
         kept = output.with_name(output.stem + ".losses.jsonl") if output else None
         measure = MeasureOptions(
-            data_source(text, dataset, dataset_split, dataset_column, "calibration"),
+            data_source(text, dataset, dataset_split, dataset_column, "calibration", images, audio, samples),
             tokens=flags.measure_tokens,
             window=window,
             losses=flags.losses or kept,

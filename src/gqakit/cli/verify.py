@@ -23,7 +23,7 @@ def command(
     screen = Screen(as_json=as_json, quiet=quiet, verbose=verbose)
     from gqakit.api import verify
 
-    found = verify(model, converted, text=text or ["evaluation"], progress=screen.progress)
+    found = verify(model, converted, text=text or None, progress=screen.progress)
     if as_json:
         screen.json({"passed": found.passed, "checks": found.checks, "layer_errors": found.layer_errors})
     else:

@@ -25,6 +25,8 @@ def apply_grouping(
     value_stats: HeadStats,
     key_rule: MergeRule,
     value_rule: MergeRule,
+    *,
+    fixed_queries: bool = False,
 ) -> AttentionWeights:
     """The layer with its KV heads merged, query heads in `grouping.query_order`.
 
@@ -35,6 +37,7 @@ def apply_grouping(
         grouping: which KV heads share.
         key_stats, value_stats: what the rules work on, for the same layer.
         key_rule, value_rule: how they merge.
+        fixed_queries: query heads keep their places.
     """
     key_merges = merge_groups(key_stats, grouping.key, key_rule)
     value_merges = merge_groups(value_stats, grouping.value, value_rule)
@@ -48,10 +51,9 @@ def apply_grouping(
     for head, expand in _expand_maps(grouping.value, value_merges).items():
         columns = _readers(weights, head)
         output[columns] = (output[columns].double() @ expand).to(output.dtype)
-    order = torch.as_tensor(grouping.query_order(weights.num_heads))
-    return AttentionWeights(
-        Projection.from_augmented(query[order], weights.query.bias is not None), key, value, output[order]
-    )
+    order = torch.as_tensor(grouping.query_order(weights.num_heads, fixed=fixed_queries))
+    queries = Projection.from_augmented(query, weights.query.bias is not None, weights.query.gain)
+    return AttentionWeights(queries.select(order), key, value, output[order])
 
 
 def _merge_projection(
@@ -65,7 +67,23 @@ def _merge_projection(
             continue
         combine = merge.combine * scale[list(group), None, None]
         merged.append(torch.einsum("hab,hbx->ax", combine, rows[list(group)].double()).to(rows.dtype))
-    return Projection.from_augmented(torch.stack(merged), source.bias is not None)
+    new = torch.stack(merged)
+    if source.gain is None:
+        return Projection.from_augmented(new, source.bias is not None)
+    # The normalisation takes the mean square over all heads. A merged head stands for several, so it is scaled to
+    # weigh as much as they did, and its gain takes the factor out again: exact for duplicates.
+    sizes = torch.tensor(partition.sizes, dtype=torch.float64)
+    weigh = (sizes * partition.num_groups / partition.num_heads).sqrt()
+    members = zip(partition.groups, merges, strict=True)
+    gains = [
+        source.gain[group[0]].double()
+        if merge is None
+        else torch.einsum("hab,hb->a", merge.combine, source.gain[list(group)].double())
+        for group, merge in members
+    ]
+    gain = (torch.stack(gains) / weigh[:, None]).to(source.gain.dtype)
+    new = (new.double() * weigh[:, None, None]).to(new.dtype)
+    return Projection.from_augmented(new, source.bias is not None, gain)
 
 
 def _expand_maps(partition: Partition, merges: Sequence[HeadMerge | None]) -> dict[int, Tensor]:
@@ -85,25 +103,23 @@ def _readers(weights: AttentionWeights, kv_head: int) -> slice:
     return slice(kv_head * per_head, (kv_head + 1) * per_head)
 
 
-def in_source_shape(converted: AttentionWeights, grouping: Grouping) -> AttentionWeights:
+def in_source_shape(
+    converted: AttentionWeights, grouping: Grouping, *, fixed_queries: bool = False
+) -> AttentionWeights:
     """A converted layer with as many heads as its source, in the source's order: it computes the same.
 
     Every KV head is repeated for all that share it, so that the source's own modules can run the layer.
     """
-    order = torch.as_tensor(grouping.query_order(converted.num_heads))
+    order = torch.as_tensor(grouping.query_order(converted.num_heads, fixed=fixed_queries))
     back = torch.argsort(order)
-
-    def repeat(projection: Projection, partition: Partition) -> Projection:
-        heads = torch.as_tensor(partition.labels)
-        bias = None if projection.bias is None else projection.bias[heads]
-        return Projection(projection.weight[heads], bias)
-
-    query = Projection(
-        converted.query.weight[back], None if converted.query.bias is None else converted.query.bias[back]
+    key, value = (
+        projection.select(torch.as_tensor(partition.labels))
+        for projection, partition in ((converted.key, grouping.key), (converted.value, grouping.value))
     )
-    return AttentionWeights(
-        query,
-        repeat(converted.key, grouping.key),
-        repeat(converted.value, grouping.value),
-        converted.output[back],
-    )
+    if key.gain is not None:  # undo what made one head weigh as much as all that share it
+        sizes = torch.tensor(grouping.key.sizes, dtype=torch.float64)
+        weigh = (sizes * grouping.key.num_groups / grouping.key.num_heads).sqrt()
+        weigh = weigh[list(grouping.key.labels), None]
+        rows = (key.augmented().double() / weigh[..., None]).to(key.weight.dtype)
+        key = Projection.from_augmented(rows, key.bias is not None, (key.gain * weigh).to(key.gain.dtype))
+    return AttentionWeights(converted.query.select(back), key, value, converted.output[back])

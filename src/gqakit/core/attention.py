@@ -14,10 +14,12 @@ class Projection:
     """A projection whose output is cut into heads: q, k or v.
 
     `weight` is `[heads, head_dim, width]`, acting on the layer's input; `bias` is `[heads, head_dim]` or None.
+    `gain` is there where a normalisation over all heads together follows: its factor for each channel.
     """
 
     weight: Float[Tensor, "heads head_dim width"]
     bias: Float[Tensor, "heads head_dim"] | None = None
+    gain: Float[Tensor, "heads head_dim"] | None = None
 
     @property
     def num_heads(self) -> int:
@@ -35,18 +37,32 @@ class Projection:
             return self.weight
         return torch.cat([self.weight, self.bias.unsqueeze(-1)], dim=-1)
 
+    def delivered(self) -> Float[Tensor, "heads head_dim augmented"]:
+        """`W̃` with the gains applied: what heads deliver, but for the length that a normalisation takes out."""
+        rows = self.augmented()
+        return rows if self.gain is None else rows * self.gain.unsqueeze(-1)
+
     @classmethod
     def from_augmented(
-        cls, augmented: Float[Tensor, "heads head_dim augmented"], has_bias: bool
+        cls,
+        augmented: Float[Tensor, "heads head_dim augmented"],
+        has_bias: bool,
+        gain: Float[Tensor, "heads head_dim"] | None = None,
     ) -> Projection:
         """The inverse of `augmented`."""
         if not has_bias:
-            return cls(augmented)
-        return cls(augmented[..., :-1], augmented[..., -1])
+            return cls(augmented, None, gain)
+        return cls(augmented[..., :-1], augmented[..., -1], gain)
+
+    def select(self, heads: Tensor) -> Projection:
+        """Some of the heads, in the order of `heads`."""
+        parts = (self.weight, self.bias, self.gain)
+        return Projection(*(None if part is None else part[heads] for part in parts))  # pyright: ignore[reportArgumentType]
 
     def to(self, dtype: torch.dtype) -> Projection:
         """The same projection in another precision."""
-        return Projection(self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype))
+        parts = (self.weight, self.bias, self.gain)
+        return Projection(*(None if part is None else part.to(dtype) for part in parts))  # pyright: ignore[reportArgumentType]
 
 
 @dataclass(frozen=True)

@@ -134,17 +134,22 @@ class Grouping:
         """Whether a stock engine can express it: one map, equal group sizes."""
         return self.is_shared and self.key.is_equal
 
-    def query_order(self, num_query_heads: int) -> tuple[int, ...]:
+    def query_order(self, num_query_heads: int, *, fixed: bool = False) -> tuple[int, ...]:
         """Source query heads in the order that makes key groups contiguous (and, inside them, value groups).
 
-        Stable, so it is the identity where the groups already are contiguous.
+        Stable, so it is the identity where the groups already are contiguous. It is the identity, too, where query
+        heads are `fixed` to their places.
         """
+        if fixed:
+            return tuple(range(num_query_heads))
         key, value = self.key.of_queries(num_query_heads), self.value.of_queries(num_query_heads)
         return tuple(sorted(range(num_query_heads), key=lambda q: (key[q], value[q])))
 
-    def query_maps(self, num_query_heads: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def query_maps(
+        self, num_query_heads: int, *, fixed: bool = False
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """For the query heads in `query_order`: the new key head and the new value head each reads."""
-        order = self.query_order(num_query_heads)
+        order = self.query_order(num_query_heads, fixed=fixed)
         key, value = self.key.of_queries(num_query_heads), self.value.of_queries(num_query_heads)
         return tuple(key[q] for q in order), tuple(value[q] for q in order)
 

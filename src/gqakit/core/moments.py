@@ -29,6 +29,7 @@ class LayerMoments:
         input: over the layer's inputs; weighs queries and keys.
         value: over what value heads deliver after attention, `z = Σ_t p_t x̃_t` (attention weights sum to 1,
             so the bias still rides along); where None, `input` stands in.
+        query: over the inputs of queries, where another layer's output makes the keys; None where they are the same.
         distances: share of each source KV head's attention that falls on each distance, `[kv heads, window]`;
             None where it was not recorded or positions do not rotate.
         frequencies: radians per position of each rotary pair; None like `distances`.
@@ -38,6 +39,7 @@ class LayerMoments:
     value: Float[Tensor, "augmented augmented"] | None = None
     distances: Float[Tensor, "kv_heads window"] | None = None
     frequencies: Float[Tensor, " pairs"] | None = None
+    query: Float[Tensor, "augmented augmented"] | None = None
 
     @classmethod
     def identity(cls, width: int) -> LayerMoments:
@@ -114,7 +116,7 @@ def head_gram(
     projection: Projection, moment: Float[Tensor, "augmented augmented"]
 ) -> Float[Tensor, "heads head_dim heads head_dim"]:
     """`E[k_h k_gᵀ]` for all pairs of heads of a projection, in float64."""
-    rows = projection.augmented().double().flatten(0, 1)  # [heads * head_dim, width (+ 1)]
+    rows = projection.delivered().double().flatten(0, 1)  # [heads * head_dim, width (+ 1)]
     width = rows.shape[-1]
     gram = rows @ moment[:width, :width].double() @ rows.T
     shape = (projection.num_heads, projection.head_dim)
@@ -125,7 +127,7 @@ def own_moments(
     projection: Projection, moment: Float[Tensor, "augmented augmented"]
 ) -> Float[Tensor, "heads head_dim head_dim"]:
     """`E[q qᵀ]` of each head alone, in float64: the diagonal blocks of `head_gram` at a fraction of its cost."""
-    rows = projection.augmented().double()  # [heads, head_dim, width (+ 1)]
+    rows = projection.delivered().double()  # [heads, head_dim, width (+ 1)]
     width = rows.shape[-1]
     own = (rows.flatten(0, 1) @ moment[:width, :width].double()).reshape(rows.shape) @ rows.mT
     return (own + own.mT) / 2
@@ -139,10 +141,10 @@ def key_stats(weights: AttentionWeights, moments: LayerMoments, channels: Channe
     heads are first scaled to equal energy, and all their channels count alike.
     """
     gram = head_gram(weights.key, moments.input)
-    second = own_moments(weights.query, moments.input)
+    second = own_moments(weights.query, moments.input if moments.query is None else moments.query)
     metric = second.reshape(weights.num_kv_heads, -1, *second.shape[1:]).sum(1)  # [kv heads, d, d]
     scale = torch.ones(gram.shape[0], dtype=gram.dtype)
-    if channels.locked:
+    if channels.locked and weights.key.gain is None:
         length = gram.diagonal(dim1=0, dim2=2).diagonal(dim1=0, dim2=1).sum(-1).clamp_min(1e-30).sqrt()
         scale = length.mean() / length
         gram = gram * scale[:, None, None, None] * scale[None, None, :, None]
@@ -169,7 +171,7 @@ def weight_inner(projection: Projection) -> Float[Tensor, "heads heads"]:
 
     Taken channel by channel, so that the copy in float64 is a fraction of the projection.
     """
-    rows = projection.augmented()
+    rows = projection.delivered()
     inner = torch.zeros(rows.shape[0], rows.shape[0], dtype=torch.float64)
     for start in range(0, rows.shape[1], _CHANNELS_AT_ONCE):
         flat = rows[:, start : start + _CHANNELS_AT_ONCE].double().flatten(1)

@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
+from gqakit.calibration.samples import Batch
+from gqakit.families import ModelSpec
 
-def measure_cache(model: PreTrainedModel, tokens: int = 16) -> float:
-    """Bytes per token that a real cache holds after a forward pass over `tokens` tokens of one sequence.
 
-    Counts the storage of every layer's keys and values, so a cache that repeats heads shows it.
+def measure_cache(model: PreTrainedModel, spec: ModelSpec, batch: Batch) -> float:
+    """Bytes that a real cache holds for each position of each layer, added up, after a forward pass.
+
+    Counts the storage of keys and values, so a cache that repeats heads shows it.
+
+    Args:
+        model: loaded. spec: which of its layers count.
+        batch: what it is run on; one sequence.
     """
     device = next(model.parameters()).device
-    ids = torch.arange(tokens, device=device)[None] % model.config.vocab_size
+    inputs = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
     with torch.inference_mode():
-        cache = model(input_ids=ids, use_cache=True).past_key_values
-    total = sum(t.untyped_storage().nbytes() for layer in cache.layers for t in (layer.keys, layer.values))
-    return total / tokens
+        cache: Any = model(**{**inputs, "use_cache": True}).past_key_values
+    total = 0.0
+    for stack, index in spec.sites:
+        if not stack.cached:
+            continue
+        kept = cache
+        if hasattr(cache, "cross_attention_cache"):
+            kept = cache.cross_attention_cache if stack.cross else cache.self_attention_cache
+        layer = kept.layers[index]
+        total += sum(t.untyped_storage().nbytes() / t.shape[2] for t in (layer.keys, layer.values))
+    return total

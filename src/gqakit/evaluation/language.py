@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+from gqakit.calibration.samples import Batch, positions_of, text_batches
 
 
 @dataclass(frozen=True)
@@ -29,34 +31,36 @@ class LanguageScores:
 
 def score_language(
     model: nn.Module,
-    windows: Tensor,
+    windows: Tensor | Sequence[Batch],
     reference: nn.Module | None = None,
     progress: Callable[[int], None] = lambda n: None,
 ) -> LanguageScores:
-    """Score a model on independent windows: each token of a window is predicted from those before it.
+    """Score a model on independent inputs: each token is predicted from those before it.
 
     Args:
-        model: a causal language model in eval mode.
-        windows: token ids, `[windows, window]`.
+        model: a causal language model, or a decoder behind an encoder, in eval mode.
+        windows: token ids, `[windows, window]`; or keyword arguments of forward passes with one sequence each.
         reference: the source model, on the same device; None scores the source itself.
         progress: called with the tokens just scored.
     """
     nll = kl = agree = 0.0
+    count = 0
     device = next(model.parameters()).device
+    batches = text_batches(windows, cached=True) if isinstance(windows, Tensor) else windows
     with torch.inference_mode():
-        for window in windows.to(device):
-            logp = model(input_ids=window[None], use_cache=False).logits[0, :-1].float().log_softmax(-1)
-            nll -= float(logp.gather(1, window[1:, None]).double().sum())
+        for batch in batches:
+            inputs = {n: v.to(device) if isinstance(v, Tensor) else v for n, v in batch.items()}
+            ids = inputs.get("decoder_input_ids", inputs.get("input_ids"))[0]
+            logp = model(**inputs).logits[0, :-1].float().log_softmax(-1)
+            nll -= float(logp.gather(1, ids[1:, None]).double().sum())
+            count += len(ids) - 1
             if reference is None:
-                agree += len(window) - 1
+                agree += len(ids) - 1
             else:
-                true = (
-                    reference(input_ids=window[None], use_cache=False).logits[0, :-1].float().log_softmax(-1)
-                )
+                true = reference(**inputs).logits[0, :-1].float().log_softmax(-1)
                 agree += float((logp.argmax(-1) == true.argmax(-1)).sum())
                 kl += float((true.exp() * (true - logp)).sum(-1).double().sum())
-            progress(window.numel())
-    count = windows.shape[0] * (windows.shape[1] - 1)
+            progress(positions_of(batch))
     mean = nll / count
     perplexity = math.exp(mean) if mean < 700 else math.inf
     return LanguageScores(perplexity, kl / count, agree / count, count)

@@ -8,6 +8,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,7 +35,8 @@ class Bench:
         model: directory of the source.
         moments: the calibration; None for a weights-only plan.
         merge: name of the merge rule.
-        windows: token ids, `[windows, window]`.
+        batches: what it is run on.
+        stacks: what is converted.
         device: "cpu" or "cuda".
         threads: of torch; 0 leaves it alone.
     """
@@ -42,7 +44,8 @@ class Bench:
     model: Path
     moments: Path | None
     merge: str
-    windows: Tensor
+    batches: list[dict[str, Any]]
+    stacks: tuple[str, ...]
     device: str
     threads: int = 0
 
@@ -53,11 +56,11 @@ class Prober:
     def __init__(self, bench: Bench) -> None:
         if bench.threads:
             torch.set_num_threads(bench.threads)
-        self.source, self.spec = open_model(str(bench.model))
+        self.source, self.spec = open_model(str(bench.model), bench.stacks)
         self.moments = MomentsFile.open(bench.moments) if bench.moments else None
         self.rule = RULES[bench.merge]
         model = load(bench.model, dtype=torch.float32).to(bench.device)  # pyright: ignore[reportArgumentType]
-        self.probe = LayerProbe(model, self.spec, bench.windows)
+        self.probe = LayerProbe(model, self.spec, bench.batches)
 
     def measure(self, layer: int, keys: Sequence[Key]) -> Iterator[tuple[Key, float]]:
         """The loss of each choice for one layer."""
@@ -73,8 +76,11 @@ def _converted(stats: LayerStats, key: Key, merge: str) -> dict[str, Tensor]:
     rule = RULES[merge]
     chosen, same = Partition(labels), Partition.identity(len(labels))
     grouping = Grouping(same if side == "value" else chosen, same if side == "key" else chosen)
-    converted = apply_grouping(stats.weights, grouping, stats.key, stats.value, rule, rule)
-    return tensors_of_layer(stats.spec, layer, in_source_shape(converted, grouping))
+    fixed = stats.spec.fixed_queries
+    converted = apply_grouping(
+        stats.weights, grouping, stats.key, stats.value, rule, rule, fixed_queries=fixed
+    )
+    return tensors_of_layer(stats.spec, layer, in_source_shape(converted, grouping, fixed_queries=fixed))
 
 
 _prober: Prober | None = None

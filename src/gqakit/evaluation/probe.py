@@ -1,8 +1,8 @@
-"""What converting one layer alone does to a model's predictions, without running the layers before it again."""
+"""What converting one layer alone does to a model's output, without running the layers before it again."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,61 +10,105 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from gqakit.families import ModelSpec
+from gqakit.calibration.samples import Batch
+from gqakit.families import ModelSpec, parameters_of_layer
 
 POSITIONS = 512
 
 
 class LayerProbe:
-    """A language model on some windows, stopped before one of its layers.
+    """A model on some input, stopped before one of its layers.
 
-    Layers are visited in ascending order. What enters the present layer is kept, so trying another set of weights there
-    costs the layers from it on; layers before it are replaced by nothing, and everything else (embedding, masks,
-    positions, final norm, head) stays the model's own.
+    Layers are visited in ascending order. What enters the present block is kept, so trying another set of weights there
+    costs the blocks from it on; blocks before it are replaced by nothing, and everything else (embedding, masks,
+    positions, final norm, head) stays the model's own. An encoder that feeds a decoder runs once for all of its layers.
 
     Args:
         model: loaded, in eval mode. Its weights are changed only inside `divergence`.
         spec: its description.
-        windows: token ids, `[windows, window]`, run as one batch.
+        batches: keyword arguments of forward passes, on the model's device.
     """
 
-    def __init__(self, model: PreTrainedModel, spec: ModelSpec, windows: Tensor) -> None:
+    def __init__(self, model: PreTrainedModel, spec: ModelSpec, batches: Sequence[Batch]) -> None:
         self._model = model
-        self._windows = windows.to(next(model.parameters()).device)
-        self._blocks = [_block(model, spec, layer) for layer in range(spec.num_layers)]
-        length = windows.shape[1]
-        step = max(1, -(-windows.numel() // POSITIONS))
-        self._positions = torch.arange(length - 1, -1, -step, device=self._windows.device).flip(0)
+        self._spec = spec
+        device = next(model.parameters()).device
+        self._batches = [
+            {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+            for batch in batches
+        ]
+        self._blocks = [spec.block(model, layer) for layer in range(spec.num_layers)]
+        self._keep = self._positions()
+        self._encoded: list[Any] | None = None
+        self._rest: list[dict[nn.Module, tuple[Any, ...]]] = [{} for _ in self._batches]
         self._layer = 0
-        self._hidden: Tensor | None = None
+        self._hidden: list[Tensor] | None = None
         with torch.inference_mode():
-            self._source = self._log_probabilities()
+            self._source = self._first_run()
 
     def divergence(self, layer: int, weights: Mapping[str, Tensor]) -> float:
-        """Mean `KL(source ‖ model)` in nats, at evenly spaced positions, when one layer's tensors are replaced.
+        """How far the output moves when one layer's tensors are replaced.
+
+        Mean `KL(source ‖ model)` in nats at evenly spaced positions for a model that gives logits; else the squared error
+        of the last hidden state relative to its energy.
 
         Args:
             layer: not below that of an earlier call.
-            weights: by name of the model's parameters, of the same shapes.
+            weights: by name of the checkpoint's tensors, of the same shapes.
         """
         self._advance(layer)
-        with torch.inference_mode(), _replaced(self._model, weights):
-            changed = self._log_probabilities()
-            per_token = (self._source.exp() * (self._source - changed)).sum(-1)
-        return float(per_token.double().mean())
+        with torch.inference_mode(), _replaced(parameters_of_layer(self._spec, self._model, layer), weights):
+            losses = [_divergence(source, self._output(index)) for index, source in enumerate(self._source)]
+        return sum(losses) / len(losses)
+
+    def _positions(self) -> dict[str, Any]:
+        if self._spec.family.task != "text":
+            return {}
+        ids = self._batches[0]["input_ids"]
+        step = max(1, -(-sum(batch["input_ids"].numel() for batch in self._batches) // POSITIONS))
+        kept = torch.arange(ids.shape[1] - 1, -1, -step, device=ids.device).flip(0)
+        return {"logits_to_keep": kept}
+
+    def _first_run(self) -> list[Tensor]:
+        """The source's output; notes what its blocks give besides hidden states, and what an encoder gives."""
+        outputs: list[Tensor] = []
+        encoder = None
+        if any(stack.cross for stack in self._spec.family.stacks):
+            encoder = self._model.get_encoder()  # pyright: ignore[reportCallIssue]
+        encoded: list[Any] = []
+        for index in range(len(self._batches)):
+            handles = [
+                block.register_forward_hook(self._note_rest(index)) for block in dict.fromkeys(self._blocks)
+            ]
+            if encoder is not None:
+                handles.append(encoder.register_forward_hook(lambda m, a, output: encoded.append(output)))
+            try:
+                outputs.append(_summary(self._run(index)))
+            finally:
+                for handle in handles:
+                    handle.remove()
+        self._encoded = encoded or None
+        return outputs
+
+    def _note_rest(self, index: int) -> Any:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            if isinstance(output, tuple):
+                self._rest[index][module] = output[1:]
+
+        return hook
 
     def _advance(self, layer: int) -> None:
         if layer < self._layer:
             raise ValueError(
                 f"layer {layer} comes after layer {self._layer}: probe layers in ascending order"
             )
-        if layer > self._layer or self._hidden is None:
+        if self._hidden is None or self._blocks[layer] is not self._blocks[self._layer]:
             with torch.inference_mode():
-                self._hidden = self._entering(layer)
-            self._layer = layer
+                self._hidden = [self._entering(index, layer) for index in range(len(self._batches))]
+        self._layer = layer
 
-    def _entering(self, layer: int) -> Tensor:
-        """What the source puts into a layer."""
+    def _entering(self, index: int, layer: int) -> Tensor:
+        """What the source puts into a layer's block."""
         seen: list[Tensor] = []
 
         def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -73,35 +117,63 @@ class LayerProbe:
 
         handle = self._blocks[layer].register_forward_pre_hook(stop, with_kwargs=True)
         try:
-            self._run()
+            self._run(index, layer)
         except _Stopped:
             pass
         finally:
             handle.remove()
         return seen[0]
 
-    def _log_probabilities(self) -> Tensor:
-        logits: Tensor = self._run().logits
-        return logits.float().log_softmax(-1)
+    def _output(self, index: int) -> Tensor:
+        return _summary(self._run(index))
 
-    def _run(self) -> Any:
-        with _resumed(self._blocks, self._layer, self._hidden):
-            return self._model(input_ids=self._windows, use_cache=False, logits_to_keep=self._positions)
+    def _run(self, index: int, layer: int | None = None) -> Any:
+        batch = self._batches[index]
+        decoding = self._spec.sites[self._layer if layer is None else layer].stack.name != "encoder"
+        if self._encoded is not None and decoding:
+            batch = {k: v for k, v in batch.items() if k not in ("input_features", "input_ids")}
+            batch["encoder_outputs"] = self._encoded[index]
+        hidden = None if self._hidden is None else self._hidden[index]
+        same_side = self._spec.sites[self._layer].stack.block
+        if layer is not None and self._spec.sites[layer].stack.block != same_side:
+            hidden = None  # the decoder begins anew
+        with _resumed(self._before(), self._blocks[self._layer], hidden, self._rest[index]):
+            return self._model(**batch, **self._keep)
+
+    def _before(self) -> list[nn.Module]:
+        """The blocks that the present one's input makes needless."""
+        present, side = self._blocks[self._layer], self._spec.sites[self._layer].stack.block
+        sites = self._spec.sites[: self._layer]
+        blocks = [b for b, site in zip(self._blocks, sites, strict=False) if site.stack.block == side]
+        return [block for block in dict.fromkeys(blocks) if block is not present]
 
 
 class _Stopped(Exception):  # noqa: N818  # control flow, never seen outside
     """Ends a forward pass once it has come to the layer that was asked for."""
 
 
-def _block(model: nn.Module, spec: ModelSpec, layer: int) -> nn.Module:
-    """The transformer block that holds a layer's attention."""
-    path, _, _ = spec.family.attention.format(layer=layer).rpartition(".")
-    return model.get_submodule(path)
+def _summary(output: Any) -> Tensor:
+    """Log-probabilities where the model gives logits, else the last hidden state."""
+    logits = getattr(output, "logits", None)
+    if logits is not None:
+        return logits.float().log_softmax(-1)
+    return output.last_hidden_state.float()
+
+
+def _divergence(source: Tensor, changed: Tensor) -> float:
+    if bool((source.logsumexp(-1).abs() < 1e-3).all()):  # log-probabilities
+        return float((source.exp() * (source - changed)).sum(-1).double().mean())
+    return float((source - changed).double().square().sum() / source.double().square().sum())
 
 
 @contextmanager
-def _resumed(blocks: list[nn.Module], layer: int, hidden: Tensor | None) -> Iterator[None]:
-    """The model with the blocks before `layer` passing their input on, and `hidden` entering that one."""
+def _resumed(
+    before: Sequence[nn.Module],
+    block: nn.Module,
+    hidden: Tensor | None,
+    rest: Mapping[nn.Module, tuple[Any, ...]],
+) -> Iterator[None]:
+    """The model with the blocks `before` passing their input on, and `hidden` entering `block`."""
     if hidden is None:
         yield
         return
@@ -111,30 +183,33 @@ def _resumed(blocks: list[nn.Module], layer: int, hidden: Tensor | None) -> Iter
             return (hidden, *args[1:]), kwargs
         return args, {**kwargs, "hidden_states": hidden}
 
-    own = [block.forward for block in blocks[:layer]]
-    handle = blocks[layer].register_forward_pre_hook(enter, with_kwargs=True)
+    own = [earlier.forward for earlier in before]
+    handle = block.register_forward_pre_hook(enter, with_kwargs=True)
     try:
-        for block in blocks[:layer]:
-            block.forward = _pass_on
+        for earlier in before:
+            earlier.forward = _passing_on(rest.get(earlier))
         yield
     finally:
         handle.remove()
-        for block, forward in zip(blocks[:layer], own, strict=True):
-            block.forward = forward
+        for earlier, forward in zip(before, own, strict=True):
+            earlier.forward = forward
 
 
-def _pass_on(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    return hidden_states
+def _passing_on(rest: tuple[Any, ...] | None) -> Any:
+    def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return hidden_states if rest is None else (hidden_states, *rest)
+
+    return forward
 
 
 @contextmanager
-def _replaced(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
+def _replaced(parameters: Mapping[str, nn.Parameter], weights: Mapping[str, Tensor]) -> Iterator[None]:
     """The model with some parameters overwritten."""
-    kept = {name: model.get_parameter(name).detach().clone() for name in weights}
+    kept = {name: parameters[name].detach().clone() for name in weights}
     try:
         for name, tensor in weights.items():
-            model.get_parameter(name).copy_(tensor)
+            parameters[name].copy_(tensor)
         yield
     finally:
         for name, tensor in kept.items():
-            model.get_parameter(name).copy_(tensor)
+            parameters[name].copy_(tensor)

@@ -1,20 +1,37 @@
-"""The families by `model_type`. A new family is one entry here and, where it needs one, a file."""
+"""The families by `model_type`. A new family is one more entry here and its data in a file beside this one."""
 
 from __future__ import annotations
 
-from gqakit.families.base import Family
-from gqakit.families.layers import read_layer, tensors_of_layer
-from gqakit.families.llama import LLAMA, MISTRAL, QWEN2, QWEN3
+from gqakit.families.base import Family, Names, Stack
+from gqakit.families.bert import BERT, MPNET, ROBERTA
+from gqakit.families.gpt import BLOOM, FALCON, GPT2, GPT_NEOX, OPT
+from gqakit.families.layers import layer_shapes, parameters_of_layer, read_layer, tensors_of_layer
+from gqakit.families.llama import GEMMA2, GEMMA3, LLAMA, MISTRAL, OLMO2, PHI3, QWEN2, QWEN3, STABLELM
+from gqakit.families.seq2seq import T5, WHISPER
 from gqakit.families.spec import GROUPED_PREFIX, ModelSpec, describe_model
+from gqakit.families.vision import CLIP_VISION, DINOV2, VIT
 
-FAMILIES: dict[str, Family] = {family.model_type: family for family in (LLAMA, MISTRAL, QWEN2, QWEN3)}
+FAMILIES: dict[str, Family] = {
+    family.model_type: family
+    for family in (
+        *(LLAMA, MISTRAL, QWEN2, QWEN3, PHI3, GEMMA2, GEMMA3, OLMO2, STABLELM),
+        *(GPT2, GPT_NEOX, OPT, BLOOM, FALCON),
+        *(WHISPER, T5),
+        *(BERT, ROBERTA, MPNET),
+        *(VIT, DINOV2, CLIP_VISION),
+    )
+}
 
 __all__ = [
     "FAMILIES",
     "GROUPED_PREFIX",
     "Family",
     "ModelSpec",
+    "Names",
+    "Stack",
     "describe_model",
+    "layer_shapes",
+    "parameters_of_layer",
     "read_layer",
     "tensors_of_layer",
 ]

@@ -1,41 +1,146 @@
-"""A model family as data: where its attention tensors are and what may be done with them."""
+"""A model family as data: where its attention layers are, how their tensors lie, and what may be done with them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Role = Literal["query", "key", "value", "output"]
+ROLES: tuple[Role, ...] = ("query", "key", "value", "output")
+Layout = Literal["split", "blocks", "interleaved"]
+Task = Literal["text", "embedding", "image", "speech", "translation"]
+
+
+@dataclass(frozen=True)
+class Names:
+    """Names of the projections below a layer's home. With a fused projection the first three are the same."""
+
+    query: str = "q_proj"
+    key: str = "k_proj"
+    value: str = "v_proj"
+    output: str = "o_proj"
+
+    @classmethod
+    def fused(cls, name: str, output: str) -> Names:
+        """One projection that makes queries, keys and values."""
+        return cls(name, name, name, output)
+
+    def of(self, role: Role) -> str:
+        """The name of one projection."""
+        return getattr(self, role)
+
+
+@dataclass(frozen=True)
+class Stack:
+    """The attention layers of one kind: a decoder's own, an encoder's, or those between the two.
+
+    Paths are relative to the base model, with `{layer}` for the index.
+
+    Attributes:
+        name: what `--stacks` calls it.
+        home: path of the module that holds the projections.
+        names: the projections below it.
+        caller: the module below `home` that calls the attention function; "" where it is `home` itself.
+        block: path of the transformer block around it.
+        stored_home, stored_names: the same in the checkpoint's tensor names, where those differ.
+        num_layers, num_heads: config keys; alternatives are separated by `|`.
+        cached: whether generation keeps these keys and values.
+        cross: whether keys and values come from another stack's output.
+    """
+
+    name: str = "decoder"
+    home: str = "layers.{layer}.self_attn"
+    names: Names = field(default_factory=Names)
+    caller: str = ""
+    block: str = "layers.{layer}"
+    stored_home: str | None = None
+    stored_names: Names | None = None
+    num_layers: str = "num_hidden_layers"
+    num_heads: str = "num_attention_heads"
+    cached: bool = True
+    cross: bool = False
+
+    def attention(self, layer: int) -> str:
+        """Path of the module that calls the attention function."""
+        home = self.home.format(layer=layer)
+        return f"{home}.{self.caller}" if self.caller else home
+
+    def module(self, layer: int, role: Role) -> str:
+        """Path of a projection."""
+        return f"{self.home.format(layer=layer)}.{self.names.of(role)}"
+
+    def stored(self, layer: int, role: Role) -> str:
+        """A projection's name in the checkpoint, without the checkpoint's prefix and `.weight`."""
+        home = (self.stored_home or self.home).format(layer=layer)
+        return f"{home}.{(self.stored_names or self.names).of(role)}"
 
 
 @dataclass(frozen=True)
 class Family:
     """How checkpoints of one `model_type` name and shape their attention.
 
-    Tensor names are `{attention}.{projection}.weight` (and `.bias` where the checkpoint has one), with
-    `{layer}` in `attention` standing for the layer's index; the same path leads to the module in transformers.
-
     Attributes:
         model_type: the `model_type` of the config.
-        attention: path of a layer's attention module.
-        query, key, value, output: names of the four projections inside it.
-        key_norm: name of a normalisation between the key projection and the rotary embedding, or None. Where
-            the tensor exists, key channels cannot be mixed.
-        num_layers, num_heads, num_kv_heads: config keys.
+        classes: transformers' auto classes that load it, each with the family's own class.
+        stacks: its kinds of attention layers.
+        prefixes: what may stand before a stack's path in tensor names; the base model alone is saved without.
+        task: what kind of input the model takes.
+        hidden_size, head_dim, num_kv_heads: config keys, alternatives separated by `|`. `num_kv_heads` is None
+            where the family's own code is multi-head only, so that no stock engine runs fewer.
+        count_kv_heads: the number of KV heads from the config, where one key does not say it.
+        layout: separate tensors for q, k and v; or one, in blocks q, k, v; or one, in turns for each KV head.
+        transposed: weights are stored `[in, out]`.
+        positions: rotary embedding of queries and keys; a bias for each query head on the scores, which ties
+            query heads to their places; or nothing inside attention. A function of the config where that says it.
+        rotary_share: share of a head's channels that rotate, where the config does not say.
+        key_norm: name of a normalisation between key projection and position embedding, or None. Where the tensor
+            exists, key channels cannot be mixed.
+        query_norm: the same for queries.
+        watched: its own attention modules call transformers' attention interface, so that calibration can look on.
+        note: what a user should know.
     """
 
     model_type: str
-    attention: str = "model.layers.{layer}.self_attn"
-    query: str = "q_proj"
-    key: str = "k_proj"
-    value: str = "v_proj"
-    output: str = "o_proj"
+    classes: Mapping[str, str]
+    stacks: tuple[Stack, ...] = (Stack(),)
+    prefixes: tuple[str, ...] = ("model.", "")
+    task: Task = "text"
+    hidden_size: str = "hidden_size"
+    head_dim: str = "head_dim"
+    num_kv_heads: str | None = "num_key_value_heads"
+    count_kv_heads: Callable[[Mapping[str, Any]], int | None] | None = None
+    layout: Layout | Callable[[Mapping[str, Any]], Layout] = "split"
+    transposed: bool = False
+    positions: (
+        Literal["rotary", "none", "bias"] | Callable[[Mapping[str, Any]], Literal["rotary", "none", "bias"]]
+    ) = "rotary"
+    rotary_share: float = 1.0
     key_norm: str | None = None
-    num_layers: str = "num_hidden_layers"
-    num_heads: str = "num_attention_heads"
-    num_kv_heads: str = "num_key_value_heads"
+    query_norm: str | None = None
+    watched: bool = True
+    note: str = ""
 
-    def weight(self, layer: int, projection: str) -> str:
-        """Name of a projection's weight."""
-        return f"{self.attention.format(layer=layer)}.{projection}.weight"
+    @property
+    def config(self) -> str:
+        """Transformers' configuration class, which is named like the base model."""
+        return self.classes["AutoModel"].removesuffix("Model") + "Config"
 
-    def bias(self, layer: int, projection: str) -> str:
-        """Name of a projection's bias, whether or not the checkpoint has one."""
-        return f"{self.attention.format(layer=layer)}.{projection}.bias"
+    def stack(self, name: str) -> Stack:
+        """One kind of layer by name."""
+        return next(stack for stack in self.stacks if stack.name == name)
+
+
+def causal(prefix: str, *more: str) -> dict[str, str]:
+    """The auto classes of an ordinary decoder: base model, language model, sequence classifier."""
+    classes = {
+        "AutoModel": f"{prefix}Model",
+        "AutoModelForCausalLM": f"{prefix}ForCausalLM",
+        "AutoModelForSequenceClassification": f"{prefix}ForSequenceClassification",
+    }
+    return classes | {f"AutoModel{name}": f"{prefix}{name}" for name in more}
+
+
+def lookup(config: Mapping[str, Any], keys: str) -> Any:
+    """The first of the alternatives `a|b|c` that a config has, or None."""
+    return next((config[key] for key in keys.split("|") if config.get(key) is not None), None)

@@ -5,41 +5,47 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from gqakit.evaluation.agreement import AgreementScores
 from gqakit.evaluation.language import LanguageScores
 
 
 @dataclass(frozen=True)
 class EvaluationRow:
-    """One checkpoint: what its cache takes, computed and measured, and how well it predicts."""
+    """One checkpoint: what its cache takes, computed and measured, and how well it predicts or agrees.
+
+    Nothing is measured of keys and values that no cache keeps.
+    """
 
     name: str
     kv_bytes_per_token: int
-    kv_bytes_measured: float
+    kv_bytes_measured: float | None
     kv_ratio: float
-    scores: LanguageScores
+    scores: LanguageScores | AgreementScores
 
     def cells(self) -> tuple[str, ...]:
-        """The row as text, in the order of `HEADER`."""
-        return (
-            self.name,
-            f"{self.kv_bytes_per_token:,}",
-            f"{self.kv_bytes_measured:,.0f}",
-            f"{self.kv_ratio:.3f}",
-            number(self.scores.perplexity),
-            f"{self.scores.kl:.4f}",
-            f"{self.scores.top1:.1%}",
-        )
+        """The row as text, in the order of `header`."""
+        measured = "no cache" if self.kv_bytes_measured is None else f"{self.kv_bytes_measured:,.0f}"
+        sizes = (self.name, f"{self.kv_bytes_per_token:,}", measured, f"{self.kv_ratio:.3f}")
+        scores = self.scores
+        if isinstance(scores, LanguageScores):
+            return (*sizes, number(scores.perplexity), f"{scores.kl:.4f}", f"{scores.top1:.1%}")
+        return (*sizes, f"{scores.cosine:.4f}", f"{scores.error:.4f}", f"{scores.neighbours:.1%}")
+
+    def sample(self, window: int) -> str:
+        """What was scored, for a sentence."""
+        if isinstance(self.scores, LanguageScores):
+            return f"{self.scores.tokens:,} predicted tokens in windows of {window}"
+        return f"{self.scores.inputs:,} inputs"
 
 
-HEADER = (
-    "checkpoint",
-    "KV bytes/token",
-    "measured",
-    "kv_ratio",
-    "perplexity",
-    "KL to source",
-    "same top token",
-)
+_SIZES = ("checkpoint", "KV bytes/token", "measured", "kv_ratio")
+
+
+def header(rows: Sequence[EvaluationRow]) -> tuple[str, ...]:
+    """The headings over such rows."""
+    if all(isinstance(row.scores, LanguageScores) for row in rows):
+        return (*_SIZES, "perplexity", "KL to source", "same top token")
+    return (*_SIZES, "cosine to source", "relative error", "same neighbours")
 
 
 def number(value: float) -> str:
@@ -50,8 +56,8 @@ def number(value: float) -> str:
 def markdown_table(rows: Sequence[EvaluationRow]) -> str:
     """The rows as a Markdown table."""
     lines = [
-        " | ".join(HEADER),
-        " | ".join("---" for _ in HEADER),
+        " | ".join(header(rows)),
+        " | ".join("---" for _ in header(rows)),
         *(" | ".join(row.cells()) for row in rows),
     ]
     return "\n".join(f"| {line} |" for line in lines)

@@ -1,20 +1,19 @@
-"""Configurations of grouped checkpoints, one small subclass for each model family.
+"""Configurations of grouped checkpoints: each model family's own, with the head maps.
 
-This file is copied into every grouped checkpoint, so it imports nothing of gqakit.
-A new family is one more class here, one more pair in `modeling_gqakit.py` and one line in `families.py`.
+This file is copied into every grouped checkpoint, so it imports nothing of gqakit. The classes are made when
+they are asked for: `GqakitLlamaConfig` is transformers' `LlamaConfig` with a `gqakit` section.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import transformers
 from huggingface_hub.dataclasses import strict
-from transformers.models.llama.configuration_llama import LlamaConfig
-from transformers.models.mistral.configuration_mistral import MistralConfig
-from transformers.models.qwen2.configuration_qwen2 import Qwen2Config
-from transformers.models.qwen3.configuration_qwen3 import Qwen3Config
 
 from .heads_gqakit import LayerHeads, read_layers
+
+PREFIX = "Gqakit"
 
 
 class GroupedConfig:
@@ -54,38 +53,38 @@ class GroupedConfig:
                 f"config.json: gqakit.base_model_type is {base!r}, "
                 f"which does not fit model_type {self.model_type!r}."
             )
-        return read_layers(self.gqakit, self.num_hidden_layers, self.num_attention_heads)
+        layers = self.gqakit.get("layers")
+        several = len(self.gqakit.get("stacks", ())) > 1 and isinstance(layers, list)
+        return read_layers(
+            self.gqakit, len(layers) if several else self.num_hidden_layers, self.num_attention_heads
+        )
 
 
-# Each class is decorated again: a subclass inherits `strict`'s validators but not its `validate`, and
-# `save_pretrained` then fails.
-@strict
-class GqakitLlamaConfig(GroupedConfig, LlamaConfig):
-    """Llama with grouped heads."""
+def family_class(name: str) -> type:
+    """The class of transformers behind `Gqakit...`.
 
-    model_type = "gqakit_llama"
-    gqakit: dict | None = None
-
-
-@strict
-class GqakitMistralConfig(GroupedConfig, MistralConfig):
-    """Mistral with grouped heads."""
-
-    model_type = "gqakit_mistral"
-    gqakit: dict | None = None
+    Raises:
+        AttributeError: this release of transformers has none.
+    """
+    base = getattr(transformers, name.removeprefix(PREFIX), None) if name.startswith(PREFIX) else None
+    if base is None:
+        raise AttributeError(
+            f"{name}: transformers {transformers.__version__} has no {name.removeprefix(PREFIX)}; "
+            "a newer release may."
+        )
+    return base
 
 
-@strict
-class GqakitQwen2Config(GroupedConfig, Qwen2Config):
-    """Qwen2 and Qwen2.5 with grouped heads."""
-
-    model_type = "gqakit_qwen2"
-    gqakit: dict | None = None
-
-
-@strict
-class GqakitQwen3Config(GroupedConfig, Qwen3Config):
-    """Qwen3 with grouped heads."""
-
-    model_type = "gqakit_qwen3"
-    gqakit: dict | None = None
+def __getattr__(name: str) -> Any:
+    base: Any = family_class(name)
+    added = {
+        "__module__": __name__,
+        "__doc__": f"`{base.__name__}` with grouped heads.",
+        "__annotations__": {"gqakit": dict | None},
+        "model_type": f"gqakit_{base.model_type}",
+        "gqakit": None,
+    }
+    # Decorated again: a subclass inherits `strict`'s validators but not its `validate`, and `save_pretrained` then fails.
+    made = strict(type(name, (GroupedConfig, base), added))
+    globals()[name] = made
+    return made

@@ -6,79 +6,100 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
-from gqakit.errors import FamilyError, PlanError
-from gqakit.runtime.families import CLASS_PREFIX_OF_FAMILY
+from gqakit.errors import PlanError
+from gqakit.families import ModelSpec
+from gqakit.families.base import Names, Stack
 from gqakit.runtime.heads_gqakit import FORMAT_VERSION, read_layers
 
 HeadMap = Sequence[int]
 
 
-def grouped_config(config: dict[str, Any], query_maps: Sequence[tuple[HeadMap, HeadMap]]) -> dict[str, Any]:
+def grouped_config(
+    config: dict[str, Any], spec: ModelSpec, query_maps: Sequence[tuple[HeadMap, HeadMap]]
+) -> dict[str, Any]:
     """The raw config of a grouped checkpoint.
 
     Args:
         config: the source's raw `config.json`; it is not changed.
-        query_maps: for each layer the key head and the value head of every query head, labels 0..n-1.
+        spec: the source's description.
+        query_maps: for each layer of the spec the key head and the value head of every query head, labels 0..n-1.
 
     Returns:
-        A new config: own `model_type`, `architectures` and `auto_map`, the largest number of key heads as
-        `num_key_value_heads` with the layers that differ in `per_layer_config`, and the maps in `gqakit`.
+        A new config: own `model_type`, `architectures` and `auto_map`; what the runtime needs to know in `gqakit`:
+        where the attention modules are and the maps of each. In families that have a number of KV heads it is the
+        largest, with the layers that differ in `per_layer_config`.
 
     Raises:
-        FamilyError: the family has no grouped runtime.
         PlanError: the maps do not fit the config's layers and query heads.
     """
-    family = config.get("model_type")
-    if family not in CLASS_PREFIX_OF_FAMILY:
-        known = ", ".join(sorted(CLASS_PREFIX_OF_FAMILY))
-        raise FamilyError(
-            f"config.json: model_type {family!r} has no grouped runtime. Known: {known}. "
-            "Use the uniform format."
-        )
+    family = spec.family
     section = {
         "format_version": FORMAT_VERSION,
-        "base_model_type": family,
+        "base_model_type": family.model_type,
+        "stacks": list(spec.stacks),
+        "head_dim": spec.head_dim,
+        "projections": _projections(spec),
         "layers": [
             {
+                "attention": site.stack.attention(site.index),
                 "key_head_of_query": [int(head) for head in key_map],
                 "value_head_of_query": [int(head) for head in value_map],
             }
-            for key_map, value_map in query_maps
+            for site, (key_map, value_map) in zip(spec.sites, query_maps, strict=False)
         ],
     }
     try:
-        layers = read_layers(section, config["num_hidden_layers"], config["num_attention_heads"])
-    except KeyError as error:
-        raise FamilyError(f"config.json: {error.args[0]} is missing.") from error
+        layers = read_layers(section, spec.num_layers, spec.num_heads)
     except ValueError as error:
         raise PlanError(f"the head maps do not fit the model. {error}") from error
 
-    stem = f"Gqakit{CLASS_PREFIX_OF_FAMILY[family]}"
-    num_key_heads = [layer.num_key_heads for layer in layers]
     new = copy.deepcopy(config)
-    new["model_type"] = f"gqakit_{family}"
-    new["architectures"] = [f"{stem}ForCausalLM"]
-    new["auto_map"] = {
-        "AutoConfig": f"configuration_gqakit.{stem}Config",
-        "AutoModel": f"modeling_gqakit.{stem}Model",
-        "AutoModelForCausalLM": f"modeling_gqakit.{stem}ForCausalLM",
+    new["model_type"] = f"gqakit_{family.model_type}"
+    new["architectures"] = [f"Gqakit{name}" for name in _architectures(config, spec)]
+    new["auto_map"] = {"AutoConfig": f"configuration_gqakit.Gqakit{family.config}"} | {
+        auto: f"modeling_gqakit.Gqakit{name}" for auto, name in family.classes.items()
     }
-    new["num_key_value_heads"] = max(num_key_heads)
-    _set_per_layer(new, num_key_heads)
+    if family.num_kv_heads is not None:
+        num_key_heads = [layer.num_key_heads for layer in layers]
+        new[family.num_kv_heads] = max(num_key_heads)
+        _set_per_layer(new, family.num_kv_heads, num_key_heads)
     new["gqakit"] = section
     return new
 
 
-def _set_per_layer(config: dict[str, Any], num_key_heads: list[int]) -> None:
+def _architectures(config: dict[str, Any], spec: ModelSpec) -> list[str]:
+    """The source's own classes as far as the runtime has them, else the first that it has."""
+    known = list(spec.family.classes.values())
+    named = [name for name in config.get("architectures") or [] if name in known]
+    generates = [name for auto, name in spec.family.classes.items() if auto != "AutoModel"]
+    return named or (generates[:1] if spec.is_cached else known[:1])
+
+
+def _projections(spec: ModelSpec) -> dict[str, str]:
+    """Names of what shrinks, relative to the module that calls the attention function."""
+    stack = spec.sites[0].stack
+    names = _below(stack, stack.names)
+    if spec.layout != "split":
+        return {"fused": names.key}
+    gains = {"key_norm": spec.family.key_norm} if spec.gains and spec.family.key_norm else {}
+    return {"key": names.key, "value": names.value, **gains}
+
+
+def _below(stack: Stack, names: Names) -> Names:
+    caller = f"{stack.caller}."
+    return Names(*(getattr(names, role).removeprefix(caller) for role in ("query", "key", "value", "output")))
+
+
+def _set_per_layer(config: dict[str, Any], field: str, num_key_heads: list[int]) -> None:
     """Note the layers that differ from the global number of key heads, in transformers' own notation."""
     per_layer = {
         str(int(index)): dict(values) for index, values in config.pop("per_layer_config", {}).items()
     }
     for index, count in enumerate(num_key_heads):
         overrides = per_layer.setdefault(str(index), {})
-        overrides.pop("num_key_value_heads", None)
-        if count != config["num_key_value_heads"]:
-            overrides["num_key_value_heads"] = count
+        overrides.pop(field, None)
+        if count != config[field]:
+            overrides[field] = count
     per_layer = {index: overrides for index, overrides in per_layer.items() if overrides}
     if per_layer:
         config["per_layer_config"] = per_layer

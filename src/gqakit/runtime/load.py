@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
+    from gqakit.families import ModelSpec
+
 
 def load(
     path: str | Path,
@@ -20,7 +23,7 @@ def load(
     device_map: str | dict[str, Any] | None = None,
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
-    """The language model of a checkpoint directory, in eval mode.
+    """The model of a checkpoint directory, in eval mode: of the class that its config names.
 
     Args:
         path: directory with `config.json` and the weights; grouped or of any family transformers reads.
@@ -41,11 +44,13 @@ def load(
             f"{path}: no weights here. Expected *.safetensors (or *.bin) beside config.json."
         )
 
-    from transformers import AutoModelForCausalLM
+    import transformers
 
-    register()
+    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    auto = getattr(transformers, auto_class(config))
+    register(str(config.get("model_type")))
     # The annotation: transformers' own says nothing of output_loading_info, which makes it a pair.
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = auto.from_pretrained(
         str(path),
         dtype="auto" if dtype is None else dtype,
         device_map=device_map,
@@ -54,10 +59,36 @@ def load(
         output_loading_info=True,
     )
     model, info = loaded
-    if info["missing_keys"]:
-        missing = sorted(info["missing_keys"])
+    # An encoder's pooler is often left out, and what gqakit does has no use for it.
+    missing = sorted(name for name in info["missing_keys"] if "pooler." not in name)
+    if missing:
         raise CheckpointError(
             f"{path}: {len(missing)} tensors of the model are missing, first {missing[0]!r}. "
             "The checkpoint is incomplete; copy or convert it again."
         )
     return model.eval()
+
+
+def auto_class(config: dict[str, Any]) -> str:
+    """The auto class of transformers that loads a checkpoint as what its config says it is."""
+    from gqakit.families import FAMILIES, GROUPED_PREFIX
+
+    family = FAMILIES.get(str(config.get("model_type")).removeprefix(GROUPED_PREFIX))
+    if family is None:
+        return "AutoModelForCausalLM"
+    named = [name.removeprefix("Gqakit") for name in config.get("architectures") or []]
+    for auto, name in family.classes.items():
+        if name in named:
+            return auto
+    decodes = any(stack.cached for stack in family.stacks)
+    return next(auto for auto in family.classes if (auto != "AutoModel") == decodes)
+
+
+def look_on(model: PreTrainedModel, spec: ModelSpec) -> None:
+    """Make the attention modules of a stock model ask transformers' attention interface, where theirs do not."""
+    if spec.family.watched:
+        return
+    from gqakit.runtime.adapters_gqakit import adapt
+
+    for layer in range(spec.num_layers):
+        adapt(spec.attention_module(model, layer), spec.family.model_type, model.config)

@@ -1,28 +1,25 @@
 """Models with grouped heads: each family's own, with smaller k/v projections and one attention function.
 
-This file is copied into every grouped checkpoint, so it imports nothing of gqakit.
+This file is copied into every grouped checkpoint, so it imports nothing of gqakit. The classes are made when
+they are asked for: `GqakitLlamaForCausalLM` is transformers' `LlamaForCausalLM` with `GroupedModel` before it.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
+import transformers
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.cache_utils import StaticLayer
 from transformers.masking_utils import sdpa_mask
-from transformers.models.llama.modeling_llama import LlamaForCausalLM, LlamaModel
-from transformers.models.mistral.modeling_mistral import MistralForCausalLM, MistralModel
-from transformers.models.qwen2.modeling_qwen2 import Qwen2ForCausalLM, Qwen2Model
-from transformers.models.qwen3.modeling_qwen3 import Qwen3ForCausalLM, Qwen3Model
+from transformers.pytorch_utils import Conv1D
 
+from . import configuration_gqakit
+from .adapters_gqakit import adapt, prepare
 from .attention_gqakit import GroupedHeads, grouped_attention_forward
-from .configuration_gqakit import (
-    GqakitLlamaConfig,
-    GqakitMistralConfig,
-    GqakitQwen2Config,
-    GqakitQwen3Config,
-)
+from .configuration_gqakit import PREFIX, family_class
 
 ATTENTION = "gqakit"
 AttentionInterface.register(ATTENTION, grouped_attention_forward)
@@ -38,8 +35,9 @@ class GroupedModel(PreTrainedModel):
     _supports_flash_attn = False
     _supports_flex_attn = False
 
-    def __init__(self, config: Any) -> None:
-        super().__init__(config)
+    def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+        prepare(config.gqakit["base_model_type"])
+        super().__init__(config, *args, **kwargs)
         install_grouped_heads(self)
 
     def get_correct_attn_implementation(
@@ -65,29 +63,44 @@ def install_grouped_heads(model: PreTrainedModel) -> None:
     Raises:
         ValueError: the config has no head maps, or the model has no attention module for some of them.
     """
-    layers = model.config.layer_heads()
-    attentions: list[Any] = [module for module in model.modules() if hasattr(module, "k_proj")]
-    if sorted(attention.layer_idx for attention in attentions) != list(range(len(layers))):
-        raise ValueError(
-            f"{type(model).__name__}: {len(layers)} head maps for {len(attentions)} attention modules."
-        )
-    for attention in attentions:
-        heads = layers[attention.layer_idx]
-        attention.k_proj = _smaller(model, attention.k_proj, heads.num_key_heads * attention.head_dim)
-        attention.v_proj = _smaller(model, attention.v_proj, heads.num_value_heads * attention.head_dim)
+    heads_of_layer = model.config.layer_heads()
+    section = model.config.gqakit
+    dim, names = section["head_dim"], section["projections"]
+    for entry, heads in zip(section["layers"], heads_of_layer, strict=True):
+        try:
+            attention: Any = model.base_model.get_submodule(entry["attention"])
+        except AttributeError as error:
+            raise ValueError(
+                f"{type(model).__name__}: transformers {transformers.__version__} builds no module "
+                f"{entry['attention']}, where the config has a head map; another release may."
+            ) from error
+        key, value = heads.num_key_heads * dim, heads.num_value_heads * dim
+        if "fused" in names:
+            query = len(heads.key_head_of_query) * dim
+            _resize(model, attention.get_submodule(names["fused"]), query + key + value)
+        else:
+            _resize(model, attention.get_submodule(names["key"]), key)
+            _resize(model, attention.get_submodule(names["value"]), value)
+        if "key_norm" in names:
+            norm = attention.get_submodule(names["key_norm"])
+            norm.weight = nn.Parameter(norm.weight.new_ones(key))
         attention.grouped_heads = GroupedHeads(heads)
+        adapt(attention, section["base_model_type"], model.config, heads)
         if heads.num_key_heads != heads.num_value_heads:
             attention.register_forward_pre_hook(_refuse_static_cache, with_kwargs=True)
 
 
-def _smaller(model: PreTrainedModel, linear: nn.Linear, out_features: int) -> nn.Linear:
-    """A new projection like `linear` (bias, dtype, device, initialisation) with another output size."""
-    weight = linear.weight
-    has_bias = linear.bias is not None
-    new = nn.Linear(linear.in_features, out_features, bias=has_bias, device=weight.device, dtype=weight.dtype)
+def _resize(model: PreTrainedModel, linear: Any, rows: int) -> None:
+    """Give a projection another output size, and new weights where it has any."""
+    weight, columns = linear.weight, isinstance(linear, Conv1D)  # Conv1D keeps its weight as [in, out]
+    shape = (weight.shape[0], rows) if columns else (rows, weight.shape[1])
+    linear.weight = nn.Parameter(weight.new_zeros(shape))
+    if linear.bias is not None:
+        linear.bias = nn.Parameter(linear.bias.new_zeros(rows))
+    setattr(linear, "nf" if columns else "out_features", rows)
     if weight.device.type != "meta":
-        model._init_weights(new)
-    return new
+        with torch.no_grad():
+            model._init_weights(linear)
 
 
 def _refuse_static_cache(module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
@@ -99,49 +112,29 @@ def _refuse_static_cache(module: Any, args: tuple, kwargs: dict[str, Any]) -> No
         )
 
 
-class GqakitLlamaModel(GroupedModel, LlamaModel):
-    """Llama with grouped heads, without the language-model head."""
-
-    config_class = GqakitLlamaConfig
-
-
-class GqakitLlamaForCausalLM(GroupedModel, LlamaForCausalLM):
-    """Llama with grouped heads."""
-
-    config_class = GqakitLlamaConfig
-
-
-class GqakitMistralModel(GroupedModel, MistralModel):
-    """Mistral with grouped heads, without the language-model head."""
-
-    config_class = GqakitMistralConfig
+def _keep_renamings(model_type: str, grouped: str) -> None:
+    """Read and write tensors under the names that transformers reads and writes the family's own under."""
+    try:
+        from transformers.conversion_mapping import (
+            get_checkpoint_conversion_mapping,
+            register_checkpoint_conversion_mapping,
+        )
+    except ImportError:  # a release that renames nothing
+        return
+    mapping = get_checkpoint_conversion_mapping(model_type)
+    if mapping is not None:
+        register_checkpoint_conversion_mapping(grouped, mapping, overwrite=True)
 
 
-class GqakitMistralForCausalLM(GroupedModel, MistralForCausalLM):
-    """Mistral with grouped heads."""
-
-    config_class = GqakitMistralConfig
-
-
-class GqakitQwen2Model(GroupedModel, Qwen2Model):
-    """Qwen2 and Qwen2.5 with grouped heads, without the language-model head."""
-
-    config_class = GqakitQwen2Config
-
-
-class GqakitQwen2ForCausalLM(GroupedModel, Qwen2ForCausalLM):
-    """Qwen2 and Qwen2.5 with grouped heads."""
-
-    config_class = GqakitQwen2Config
-
-
-class GqakitQwen3Model(GroupedModel, Qwen3Model):
-    """Qwen3 with grouped heads, without the language-model head."""
-
-    config_class = GqakitQwen3Config
-
-
-class GqakitQwen3ForCausalLM(GroupedModel, Qwen3ForCausalLM):
-    """Qwen3 with grouped heads."""
-
-    config_class = GqakitQwen3Config
+def __getattr__(name: str) -> Any:
+    base: Any = family_class(name)
+    config = getattr(configuration_gqakit, f"{PREFIX}{base.config_class.__name__}")
+    _keep_renamings(base.config_class.model_type, config.model_type)
+    added = {
+        "__module__": __name__,
+        "__doc__": f"`{base.__name__}` with grouped heads.",
+        "config_class": config,
+    }
+    made = type(name, (GroupedModel, base), added)
+    globals()[name] = made
+    return made

@@ -1,4 +1,4 @@
-"""Making `AutoConfig`, `AutoModel` and `AutoModelForCausalLM` know the grouped families.
+"""Making transformers' auto classes know the grouped families.
 
 Importing this file imports neither torch nor transformers.
 """
@@ -11,23 +11,32 @@ from typing import Any
 
 import wrapt
 
-from gqakit.runtime.families import CLASS_PREFIX_OF_FAMILY
 
+def register(model_type: str) -> None:
+    """Register a grouped family's config and models now. May be called any number of times.
 
-def register() -> None:
-    """Register configs and models now. May be called any number of times. Imports transformers and torch."""
-    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+    Imports transformers and torch.
 
+    Args:
+        model_type: of the grouped checkpoint, `gqakit_...`; any other is left alone.
+    """
+    import transformers
+
+    from gqakit.families import FAMILIES, GROUPED_PREFIX
+
+    family = FAMILIES.get(model_type.removeprefix(GROUPED_PREFIX))
+    if family is None or not model_type.startswith(GROUPED_PREFIX):
+        return
     configuration = importlib.import_module("gqakit.runtime.configuration_gqakit")
     modeling = importlib.import_module("gqakit.runtime.modeling_gqakit")
-    for prefix in CLASS_PREFIX_OF_FAMILY.values():
-        config = getattr(configuration, f"Gqakit{prefix}Config")
-        AutoConfig.register(config.model_type, config, exist_ok=True)
-        config.register_for_auto_class("AutoConfig")  # save_pretrained then writes the model code too
-        for auto, suffix in ((AutoModel, "Model"), (AutoModelForCausalLM, "ForCausalLM")):
-            model = getattr(modeling, f"Gqakit{prefix}{suffix}")
-            auto.register(config, model, exist_ok=True)
-            model.register_for_auto_class(auto.__name__)
+    config = getattr(configuration, f"Gqakit{family.config}")
+    transformers.AutoConfig.register(config.model_type, config, exist_ok=True)
+    config.register_for_auto_class("AutoConfig")  # save_pretrained then writes the model code too
+    for auto_name, name in family.classes.items():
+        model = getattr(modeling, f"Gqakit{name}")
+        auto = getattr(transformers, auto_name)
+        auto.register(config, model, exist_ok=True)
+        model.register_for_auto_class(auto_name)
 
 
 def register_lazily() -> None:
@@ -44,15 +53,17 @@ def _announce(configuration_auto: ModuleType) -> None:
     The classes themselves cannot be imported yet: this runs in the middle of transformers' own imports, which
     go in circles through the auto classes.
     """
+    from gqakit.families import FAMILIES, GROUPED_PREFIX
+
     mapping = configuration_auto.CONFIG_MAPPING
-    for family in CLASS_PREFIX_OF_FAMILY:
-        model_type = f"gqakit_{family}"
+    for family in FAMILIES:
+        model_type = f"{GROUPED_PREFIX}{family}"
         if model_type not in mapping:
             mapping.register(model_type, _ConfigOnFirstUse(model_type))
 
 
 class _ConfigOnFirstUse:
-    """Stands for a config class. Asked for anything, it registers everything and lets the class answer.
+    """Stands for a config class. Asked for anything, it registers the family and lets the class answer.
 
     A model's config is always made first, so the models are registered by the time they are looked up.
     """
@@ -61,7 +72,7 @@ class _ConfigOnFirstUse:
         self._model_type = model_type
 
     def _config_class(self) -> Any:
-        register()
+        register(self._model_type)
         from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
         return CONFIG_MAPPING[self._model_type]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 SHIPPED_FILES = (
+    "adapters_gqakit.py",
     "attention_gqakit.py",
     "configuration_gqakit.py",
     "heads_gqakit.py",

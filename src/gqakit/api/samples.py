@@ -1,0 +1,156 @@
+"""Text, images and speech as batches for a model, by what its family takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gqakit.api.models import load_tokenizer
+from gqakit.calibration.samples import Images, Speech, text_batches, translation_batches
+from gqakit.calibration.text import Text, read_text, token_windows
+from gqakit.checkpoint import Checkpoint
+from gqakit.errors import CheckpointError, DataError, UsageError
+from gqakit.families import ModelSpec
+from gqakit.runtime import load
+
+Content = Text | Images | Speech
+Source = Content | Sequence[str | Path]
+"""What functions take: something that is read already, or names of text files."""
+
+IMAGES_AT_ONCE = 8
+SPOKEN_TOKENS = 96
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_TAKES = {"text": Text, "embedding": Text, "translation": Text, "image": Images, "speech": Speech}
+_OPTION = {Text: "--text", Images: "--images", Speech: "--audio"}
+
+
+def read_source(source: Source) -> Content:
+    """What is to be run on, read.
+
+    Raises:
+        DataError: see `read_text`.
+    """
+    return source if isinstance(source, (Text, Images, Speech)) else read_text(source)
+
+
+def check_content(spec: ModelSpec, content: Content) -> None:
+    """Raise `UsageError` unless a model of this kind takes it."""
+    kind = _TAKES[spec.family.task]
+    if not isinstance(content, kind):
+        raise UsageError(
+            f"a {spec.family.model_type} model runs on {kind.__name__.lower()}, not on {type(content).__name__.lower()}; "
+            f"give {_OPTION[kind]}"
+        )
+
+
+def batches_of(
+    source: Checkpoint, spec: ModelSpec, content: Content, *, window: int, tokens: int, skip: int = 0
+) -> list[dict[str, Any]]:
+    """Batches without padding for calibration, measurement and checks.
+
+    Args:
+        source, spec: the model.
+        content: what it is to be run on.
+        window, tokens: for text, tokens a window and in all. Of images and recordings all are taken.
+        skip: leave out so many windows, images or recordings at the start.
+
+    Raises:
+        UsageError: the model takes something else. DataError: too little. CheckpointError: no tokenizer.
+    """
+    check_content(spec, content)
+    if isinstance(content, Images):
+        pixels = pixel_values(source, content)[skip:]
+        if not len(pixels):
+            raise DataError(f"images {content.name}: {len(content.pixels)}, none left after the first {skip}")
+        return [{"pixel_values": part} for part in pixels.split(IMAGES_AT_ONCE)]
+    if isinstance(content, Speech):
+        return speech_batches(source, Speech(content.name, content.clips[skip:]))
+    window = min(window, _longest(source))
+    tokenizer = load_tokenizer(source)
+    windows = token_windows(tokenizer, content, window=window, tokens=max(tokens, window), skip=skip)
+    if spec.family.task == "translation":
+        return translation_batches(windows, int(source.config.get("decoder_start_token_id") or 0))
+    return text_batches(windows, cached=spec.family.task == "text")
+
+
+def _longest(source: Checkpoint) -> int:
+    """The longest text that learned positions allow."""
+    kind = source.config.get("model_type", "").removeprefix("gqakit_")
+    longest = source.config.get("max_position_embeddings") or source.config.get("n_positions")
+    if kind in ("roberta", "mpnet") and longest:
+        longest -= 2  # their positions begin after the padding index
+    return longest or 1 << 30
+
+
+def pixel_values(source: Checkpoint, images: Images) -> Tensor:
+    """Images as the model takes them, `[n, 3, height, width]`.
+
+    By the checkpoint's image processor; where it has none, resized to the config's size and normalised by ImageNet's
+    mean and deviation.
+    """
+    if (source.path / "preprocessor_config.json").is_file():
+        from transformers import AutoImageProcessor
+
+        try:
+            processor = AutoImageProcessor.from_pretrained(str(source.path), local_files_only=True)
+        except (OSError, ValueError, ImportError) as error:
+            raise CheckpointError(
+                f"{source.path}: its image processor does not load: {str(error).splitlines()[0]}"
+            ) from error
+        return processor(list(images.pixels), return_tensors="pt")["pixel_values"]
+    size = source.config.get("image_size") or images.pixels.shape[1]
+    size = size if isinstance(size, int) else size[0]
+    pixels = torch.from_numpy(images.pixels).movedim(-1, 1).float() / 255
+    if pixels.shape[-2:] != (size, size):
+        pixels = torch.nn.functional.interpolate(
+            pixels, size=(size, size), mode="bicubic", antialias=True, align_corners=False
+        ).clamp(0, 1)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (_MEAN, _STD))
+    return (pixels - mean) / std
+
+
+def speech_batches(source: Checkpoint, speech: Speech) -> list[dict[str, Any]]:
+    """Each recording with what the model itself hears in it: the decoder is then run on that."""
+    if not speech.clips:
+        raise DataError(f"recordings {speech.name}: none left")
+    features = speech_features(source, speech)
+    model: Any = load(source.path, dtype=torch.float32)
+    batches: list[dict[str, Any]] = []
+    with torch.inference_mode():
+        for row in features:
+            heard = model.generate(row[None], max_new_tokens=SPOKEN_TOKENS, do_sample=False, num_beams=1)
+            start = torch.tensor([[model.config.decoder_start_token_id]])
+            ids = heard if int(heard[0, 0]) == int(start) else torch.cat([start, heard], dim=1)
+            batches.append({"input_features": row[None], "decoder_input_ids": ids, "use_cache": False})
+    return batches
+
+
+def speech_features(source: Checkpoint, speech: Speech) -> Tensor:
+    """Log-mel spectrograms of recordings, `[n, mels, frames]`."""
+    from transformers import WhisperFeatureExtractor
+
+    if (source.path / "preprocessor_config.json").is_file():
+        extractor = WhisperFeatureExtractor.from_pretrained(str(source.path), local_files_only=True)
+    else:
+        extractor = WhisperFeatureExtractor(feature_size=source.config.get("num_mel_bins", 80))
+    frames = 2 * int(source.config.get("max_source_positions", 1500))
+    made = extractor(list(speech.clips), sampling_rate=16_000, return_tensors="pt")["input_features"]
+    return made[..., :frames]
+
+
+def noise_batch(source: Checkpoint, spec: ModelSpec) -> dict[str, Any]:
+    """Seeded noise that an image or speech model takes, to compare two models on where nothing better is given."""
+    rng = torch.Generator().manual_seed(0)
+    config = source.config
+    if spec.family.task == "image":
+        size = config.get("image_size", 224)
+        size = size if isinstance(size, int) else size[0]
+        return {"pixel_values": torch.randn(1, config.get("num_channels", 3), size, size, generator=rng)}
+    frames = 2 * int(config.get("max_source_positions", 1500))
+    features = torch.randn(1, config.get("num_mel_bins", 80), frames, generator=rng)
+    ids = torch.randint(int(config["vocab_size"]), (1, 16), generator=rng)
+    return {"input_features": features, "decoder_input_ids": ids, "use_cache": False}

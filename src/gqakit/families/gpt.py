@@ -1,0 +1,108 @@
+"""GPT-2 and decoders of its time: fused projections, learned or linear positions, multi-head only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from gqakit.families.base import Family, Names, Stack, causal
+
+GPT2 = Family(
+    "gpt2",
+    {
+        "AutoModel": "GPT2Model",
+        "AutoModelForCausalLM": "GPT2LMHeadModel",
+        "AutoModelForSequenceClassification": "GPT2ForSequenceClassification",
+    },
+    stacks=(
+        Stack(
+            home="h.{layer}.attn",
+            names=Names.fused("c_attn", "c_proj"),
+            block="h.{layer}",
+            num_layers="n_layer",
+            num_heads="n_head",
+        ),
+    ),
+    prefixes=("transformer.", ""),
+    hidden_size="n_embd",
+    num_kv_heads=None,
+    layout="blocks",
+    transposed=True,
+    positions="none",
+)
+
+GPT_NEOX = Family(
+    "gpt_neox",
+    causal("GPTNeoX"),
+    stacks=(Stack(home="layers.{layer}.attention", names=Names.fused("query_key_value", "dense")),),
+    prefixes=("gpt_neox.", ""),
+    num_kv_heads=None,
+    layout="interleaved",
+    rotary_share=0.25,
+)
+
+OPT = Family(
+    "opt",
+    causal("OPT"),
+    stacks=(
+        Stack(
+            home="decoder.layers.{layer}.self_attn",
+            names=Names(output="out_proj"),
+            block="decoder.layers.{layer}",
+        ),
+    ),
+    prefixes=("model.", ""),
+    num_kv_heads=None,
+    positions="none",
+)
+
+BLOOM = Family(
+    "bloom",
+    causal("Bloom"),
+    stacks=(
+        Stack(
+            home="h.{layer}.self_attention",
+            names=Names.fused("query_key_value", "dense"),
+            block="h.{layer}",
+            num_layers="n_layer|num_hidden_layers",
+            num_heads="n_head|num_attention_heads",
+        ),
+    ),
+    prefixes=("transformer.", ""),
+    hidden_size="hidden_size|n_embed",
+    num_kv_heads=None,
+    layout="interleaved",
+    positions="bias",
+    watched=False,
+)
+
+
+def _falcon_kv_heads(config: Mapping[str, Any]) -> int | None:
+    if config.get("new_decoder_architecture"):
+        return config.get("num_kv_heads") or config.get("num_attention_heads")
+    return 1 if config.get("multi_query", True) else None
+
+
+def _falcon_positions(config: Mapping[str, Any]) -> Literal["rotary", "bias"]:
+    return "bias" if config.get("alibi") else "rotary"
+
+
+FALCON = Family(
+    "falcon",
+    causal("Falcon"),
+    stacks=(
+        Stack(
+            home="h.{layer}.self_attention",
+            names=Names.fused("query_key_value", "dense"),
+            block="h.{layer}",
+            num_layers="num_hidden_layers|n_layer",
+            num_heads="num_attention_heads|n_head",
+        ),
+    ),
+    prefixes=("transformer.", ""),
+    num_kv_heads=None,
+    count_kv_heads=_falcon_kv_heads,
+    layout="interleaved",
+    positions=_falcon_positions,
+    watched=False,
+)
