@@ -134,8 +134,8 @@ def slot_shapes(spec: ModelSpec, options: PlanOptions) -> list[SlotShape]:
             counts = _allowed(spec, heads, options)
             if not counts:
                 raise BudgetError(
-                    f"layer {spec.name(layer)}: none of 1 to {heads} KV heads is a multiple of {options.kv_multiple_of} in groups "
-                    f"of at most {options.max_group_size or 'any'} query heads; loosen --kv-multiple-of or "
+                    f"layer {spec.name(layer)}: none of 1 to {heads} KV heads is a multiple of {options.kv_multiple_of} "
+                    f"in groups of at most {options.max_group_size or 'any'} query heads; loosen --kv-multiple-of or "
                     "--max-group-size"
                 )
             shapes.append(SlotShape(layer, side, heads, counts))

@@ -109,7 +109,9 @@ def check_checksums(out: Checkpoint) -> Check:
 def check_cache(model: PreTrainedModel, spec: ModelSpec, shape: CacheShape, batch: Batch) -> Check:
     """A real cache is as small as the plan promises."""
     measured = measure_cache(model, spec, batch)
-    promised = shape.bytes_per_token
+    cached = [layer for layer, site in enumerate(spec.sites) if site.stack.cached]
+    heads = sum(shape.key_heads[layer] + shape.value_heads[layer] for layer in cached)
+    promised = heads * shape.head_dim * shape.element_bytes
     detail = f"{measured:,.0f} bytes per token measured, {promised:,} promised"
     return Check("cache", abs(measured - promised) < 0.5, detail)
 
@@ -145,7 +147,7 @@ def attention_errors(
 
     outputs: list[Tensor] = []
 
-    def remember(module: nn.Module, args: Any, output: Tensor) -> None:
+    def remember(module: nn.Module, args: Any, output: Any) -> None:
         outputs[:] = [output.double()]
 
     handles = [
@@ -168,7 +170,10 @@ def attention_errors(
 
 @contextmanager
 def _looking_at(module: nn.Module, seen: list[Tensor]) -> Iterator[None]:
-    handle = module.register_forward_hook(lambda m, args, output: seen.append(output))
+    def look(module: nn.Module, args: Any, output: Any) -> None:
+        seen.append(output)
+
+    handle = module.register_forward_hook(look)
     try:
         yield
     finally:

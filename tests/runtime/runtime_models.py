@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from gqakit.runtime import grouped_config, shipped_code
+from gqakit.runtime import shipped_code
 
 NUM_LAYERS, NUM_HEADS = 4, 8
 Maps = list[tuple[list[int], list[int]]]

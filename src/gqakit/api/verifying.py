@@ -43,6 +43,7 @@ def verify(
     *,
     text: Source | None = None,
     window: int = 128,
+    batch: dict[str, Any] | None = None,
     progress: Reporter = silent,
 ) -> Verification:
     """Check structure, shapes, types, finiteness, reload, attention output and cache size of a conversion.
@@ -54,6 +55,7 @@ def verify(
         text: text, images or speech; its first window, images or recording goes through both models. None for the held-out
             text that comes with gqakit, or noise for a model that does not run on text.
         window: tokens of the window.
+        batch: keyword arguments of a forward pass to use instead.
         progress: see the package.
 
     Raises:
@@ -70,7 +72,7 @@ def verify(
     if not all(check.passed for check in checks):
         return Verification(tuple(checks), ())
     with progress("verify the running model", 3, "steps") as advance:
-        batch = _batch(source, spec, text, window)
+        batch = batch or _batch(source, spec, text, window)
         converted = load_model(target, "float32", "cpu")
         checks.append(Check("reload", True, f"loads as {type(converted).__name__}"))
         advance(1)

@@ -191,7 +191,7 @@ def _wav(file: Path) -> tuple[np.ndarray, int]:
 
 def _other_audio(file: Path) -> tuple[np.ndarray, int]:
     try:
-        import soundfile
+        import soundfile  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise MissingDependencyError(
             f"{file.suffix} files need soundfile: pip install 'gqakit[audio]'"

@@ -28,9 +28,7 @@ def command(
     if as_json:
         screen.json(shown)
         return
-    title = (
-        f"SmolLM2-135M-Instruct, held-out text, {shown.rows[0].scores.tokens:,} predicted tokens, no training"
-    )
+    title = f"SmolLM2-135M-Instruct, held-out text, {shown.rows[0].sample(512)}, no training"
     screen.table(title, header(shown.rows), [row.cells() for row in shown.rows])
     screen.line(f'\nPrompt: "{shown.prompt}"')
     for name, text in shown.continuations.items():

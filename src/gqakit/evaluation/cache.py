@@ -15,7 +15,7 @@ from gqakit.families import ModelSpec
 def measure_cache(model: PreTrainedModel, spec: ModelSpec, batch: Batch) -> float:
     """Bytes that a real cache holds for each position of each layer, added up, after a forward pass.
 
-    Counts the storage of keys and values, so a cache that repeats heads shows it.
+    Counts what keys and values hold, so a cache that repeats heads shows it.
 
     Args:
         model: loaded. spec: which of its layers count.
@@ -33,5 +33,5 @@ def measure_cache(model: PreTrainedModel, spec: ModelSpec, batch: Batch) -> floa
         if hasattr(cache, "cross_attention_cache"):
             kept = cache.cross_attention_cache if stack.cross else cache.self_attention_cache
         layer = kept.layers[index]
-        total += sum(t.untyped_storage().nbytes() / t.shape[2] for t in (layer.keys, layer.values))
+        total += sum(t.numel() * t.element_size() / t.shape[2] for t in (layer.keys, layer.values))
     return total

@@ -61,11 +61,7 @@ def read_layer(spec: ModelSpec, layer: int, load: Callable[[str], Tensor]) -> At
         weights = _cut(heads(rows("query")), counts, spec.layout)
         fused = bias("query")
         biases = [None] * 3 if fused is None else _cut(fused, counts, spec.layout)
-    gains = [None, None, None]
-    if spec.gains:
-        assert spec.family.query_norm and spec.family.key_norm
-        norms = (spec.family.query_norm, spec.family.key_norm)
-        gains[:2] = [heads(fetch(spec.gain(layer, norm))) for norm in norms]
+    gains = [heads(fetch(spec.gain(layer, norm))) if norm else None for norm in (*spec.gain_norms, "")]
     output = rows("output").unflatten(1, (-1, spec.head_dim)).movedim(1, 0)
     query, key, value = map(Projection, weights, biases, gains)
     return AttentionWeights(query, key, value, output)
@@ -95,8 +91,8 @@ def tensors_of_layer(
         biases = [part.bias for part in parts if part.bias is not None]
         if biases:
             put(spec.tensor(layer, "query", "bias"), _join(biases, layout))
-    for part, norm in ((weights.query, spec.family.query_norm), (weights.key, spec.family.key_norm)):
-        if part.gain is not None and norm is not None:
+    for part, norm in zip((weights.query, weights.key), spec.gain_norms, strict=True):
+        if part.gain is not None:
             put(spec.gain(layer, norm), part.gain.flatten(0, 1))
     put(spec.tensor(layer, "output"), weights.output.movedim(0, 1).flatten(1))
     return tensors
@@ -114,9 +110,9 @@ def layer_shapes(spec: ModelSpec, layer: int, key_heads: int, value_heads: int) 
         if any(spec.tensor(layer, role) == name for role in spec.biased):
             shapes[name.removesuffix("weight") + "bias"] = (count,)
     if spec.gains:
-        assert spec.family.query_norm and spec.family.key_norm
-        shapes[spec.gain(layer, spec.family.query_norm)] = (spec.num_heads * spec.head_dim,)
-        shapes[spec.gain(layer, spec.family.key_norm)] = (key_heads * spec.head_dim,)
+        query_norm, key_norm = spec.gain_norms
+        shapes[spec.gain(layer, query_norm)] = (spec.num_heads * spec.head_dim,)
+        shapes[spec.gain(layer, key_norm)] = (key_heads * spec.head_dim,)
     output = (spec.hidden_size, spec.num_heads * spec.head_dim)
     shapes[spec.tensor(layer, "output")] = _oriented(spec, output)
     return shapes
@@ -131,8 +127,7 @@ def parameters_of_layer(spec: ModelSpec, model: PreTrainedModel, layer: int) -> 
         if role in spec.biased and role != "output":
             found[spec.tensor(layer, role, "bias")] = module.get_parameter("bias")
     if spec.gains:
-        for norm in (spec.family.query_norm, spec.family.key_norm):
-            assert norm
+        for norm in spec.gain_norms:
             found[spec.gain(layer, norm)] = spec.norm(model, layer, norm).get_parameter("weight")
     return found
 

@@ -92,6 +92,12 @@ class ModelSpec:
         """Whether the family's own code runs fewer KV heads than query heads."""
         return self.family.num_kv_heads is not None
 
+    @property
+    def gain_norms(self) -> tuple[str, str]:
+        """Names of the normalisations over all query heads and all key heads; "" where there are none."""
+        family = self.family
+        return (family.query_norm or "", family.key_norm or "") if self.gains else ("", "")
+
     def name(self, layer: int) -> str:
         """A layer as messages call it: its index, with the stack where there are several."""
         stack, index = self.sites[layer]

@@ -31,6 +31,12 @@ class EvaluationRow:
             return (*sizes, number(scores.perplexity), f"{scores.kl:.4f}", f"{scores.top1:.1%}")
         return (*sizes, f"{scores.cosine:.4f}", f"{scores.error:.4f}", f"{scores.neighbours:.1%}")
 
+    @property
+    def perplexity(self) -> float:
+        """Of a model that predicts tokens."""
+        assert isinstance(self.scores, LanguageScores)
+        return self.scores.perplexity
+
     def sample(self, window: int) -> str:
         """What was scored, for a sentence."""
         if isinstance(self.scores, LanguageScores):

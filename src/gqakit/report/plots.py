@@ -33,11 +33,11 @@ def _quality(
 ) -> None:
     from matplotlib.ticker import FuncFormatter
 
-    axes.axhline(source.scores.perplexity, color="#888888", linewidth=1, linestyle=":")
-    axes.plot(source.kv_bytes_per_token / 1024, source.scores.perplexity, "o", color="#222222")
+    axes.axhline(source.perplexity, color="#888888", linewidth=1, linestyle=":")
+    axes.plot(source.kv_bytes_per_token / 1024, source.perplexity, "o", color="#222222")
     axes.annotate(
-        f"original {source.scores.perplexity:.3g}",
-        (source.kv_bytes_per_token / 1024, source.scores.perplexity),
+        f"original {source.perplexity:.3g}",
+        (source.kv_bytes_per_token / 1024, source.perplexity),
         textcoords="offset points",
         xytext=(-6, 9),
         ha="right",
@@ -45,7 +45,7 @@ def _quality(
     for (name, rows), colour in zip(series.items(), COLOURS, strict=False):
         ordered = sorted(rows, key=lambda row: row.kv_bytes_per_token)
         x = [row.kv_bytes_per_token / 1024 for row in ordered]
-        y = [row.scores.perplexity for row in ordered]
+        y = [row.perplexity for row in ordered]
         axes.plot(x, y, "o-", label=name, color=colour)
         for at, value in zip(x, y, strict=True):
             axes.annotate(

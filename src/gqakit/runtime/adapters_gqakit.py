@@ -255,7 +255,7 @@ def _stablelm(
     use_cache: bool = False,
     position_embeddings: Any = None,
     **kwargs: Any,
-) -> tuple[Tensor, Any, None]:
+) -> tuple[Tensor, Any]:
     query = _heads(self.q_proj(hidden_states), self.head_dim)
     key = _heads(self.k_proj(hidden_states), self.head_dim)
     value = _heads(self.v_proj(hidden_states), self.head_dim)
@@ -269,7 +269,7 @@ def _stablelm(
         key, value = past_key_values.update(key, value, self.layer_idx)
     rate = _dropout(self, self.attention_dropout)
     out, weights = _attend(self, query, key, value, attention_mask, self.scaling, dropout=rate, **kwargs)
-    return self.o_proj(out), weights, None
+    return self.o_proj(out), weights
 
 
 def _own_module(self: Any) -> Any:

@@ -53,11 +53,10 @@ class GroupedConfig:
                 f"config.json: gqakit.base_model_type is {base!r}, "
                 f"which does not fit model_type {self.model_type!r}."
             )
-        layers = self.gqakit.get("layers")
-        several = len(self.gqakit.get("stacks", ())) > 1 and isinstance(layers, list)
-        return read_layers(
-            self.gqakit, len(layers) if several else self.num_hidden_layers, self.num_attention_heads
-        )
+        layers, count = self.gqakit.get("layers"), self.num_hidden_layers
+        if isinstance(layers, list) and self.gqakit.get("stacks") != ["decoder"]:
+            count = len(layers)  # several kinds of layers, which a config counts in its own ways
+        return read_layers(self.gqakit, count, self.num_attention_heads)
 
 
 def family_class(name: str) -> type:

@@ -112,8 +112,11 @@ def _refuse_static_cache(module: Any, args: tuple, kwargs: dict[str, Any]) -> No
         )
 
 
-def _keep_renamings(model_type: str, grouped: str) -> None:
-    """Read and write tensors under the names that transformers reads and writes the family's own under."""
+def _keep_renamings(names: dict[str, str]) -> None:
+    """Read and write tensors under the names that transformers reads and writes the family's own under.
+
+    `names` gives each of the family's model types and class names the grouped one.
+    """
     try:
         from transformers.conversion_mapping import (
             get_checkpoint_conversion_mapping,
@@ -121,15 +124,16 @@ def _keep_renamings(model_type: str, grouped: str) -> None:
         )
     except ImportError:  # a release that renames nothing
         return
-    mapping = get_checkpoint_conversion_mapping(model_type)
-    if mapping is not None:
-        register_checkpoint_conversion_mapping(grouped, mapping, overwrite=True)
+    for stock, grouped in names.items():
+        mapping = get_checkpoint_conversion_mapping(stock)
+        if mapping is not None:
+            register_checkpoint_conversion_mapping(grouped, mapping, overwrite=True)
 
 
 def __getattr__(name: str) -> Any:
     base: Any = family_class(name)
     config = getattr(configuration_gqakit, f"{PREFIX}{base.config_class.__name__}")
-    _keep_renamings(base.config_class.model_type, config.model_type)
+    _keep_renamings({base.config_class.model_type: config.model_type, base.__name__: name})
     added = {
         "__module__": __name__,
         "__doc__": f"`{base.__name__}` with grouped heads.",

@@ -1,0 +1,141 @@
+"""A tiny random checkpoint of every family, and what it makes of one input."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+import gqakit
+from gqakit.checkpoint import Checkpoint
+from gqakit.core.attention import AttentionWeights
+from gqakit.families import FAMILIES, read_layer, tensors_of_layer
+from gqakit.inspection import open_model
+
+LAYERS, HEADS, HIDDEN, VOCAB = 2, 8, 64, 96
+_TEXT = {"vocab_size": VOCAB, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+_BODY = {
+    "hidden_size": HIDDEN,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS,
+    "intermediate_size": 48,
+}
+_DECODER = {**_TEXT, **_BODY, "num_key_value_heads": HEADS, "max_position_embeddings": 128}
+_ENCODER = {"vocab_size": VOCAB, **_BODY, "max_position_embeddings": 130}
+_IMAGE = {**_BODY, "image_size": 24, "patch_size": 8}
+_NARROW = {"tie_word_embeddings": False, "initializer_range": 0.2}
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "llama": {**_DECODER, **_NARROW},
+    "mistral": {**_DECODER, **_NARROW, "head_dim": 16, "sliding_window": None},
+    "qwen2": {**_DECODER, **_NARROW},
+    "qwen3": {**_DECODER, **_NARROW, "head_dim": 16},
+    "phi3": {**_DECODER, **_NARROW, "original_max_position_embeddings": 128},
+    "gemma2": {**_DECODER, **_NARROW, "head_dim": 16, "sliding_window": 8, "attn_logit_softcapping": 2.0},
+    "gemma3_text": {**_DECODER, **_NARROW, "head_dim": 16, "sliding_window": 8},
+    "olmo2": {**_DECODER, **_NARROW},
+    "stablelm": {**_DECODER, **_NARROW, "use_qkv_bias": True, "partial_rotary_factor": 0.5},
+    "gpt2": {
+        **{**_TEXT, "n_embd": HIDDEN, "n_layer": LAYERS, "n_head": HEADS, "n_positions": 128},
+        "initializer_range": 0.2,
+    },
+    "gpt_neox": {**_TEXT, **_BODY, **_NARROW, "max_position_embeddings": 128},
+    "opt": {
+        **{**_TEXT, "hidden_size": HIDDEN, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS},
+        **{"ffn_dim": 48, "word_embed_proj_dim": HIDDEN, "max_position_embeddings": 128, "init_std": 0.2},
+    },
+    "bloom": {**_TEXT, "hidden_size": HIDDEN, "n_layer": LAYERS, "n_head": HEADS, "initializer_range": 0.2},
+    "falcon": {
+        **{**_TEXT, **_BODY, **_NARROW, "bias": True},
+        **{"new_decoder_architecture": True, "num_kv_heads": HEADS // 2},
+    },
+    "whisper": {
+        **{**_TEXT, "d_model": HIDDEN, "encoder_layers": LAYERS, "decoder_layers": LAYERS},
+        **{"encoder_attention_heads": HEADS, "decoder_attention_heads": HEADS, "init_std": 0.2},
+        **{"encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "decoder_start_token_id": 3, "num_mel_bins": 8},
+        **{"max_source_positions": 20, "max_target_positions": 64},
+        **{"suppress_tokens": None, "begin_suppress_tokens": None},
+    },
+    "t5": {
+        **{"vocab_size": VOCAB, "d_model": HIDDEN, "d_kv": 16, "d_ff": 48, "num_layers": LAYERS},
+        **{"num_heads": HEADS, "decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1},
+    },
+    "bert": _ENCODER,
+    "roberta": _ENCODER,
+    "mpnet": _ENCODER,
+    "vit": _IMAGE,
+    "dinov2": _IMAGE,
+    "clip_vision_model": _IMAGE,
+}
+_PLAIN_FALCON = {"new_decoder_architecture": False, "multi_query": False, "num_kv_heads": None}
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    **{family: (family, {}) for family in CONFIGS},
+    "falcon_alibi": ("falcon", {**_PLAIN_FALCON, "alibi": True}),
+    "falcon_rotary": ("falcon", {**_PLAIN_FALCON, "alibi": False}),
+    "whisper_encoder": ("whisper", {}),
+    "t5_everything": ("t5", {}),
+}
+STACKS = {"whisper_encoder": ("encoder",), "t5_everything": ("encoder", "decoder", "cross")}
+
+
+def build_family(folder: Path, variant: str, seed: int = 0) -> Path:
+    """Save a random model; biases and norms too are random."""
+    family, changes = VARIANTS[variant]
+    torch.manual_seed(seed)
+    data = FAMILIES[family]
+    settings = {k: v for k, v in {**CONFIGS[family], **changes}.items()}
+    config = getattr(transformers, data.config)(**settings)
+    if family == "stablelm":
+        config.rope_parameters["partial_rotary_factor"] = 0.5
+    name = next((n for a, n in data.classes.items() if a != "AutoModel"), data.classes["AutoModel"])
+    if data.task in ("embedding", "image"):
+        name = data.classes["AutoModel"]
+    model = getattr(transformers, name)(config)
+    with torch.no_grad():
+        for path, parameter in model.named_parameters():
+            if path.endswith("bias") or "norm" in path.lower():
+                parameter.add_(0.2 * torch.randn_like(parameter))
+            elif parameter.ndim == 2:
+                parameter.copy_(torch.randn_like(parameter) * (1.3 / parameter.shape[1] ** 0.5))
+    model.save_pretrained(folder)
+    return folder
+
+
+def inputs_of(variant: str, length: int = 20) -> dict[str, torch.Tensor]:
+    """One input of what a family takes."""
+    task = FAMILIES[VARIANTS[variant][0]].task
+    rng = torch.Generator().manual_seed(5)
+    ids = torch.randint(4, VOCAB, (2, length), generator=rng)
+    if task == "image":
+        return {"pixel_values": torch.randn(2, 3, 24, 24, generator=rng)}
+    if task == "speech":
+        return {"input_features": torch.randn(2, 8, 40, generator=rng), "decoder_input_ids": ids}
+    if task == "translation":
+        return {"input_ids": ids.flip(1), "decoder_input_ids": ids}
+    return {"input_ids": ids}
+
+
+@torch.inference_mode()
+def output_of(folder: Path, variant: str) -> torch.Tensor:
+    """Logits or last hidden states of a checkpoint."""
+    return run(gqakit.load(folder, dtype=torch.float32), inputs_of(variant))
+
+
+@torch.inference_mode()
+def run(model: Any, inputs: dict[str, torch.Tensor], **more: Any) -> torch.Tensor:
+    """Logits or last hidden states of a model."""
+    made = model(**inputs, **more)
+    return made.logits if "logits" in made else made.last_hidden_state
+
+
+def edit_layers(folder: Path, variant: str, change: Any) -> None:
+    """Rewrite every attention layer of the converted stacks: `change(weights)` gives the new one."""
+    source, spec = open_model(str(folder), STACKS.get(variant))
+    tensors = load_file(folder / "model.safetensors")
+    for layer in range(spec.num_layers):
+        changed: AttentionWeights = change(read_layer(spec, layer, Checkpoint.open(str(folder)).load), spec)
+        tensors |= tensors_of_layer(spec, layer, changed)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
