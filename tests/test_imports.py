@@ -105,7 +105,7 @@ def test_wrong_imports_are_seen(module, source):
         ("core.fold", "import torch\nfrom gqakit.core.merging import base\nfrom .merging import mean"),
         ("methods.qcqa", "from gqakit.errors import BudgetError\nfrom gqakit.core.grouping import Partition"),
         ("planner", "from gqakit.plan import Plan\nfrom gqakit.version import __version__"),
-        ("convert", "from gqakit.runtime import grouped_config"),
+        ("convert", "from gqakit.runtime import shipped_code"),
         ("cli.plan", "from gqakit.api import plan"),
     ],
 )

@@ -86,7 +86,7 @@ def build_family(folder: Path, variant: str, seed: int = 0) -> Path:
     family, changes = VARIANTS[variant]
     torch.manual_seed(seed)
     data = FAMILIES[family]
-    settings = {k: v for k, v in {**CONFIGS[family], **changes}.items()}
+    settings = {**CONFIGS[family], **changes}
     config = getattr(transformers, data.config)(**settings)
     if family == "stablelm":
         config.rope_parameters["partial_rotary_factor"] = 0.5
@@ -133,7 +133,7 @@ def run(model: Any, inputs: dict[str, torch.Tensor], **more: Any) -> torch.Tenso
 
 def edit_layers(folder: Path, variant: str, change: Any) -> None:
     """Rewrite every attention layer of the converted stacks: `change(weights)` gives the new one."""
-    source, spec = open_model(str(folder), STACKS.get(variant))
+    _, spec = open_model(str(folder), STACKS.get(variant))
     tensors = load_file(folder / "model.safetensors")
     for layer in range(spec.num_layers):
         changed: AttentionWeights = change(read_layer(spec, layer, Checkpoint.open(str(folder)).load), spec)

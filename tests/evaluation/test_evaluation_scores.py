@@ -77,5 +77,5 @@ def test_cache_is_as_large_as_computed(tiny_llama, kv_heads, dtype):
     model = LlamaForCausalLM.from_pretrained(path, dtype=dtype).eval()
     expected = spec.cache.bytes_per_token * dtype.itemsize / 4
     assert expected == 4 * 2 * kv_heads * 4 * dtype.itemsize
-    assert measure_cache(model) == expected
-    assert measure_cache(model, tokens=5) == expected
+    for length in (5, 16):
+        assert measure_cache(model, spec, {"input_ids": torch.arange(length)[None]}) == expected

@@ -9,7 +9,10 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from gqakit.families import FAMILIES as KNOWN
+from gqakit.families import describe_model
 from gqakit.runtime import shipped_code
+from gqakit.runtime.grouped_config import grouped_config
 
 NUM_LAYERS, NUM_HEADS = 4, 8
 Maps = list[tuple[list[int], list[int]]]
@@ -54,6 +57,14 @@ def stock_config(family: str, **changes: object) -> dict:
     return {"model_type": family, "architectures": ["Stock"], **FAMILIES[family], **changes}
 
 
+def grouped_raw(raw: dict, maps: Maps) -> dict:
+    """The raw config of a grouped checkpoint made of a stock one."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**raw))
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    return grouped_config(raw, describe_model(KNOWN, raw, shapes, 4), maps)
+
+
 def build(raw: dict, seed: int = 0) -> PreTrainedModel:
     """A model of a raw config with random weights, biases and norms included."""
     torch.manual_seed(seed)
@@ -69,7 +80,7 @@ def build(raw: dict, seed: int = 0) -> PreTrainedModel:
 def pair(family: str, maps: Maps, **changes: object) -> tuple[PreTrainedModel, PreTrainedModel]:
     """A grouped model and its stock multi-head equal."""
     raw = stock_config(family, **changes)
-    grouped = build(grouped_config(raw, maps))
+    grouped = build(grouped_raw(raw, maps))
     stock = build(raw, seed=1)
     stock.load_state_dict(repeated(grouped, maps))
     return grouped, stock

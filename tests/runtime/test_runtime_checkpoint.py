@@ -14,6 +14,7 @@ from runtime_models import (
     MAPS,
     SAME,
     build,
+    grouped_raw,
     pair,
     stock_config,
     tokens,
@@ -23,11 +24,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
 from gqakit.errors import CheckpointError
-from gqakit.runtime import grouped_config, load
+from gqakit.runtime import load
 
 
 def checkpoint(folder, family="llama", maps=SAME):
-    raw = grouped_config(stock_config(family), maps)
+    raw = grouped_raw(stock_config(family), maps)
     model = build(raw)
     return write_checkpoint(folder, model, raw), model
 

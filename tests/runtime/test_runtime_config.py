@@ -4,17 +4,16 @@ import copy
 
 import pytest
 import torch
-from runtime_models import DIFFERING, FAMILIES, SAME, pair, stock_config, tokens
+from runtime_models import DIFFERING, FAMILIES, SAME, grouped_raw, pair, stock_config, tokens
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from gqakit.errors import FamilyError, PlanError
-from gqakit.runtime import grouped_config
+from gqakit.errors import PlanError
 
 
 def test_config_of_a_grouped_checkpoint():
     raw = stock_config("llama")
     before = copy.deepcopy(raw)
-    new = grouped_config(raw, DIFFERING)
+    new = grouped_raw(raw, DIFFERING)
     assert raw == before
     assert new["model_type"] == "gqakit_llama"
     assert new["architectures"] == ["GqakitLlamaForCausalLM"]
@@ -28,13 +27,20 @@ def test_config_of_a_grouped_checkpoint():
         str(i): {"num_key_value_heads": n} for i, n in ((0, 2), (1, 3), (3, 3))
     }
     assert new["allow_global_per_layer_attribute_access"] is True
-    assert new["gqakit"]["format_version"] == 1
+    assert new["gqakit"]["format_version"] == 2
     assert new["gqakit"]["base_model_type"] == "llama"
-    assert new["gqakit"]["layers"][2] == {"key_head_of_query": list(range(8)), "value_head_of_query": [0] * 8}
+    assert new["gqakit"]["stacks"] == ["decoder"]
+    assert new["gqakit"]["head_dim"] == 8
+    assert new["gqakit"]["projections"] == {"key": "k_proj", "value": "v_proj"}
+    assert new["gqakit"]["layers"][2] == {
+        "attention": "layers.2.self_attn",
+        "key_head_of_query": list(range(8)),
+        "value_head_of_query": [0] * 8,
+    }
 
 
 def test_equal_layers_need_no_per_layer_config():
-    new = grouped_config(stock_config("qwen3"), [SAME[1]] * 4)
+    new = grouped_raw(stock_config("qwen3"), [SAME[1]] * 4)
     assert new["num_key_value_heads"] == 3
     assert "per_layer_config" not in new
     assert "allow_global_per_layer_attribute_access" not in new
@@ -42,42 +48,38 @@ def test_equal_layers_need_no_per_layer_config():
 
 def test_other_per_layer_settings_stay():
     raw = stock_config("llama", per_layer_config={"01": {"intermediate_size": 16, "num_key_value_heads": 8}})
-    new = grouped_config(raw, [SAME[1]] * 4)
+    new = grouped_raw(raw, [SAME[1]] * 4)
     assert new["per_layer_config"] == {"1": {"intermediate_size": 16}}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_transformers_sees_each_layers_heads(family):
-    config = AutoConfig.for_model(**grouped_config(stock_config(family), SAME))
+    config = AutoConfig.for_model(**grouped_raw(stock_config(family), SAME))
     if isinstance(config.per_layer_config, dict):
         pytest.skip("this transformers does not know per_layer_config")
     assert [layer.num_key_value_heads for layer in config.per_layer_config] == [2, 3, 8, 1]
 
 
-def test_unknown_family_and_maps_that_do_not_fit():
-    with pytest.raises(FamilyError, match=r"'gpt2' has no grouped runtime.*llama"):
-        grouped_config({"model_type": "gpt2"}, SAME)
-    with pytest.raises(FamilyError, match="num_hidden_layers is missing"):
-        grouped_config({"model_type": "llama"}, SAME)
+def test_maps_that_do_not_fit():
     with pytest.raises(PlanError, match="must list 4 layers, got 3"):
-        grouped_config(stock_config("llama"), SAME[:3])
+        grouped_raw(stock_config("llama"), SAME[:3])
     gap, short = [0, 0, 0, 0, 2, 2, 2, 2], [0, 1]
     with pytest.raises(
         PlanError, match=r"layer 1, key_head_of_query: labels.*layer 3, value_head_of_query: expected"
     ):
-        grouped_config(stock_config("llama"), [SAME[0], (gap, SAME[0][1]), SAME[0], (SAME[0][0], short)])
+        grouped_raw(stock_config("llama"), [SAME[0], (gap, SAME[0][1]), SAME[0], (SAME[0][0], short)])
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format_version": 2}, "format_version is 2, this code reads 1"),
+        ({"format_version": 1}, "format_version is 1, this code reads 2"),
         ({"base_model_type": "mistral"}, "does not fit model_type 'gqakit_llama'"),
         ({"layers": None}, "must list 4 layers, got None"),
     ],
 )
 def test_malformed_sections_are_refused(change, message):
-    raw = grouped_config(stock_config("llama"), SAME)
+    raw = grouped_raw(stock_config("llama"), SAME)
     raw["gqakit"] |= change
     with pytest.raises(ValueError, match=message):
         AutoConfig.for_model(**raw)

@@ -2,10 +2,19 @@
 
 import pytest
 import torch
-from runtime_models import DIFFERING, FAMILIES, IDENTITIES, MAPS, SAME, build, pair, stock_config, tokens
+from runtime_models import (
+    DIFFERING,
+    FAMILIES,
+    IDENTITIES,
+    MAPS,
+    SAME,
+    build,
+    grouped_raw,
+    pair,
+    stock_config,
+    tokens,
+)
 from transformers import DynamicCache
-
-from gqakit.runtime import grouped_config
 
 LEFT_PADDED = torch.tensor([[0] * 4 + [1] * 7, [1] * 11])
 
@@ -55,7 +64,7 @@ def test_cached_steps_equal_the_whole(family, maps):
 @torch.no_grad()
 def test_identity_maps_are_the_stock_model(family):
     raw = stock_config(family)
-    stock, grouped = build(raw), build(grouped_config(raw, IDENTITIES))
+    stock, grouped = build(raw), build(grouped_raw(raw, IDENTITIES))
     grouped.load_state_dict(stock.state_dict())
     ids = tokens()
     assert torch.equal(grouped(ids).logits, stock(ids).logits)
@@ -131,6 +140,6 @@ def test_attention_dropout_only_in_training():
 
 def test_fresh_projections_start_as_the_family_starts_them():
     torch.manual_seed(0)
-    raw = grouped_config(stock_config("qwen2", hidden_size=256, initializer_range=0.02), SAME)
+    raw = grouped_raw(stock_config("qwen2", hidden_size=256, initializer_range=0.02), SAME)
     attention = build(raw).model.layers[2].self_attn
     assert attention.k_proj.weight.std().item() == pytest.approx(0.02, rel=0.05)

@@ -13,7 +13,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from gqakit.calibration.samples import Batch, positions_of
+from gqakit.calibration.samples import Batch, as_batches, positions_of
 from gqakit.core.moments import LayerMoments
 from gqakit.errors import DataError
 from gqakit.families import ModelSpec
@@ -24,7 +24,7 @@ _NAME = "gqakit_calibration"
 def collect_moments(
     model: PreTrainedModel,
     spec: ModelSpec,
-    batches: Iterable[Batch],
+    batches: Tensor | Iterable[Batch],
     progress: Callable[[int], None] = lambda n: None,
 ) -> dict[int, LayerMoments]:
     """Moments of every attention layer over some input, from one forward pass a batch.
@@ -36,7 +36,7 @@ def collect_moments(
     Args:
         model: a loaded model, in eval mode; its attention modules ask transformers' attention interface.
         spec: its description.
-        batches: what to call it with; without padding, as every position counts.
+        batches: what to call it with, or token ids `[windows, window]`; without padding, as every position counts.
         progress: called with the positions just seen.
 
     Raises:
@@ -45,7 +45,7 @@ def collect_moments(
     device = next(model.parameters()).device
     layers = [_LayerSums(spec, layer) for layer in range(spec.num_layers)]
     with _watched(model, spec, layers), torch.inference_mode():
-        for batch in batches:
+        for batch in as_batches(batches):
             keep = {"logits_to_keep": 1} if spec.family.task == "text" else {}
             model(**{name: _on(value, device) for name, value in batch.items()}, **keep)
             progress(positions_of(batch))

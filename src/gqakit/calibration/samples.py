@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import wave
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -210,6 +210,11 @@ def text_batches(windows: Tensor, *, cached: bool) -> list[dict[str, Any]]:
     """
     more = {"use_cache": False} if cached else {}
     return [{"input_ids": window[None], **more} for window in windows]
+
+
+def as_batches(inputs: Tensor | Iterable[Batch], *, cached: bool = True) -> list[Batch]:
+    """Windows of token ids, or batches, as batches."""
+    return list(text_batches(inputs, cached=cached) if isinstance(inputs, Tensor) else inputs)
 
 
 def translation_batches(windows: Tensor, start: int) -> list[dict[str, Any]]:

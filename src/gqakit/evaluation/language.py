@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from gqakit.calibration.samples import Batch, positions_of, text_batches
+from gqakit.calibration.samples import Batch, as_batches, positions_of
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,8 @@ def score_language(
     nll = kl = agree = 0.0
     count = 0
     device = next(model.parameters()).device
-    batches = text_batches(windows, cached=True) if isinstance(windows, Tensor) else windows
     with torch.inference_mode():
-        for batch in batches:
+        for batch in as_batches(windows):
             inputs = {n: v.to(device) if isinstance(v, Tensor) else v for n, v in batch.items()}
             ids = inputs.get("decoder_input_ids", inputs.get("input_ids"))[0]
             logp = model(**inputs).logits[0, :-1].float().log_softmax(-1)

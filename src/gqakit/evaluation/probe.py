@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from gqakit.calibration.samples import Batch
+from gqakit.calibration.samples import Batch, as_batches
 from gqakit.families import ModelSpec, parameters_of_layer
 
 POSITIONS = 512
@@ -26,16 +26,16 @@ class LayerProbe:
     Args:
         model: loaded, in eval mode. Its weights are changed only inside `divergence`.
         spec: its description.
-        batches: keyword arguments of forward passes, on the model's device.
+        batches: keyword arguments of forward passes, or token ids `[windows, window]`.
     """
 
-    def __init__(self, model: PreTrainedModel, spec: ModelSpec, batches: Sequence[Batch]) -> None:
+    def __init__(self, model: PreTrainedModel, spec: ModelSpec, batches: Tensor | Sequence[Batch]) -> None:
         self._model = model
         self._spec = spec
         device = next(model.parameters()).device
         self._batches = [
             {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
-            for batch in batches
+            for batch in as_batches(batches)
         ]
         self._blocks = [spec.block(model, layer) for layer in range(spec.num_layers)]
         self._keep = self._positions()
