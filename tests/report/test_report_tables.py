@@ -7,13 +7,13 @@ import math
 import pytest
 
 from gqakit.evaluation.language import LanguageScores
-from gqakit.report.evaluation import HEADER, EvaluationRow, markdown_table, number
+from gqakit.report.evaluation import header, EvaluationRow, markdown_table, number
 
 ROW = EvaluationRow("fold-2", 30_720, 30_720.0, 2 / 3, LanguageScores(45.5432, 0.19871, 0.7271, 4088))
 
 
 def test_cells_follow_the_header() -> None:
-    assert dict(zip(HEADER, ROW.cells(), strict=True)) == {
+    assert dict(zip(header([ROW]), ROW.cells(), strict=True)) == {
         "checkpoint": "fold-2",
         "KV bytes/token": "30,720",
         "measured": "30,720",
@@ -34,7 +34,7 @@ def test_numbers_are_readable(value: float, text: str) -> None:
 def test_markdown() -> None:
     lines = markdown_table([ROW, ROW]).splitlines()
     assert len(lines) == 4
-    assert {line.count("|") for line in lines} == {len(HEADER) + 1}
+    assert {line.count("|") for line in lines} == {len(header([ROW])) + 1}
     assert lines[0].startswith("| checkpoint | KV bytes/token |")
     assert set(lines[1]) == set("| -")
     assert lines[2] == "| fold-2 | 30,720 | 30,720 | 0.667 | 45.54 | 0.1987 | 72.7% |"

@@ -21,6 +21,7 @@ def test_config_of_a_grouped_checkpoint():
         "AutoConfig": "configuration_gqakit.GqakitLlamaConfig",
         "AutoModel": "modeling_gqakit.GqakitLlamaModel",
         "AutoModelForCausalLM": "modeling_gqakit.GqakitLlamaForCausalLM",
+        "AutoModelForSequenceClassification": "modeling_gqakit.GqakitLlamaForSequenceClassification",
     }
     assert new["num_key_value_heads"] == 8
     assert new["per_layer_config"] == {
@@ -47,9 +48,10 @@ def test_equal_layers_need_no_per_layer_config():
 
 
 def test_other_per_layer_settings_stay():
-    raw = stock_config("llama", per_layer_config={"01": {"intermediate_size": 16, "num_key_value_heads": 8}})
+    raw = stock_config("llama", per_layer_config={"01": {"rms_norm_eps": 1e-4, "num_key_value_heads": 8}})
+    raw["allow_global_per_layer_attribute_access"] = True
     new = grouped_raw(raw, [SAME[1]] * 4)
-    assert new["per_layer_config"] == {"1": {"intermediate_size": 16}}
+    assert new["per_layer_config"] == {"1": {"rms_norm_eps": 1e-4}}
 
 
 @pytest.mark.parametrize("family", FAMILIES)

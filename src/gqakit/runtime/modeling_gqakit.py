@@ -36,7 +36,7 @@ class GroupedModel(PreTrainedModel):
     _supports_flex_attn = False
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
-        prepare(config.gqakit["base_model_type"])
+        prepare(config.model_type.removeprefix("gqakit_"))
         super().__init__(config, *args, **kwargs)
         install_grouped_heads(self)
 

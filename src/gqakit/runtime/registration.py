@@ -7,26 +7,32 @@ from __future__ import annotations
 
 import importlib
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import wrapt
 
+if TYPE_CHECKING:
+    from gqakit.families import Family
 
-def register(model_type: str) -> None:
+
+def register(model_type: str | None = None) -> None:
     """Register a grouped family's config and models now. May be called any number of times.
 
     Imports transformers and torch.
 
     Args:
-        model_type: of the grouped checkpoint, `gqakit_...`; any other is left alone.
+        model_type: of the grouped checkpoint, `gqakit_...`; any other is left alone, None is every family.
     """
-    import transformers
-
     from gqakit.families import FAMILIES, GROUPED_PREFIX
 
-    family = FAMILIES.get(model_type.removeprefix(GROUPED_PREFIX))
-    if family is None or not model_type.startswith(GROUPED_PREFIX):
-        return
+    for family in FAMILIES.values():
+        if model_type in (None, f"{GROUPED_PREFIX}{family.model_type}"):
+            _register(family)
+
+
+def _register(family: Family) -> None:
+    import transformers
+
     configuration = importlib.import_module("gqakit.runtime.configuration_gqakit")
     modeling = importlib.import_module("gqakit.runtime.modeling_gqakit")
     config = getattr(configuration, f"Gqakit{family.config}")
