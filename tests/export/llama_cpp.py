@@ -15,16 +15,19 @@ SCRIPT = """
 import json, sys
 import xllamacpp
 
-path, prompt, count, context = json.loads(sys.argv[1])
+path, prompt, count, context, exact = json.loads(sys.argv[1])
+flash = xllamacpp.llama_flash_attn_type
 params = xllamacpp.CommonParams()
 params.model.path = path
 params.n_ctx, params.n_parallel, params.n_gpu_layers, params.warmup = context, 1, 0, False
 params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
-params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_ENABLED
+params.flash_attn_type = flash.LLAMA_FLASH_ATTN_TYPE_DISABLED if exact else flash.LLAMA_FLASH_ATTN_TYPE_ENABLED
+if exact:
+    params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
 params.verbosity = 4
 server = xllamacpp.Server(params)
 result = server.handle_completions(
-    {"prompt": prompt, "n_predict": count, "temperature": 0, "n_probs": 20, "cache_prompt": False, "ignore_eos": True}
+    {"prompt": prompt, "n_predict": count, "temperature": 0, "n_probs": 20, "cache_prompt": False}
 )
 print("RESULT" + json.dumps(result if isinstance(result, dict) else json.loads(result)), flush=True)
 """
@@ -40,9 +43,13 @@ class Run:
     cache_mib: float
 
 
-def run(path: Path, prompt: list[int] | str, count: int, context: int = CONTEXT) -> Run:
-    """Generate greedily after token ids or a text. The cache is f16, which is llama.cpp's default."""
-    argument = json.dumps([str(path), prompt, count, context])
+def run(path: Path, prompt: list[int] | str, count: int, *, exact: bool = False, context: int = CONTEXT) -> Run:
+    """Generate greedily after token ids or a text.
+
+    With flash attention and a cache in f16, or `exact`: without and in f32. Flash attention rounds keys and values to
+    f16 whatever the cache is; without it every layer's V takes the room of the largest.
+    """
+    argument = json.dumps([str(path), prompt, count, context, exact])
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, argument], capture_output=True, text=True, timeout=120, check=False
     )

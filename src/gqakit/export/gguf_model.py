@@ -24,8 +24,8 @@ from gqakit.export.source import Source
 STOCK_ARCHITECTURE = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 """GGUF architecture of each family with equal groups that are the same in all layers."""
 
-PER_LAYER_ARCHITECTURE = {"llama": "deci", "mistral": "deci"}
-"""And otherwise. `deci` has neither the key normalisation of qwen3 nor room for padded query biases (qwen2)."""
+PER_LAYER_ARCHITECTURE = {"llama": "deci", "mistral": "deci", "qwen2": "deci"}
+"""And otherwise. `deci` takes the biases of qwen2; it has no key normalisation, which qwen3 needs."""
 
 INTERLEAVED = {"llama", "deci"}
 
@@ -101,14 +101,10 @@ def _architecture(source: Source, arrangements: list[Arrangement]) -> str:
     if family in table and source.config.get("hidden_act", "silu") == "silu":
         return table[family]
     if family in STOCK_ARCHITECTURE and not alike:
-        why = {
-            "qwen2": "llama.cpp's `deci`, the one with heads per layer, expects query biases of the model's width",
-            "qwen3": "llama.cpp's `deci`, the one with heads per layer, has no key normalisation",
-        }
         raise FamilyError(
-            f"{source.checkpoint.path}: a grouped {family} has no architecture in GGUF "
-            f"({why.get(family, 'none takes heads per layer')}). First `gqakit export … --to uniform`, or convert with "
-            "--format uniform."
+            f"{source.checkpoint.path}: a grouped {family} has no architecture in GGUF: the only one with heads per layer, "
+            "deci, has no key normalisation. Give it the same heads in every layer with `gqakit export … --to uniform`, "
+            "which costs cache or weights, and export that; or convert with --format uniform."
         )
     raise FamilyError(
         f"{source.checkpoint.path}: GGUF is written for {', '.join(STOCK_ARCHITECTURE)} with hidden_act silu; this is "
