@@ -125,11 +125,11 @@ def check_engine(name: str, formats: Sequence[str], separate: bool, family: str 
         shared_fits = kind == "separate" and engine.how("grouped", family) is not None
         fit = "--kv-maps shared" if shared_fits else "--format uniform"
         of = f" {family}" if family else ""
-        what = "with keys and values grouped apart" if kind == "separate" else "with any groups"
-        may = "" if len(formats) == 1 else " may come out, which"
+        apart = " with keys and values grouped apart" if kind == "separate" else ""
+        may = " (which --format auto may come out with)" if len(formats) > 1 else ""
         raise UsageError(
-            f"--for {name}: a grouped{of} checkpoint {what}{may or ' is what'} {name} cannot run. "
-            f"Give {fit}; or leave --for out: {names_that_run(kind, family)} can."
+            f"--for {name}: it cannot run a grouped{of} checkpoint{apart}{may}. What fits: {fit}. "
+            f"Engines that can: {names_that_run(kind, family)}"
         )
 
 
