@@ -11,7 +11,7 @@ from pathlib import Path
 from gqakit.checkpoint import check_output, copy_side_files
 from gqakit.checkpoint.atomic import PARTIAL, output_errors, sync_directory
 from gqakit.errors import OutputError, UsageError, unknown_name
-from gqakit.export.arrangement import Arrangement
+from gqakit.runtime.arrangement import Arrangement
 from gqakit.export.gguf_file import gguf_bytes, write_gguf
 from gqakit.export.gguf_model import describe_gguf
 from gqakit.export.gguf_tool import odd_rows, run_tool

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from gqakit.errors import FamilyError
-from gqakit.export.arrangement import Arrangement, pad_layer
+from gqakit.runtime.arrangement import Arrangement, pad_layer
 from gqakit.export.source import Source
 
 STOCK_ARCHITECTURE = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}

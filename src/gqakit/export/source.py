@@ -12,7 +12,7 @@ from gqakit.checkpoint import Checkpoint
 from gqakit.core.attention import AttentionWeights, Projection
 from gqakit.core.capacity import CacheShape
 from gqakit.errors import CheckpointError
-from gqakit.export.arrangement import Arrangement
+from gqakit.runtime.arrangement import Arrangement
 from gqakit.families import ModelSpec, read_layer
 from gqakit.inspection import open_model
 from gqakit.runtime.heads_gqakit import LayerHeads, read_layers

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gqakit.checkpoint import Replacement, WriteResult, write_checkpoint
 from gqakit.errors import FamilyError, UsageError, unknown_name
-from gqakit.export.arrangement import Arrangement, equalise_model, pad_model
+from gqakit.runtime.arrangement import Arrangement, equalise_model, pad_model
 from gqakit.export.source import Source
 from gqakit.families import tensors_of_layer
 from gqakit.progress import Advance
