@@ -61,7 +61,9 @@ def main() -> None:
             )
     _, spec = open_model(str(options.checkpoint))
     planned = 2 * sum(result.kv_heads) * spec.head_dim * 2
-    print(f"KV cache in f16 at {CONTEXT} tokens: {flash.cache_mib:.2f} MiB, planned {planned * CONTEXT / 2**20:.2f}")
+    print(
+        f"KV cache in f16 at {CONTEXT} tokens: {flash.cache_mib:.2f} MiB, planned {planned * CONTEXT / 2**20:.2f}"
+    )
 
 
 if __name__ == "__main__":

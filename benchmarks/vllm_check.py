@@ -14,7 +14,11 @@ import json
 import os
 from pathlib import Path
 
-PROMPTS = ("The best way to learn how to cook is", "In 1969 two astronauts", "Water boils at 100 degrees, and")
+PROMPTS = (
+    "The best way to learn how to cook is",
+    "In 1969 two astronauts",
+    "Water boils at 100 degrees, and",
+)
 
 
 def reference(checkpoint: Path, count: int) -> list[list[int]]:
@@ -57,7 +61,9 @@ def main() -> None:
     sampling = SamplingParams(temperature=0, max_tokens=options.tokens, ignore_eos=True)
     for prompt, want, made in zip(PROMPTS, expected, engine.generate(list(PROMPTS), sampling), strict=True):
         got = list(made.outputs[0].token_ids)
-        print(f"{prompt!r}: {sum(a == b for a, b in zip(got, want, strict=True))} of {len(want)} tokens agree")
+        print(
+            f"{prompt!r}: {sum(a == b for a, b in zip(got, want, strict=True))} of {len(want)} tokens agree"
+        )
     config = json.loads((options.checkpoint / "config.json").read_text())
     per_token = engine.collective_rpc(cache_bytes_per_token)[0]
     width = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]

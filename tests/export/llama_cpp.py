@@ -43,7 +43,9 @@ class Run:
     cache_mib: float
 
 
-def run(path: Path, prompt: list[int] | str, count: int, *, exact: bool = False, context: int = CONTEXT) -> Run:
+def run(
+    path: Path, prompt: list[int] | str, count: int, *, exact: bool = False, context: int = CONTEXT
+) -> Run:
     """Generate greedily after token ids or a text.
 
     With flash attention and a cache in f16, or `exact`: without and in f32. Flash attention rounds keys and values to

@@ -53,7 +53,9 @@ def test_a_plan_that_is_given_is_looked_at(model: Models) -> None:
     shown = succeeds("plan", "show", "unequal.json").out
     assert "transformers, llama.cpp, vllm, onnx" in shown
     plan_of(source, APART).save(Path("apart.json"))
-    assert "no engine but transformers keeps keys and values apart" in succeeds("plan", "show", "apart.json").out
+    assert (
+        "no engine but transformers keeps keys and values apart" in succeeds("plan", "show", "apart.json").out
+    )
 
 
 def test_uniform_goes_everywhere() -> None:
@@ -86,6 +88,8 @@ def test_the_commands_of_serving_run(grouped: Models, tmp_path: Path) -> None:
     lines = [line for line in lines if line.startswith("gqakit export")]
     assert len(lines) >= 4
     for line in lines:
-        words = [word.replace("$OUT", str(grouped())).replace("$WORK", str(tmp_path)) for word in shlex.split(line)]
+        words = [
+            word.replace("$OUT", str(grouped())).replace("$WORK", str(tmp_path)) for word in shlex.split(line)
+        ]
         if "onnx" not in words:  # that one takes long, and has a test
             succeeds(*words[1:])

@@ -149,7 +149,10 @@ def test_other_element_types(grouped: Models, dtype: str) -> None:
     succeeds("export", source, "--to", "gguf", option, dtype, "-o", "x.gguf")
     _, tensors = read("x.gguf")
     tolerance = {"f16": 1e-3, "bf16": 8e-3, "Q8_0": 2e-2, "Q4_0": 0.25}[dtype]
-    for name, was in {"blk.0.ffn_up.weight": "mlp.up_proj", "blk.0.attn_norm.weight": "input_layernorm"}.items():
+    for name, was in {
+        "blk.0.ffn_up.weight": "mlp.up_proj",
+        "blk.0.attn_norm.weight": "input_layernorm",
+    }.items():
         expected = all_tensors(source)[f"model.layers.0.{was}.weight"].numpy()
         error = np.abs(tensors[name] - expected).max() / np.abs(expected).max()
         assert error <= (0 if "norm" in name else tolerance)
@@ -209,7 +212,18 @@ def test_the_tool_makes_k_quants(grouped: Models, tool: Path) -> None:
     ran = succeeds("export", grouped(), "--to", "gguf", "--quantise", "Q4_K_M", "-o", "out/x.gguf")
     assert "no multiple of 256" in ran.out
     assert [p.name for p in Path("out").iterdir()] == ["x.gguf"]
-    refused(7, "export", grouped(), "--to", "gguf", "--quantise", "Q6_K", "-o", "out/y.gguf", says=("no such type",))
+    refused(
+        7,
+        "export",
+        grouped(),
+        "--to",
+        "gguf",
+        "--quantise",
+        "Q6_K",
+        "-o",
+        "out/y.gguf",
+        says=("no such type",),
+    )
 
 
 def test_what_cannot_be(grouped: Models, copy: Models, monkeypatch: pytest.MonkeyPatch) -> None:

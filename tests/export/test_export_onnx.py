@@ -17,7 +17,9 @@ import gqakit
 Models = Callable[..., Path]
 
 
-@pytest.mark.filterwarnings("ignore")  # torch.onnx and onnxscript warn at import of what they deprecate in each other
+@pytest.mark.filterwarnings(
+    "ignore"
+)  # torch.onnx and onnxscript warn at import of what they deprecate in each other
 def test_prefill_is_the_same(grouped: Models) -> None:
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
@@ -26,7 +28,9 @@ def test_prefill_is_the_same(grouped: Models) -> None:
     ran = succeeds("export", source, "--to", "onnx", "-o", "out")
     assert "it has no cache" in ran.out
     assert "[torch.onnx]" not in ran.out
-    assert {"model.onnx", "model.onnx.data", "config.json", "tokenizer.json"} <= {p.name for p in Path("out").iterdir()}
+    assert {"model.onnx", "model.onnx.data", "config.json", "tokenizer.json"} <= {
+        p.name for p in Path("out").iterdir()
+    }
     session = runtime.InferenceSession("out/model.onnx")
     model = gqakit.load(source, dtype=torch.float32)
     for length in (5, 17):  # neither is the length of the sample it was traced with

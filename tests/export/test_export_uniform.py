@@ -52,9 +52,7 @@ def test_a_llama_whose_heads_do_not_divide_its_width_becomes_a_mistral(grouped: 
     config = json.loads(Path("out/config.json").read_text())
     assert config["architectures"] == ["MistralForCausalLM"]
     assert config["sliding_window"] is None
-    torch.testing.assert_close(
-        logits(Path("out")), logits(grouped("llama", "same_count")), rtol=0, atol=2e-5
-    )
+    torch.testing.assert_close(logits(Path("out")), logits(grouped("llama", "same_count")), rtol=0, atol=2e-5)
 
 
 def test_keys_and_values_apart_become_the_common_refinement(grouped: Models) -> None:

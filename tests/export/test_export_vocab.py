@@ -62,7 +62,13 @@ def test_other_tokenizers_are_refused(copy: Models) -> None:
 def test_two_ends_of_text_are_both_told(copy: Models) -> None:
     source = copy("llama", kv_heads=4)
     edit_json(source / "generation_config.json", eos_token_id=[2, 9])
-    assert read_vocab(Checkpoint.open(source)).special_ids == {"bos": 1, "eos": 2, "unk": 0, "pad": 0, "eot": 9}
+    assert read_vocab(Checkpoint.open(source)).special_ids == {
+        "bos": 1,
+        "eos": 2,
+        "unk": 0,
+        "pad": 0,
+        "eot": 9,
+    }
 
 
 def sentencepiece_like(source: Path) -> Tokenizer:
@@ -90,7 +96,9 @@ def test_byte_fallback_is_sentencepiece(copy: Models) -> None:
     vocab = read_vocab(Checkpoint.open(source))
     assert (vocab.model, vocab.pre, vocab.space_prefix, vocab.add_bos) == ("llama", None, True, False)
     assert vocab.types[3:259] == (BYTE,) * 256
-    refused(2, "export", source, "--to", "gguf", "-o", "x.gguf", "--tokenizer-pre", "x", says=("byte fallback",))
+    refused(
+        2, "export", source, "--to", "gguf", "-o", "x.gguf", "--tokenizer-pre", "x", says=("byte fallback",)
+    )
 
 
 @pytest.mark.parametrize("text", ["the cat sat on the mat", "a hat, über the m", "  two  spaces "])

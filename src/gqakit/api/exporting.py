@@ -11,7 +11,6 @@ from pathlib import Path
 from gqakit.checkpoint import check_output, copy_side_files
 from gqakit.checkpoint.atomic import PARTIAL, output_errors, sync_directory
 from gqakit.errors import OutputError, UsageError, unknown_name
-from gqakit.runtime.arrangement import Arrangement
 from gqakit.export.gguf_file import gguf_bytes, write_gguf
 from gqakit.export.gguf_model import describe_gguf
 from gqakit.export.gguf_tool import odd_rows, run_tool
@@ -22,6 +21,7 @@ from gqakit.export.onnx_graph import load_exporter, write_onnx
 from gqakit.export.source import Source
 from gqakit.export.uniform import describe_uniform, write_uniform
 from gqakit.progress import Reporter, silent
+from gqakit.runtime.arrangement import Arrangement
 from gqakit.version import __version__
 
 TARGETS = ("gguf", "uniform", "onnx")
@@ -148,9 +148,7 @@ def _uniform(model: str, out: Path, how: str, overwrite: bool, progress: Reporte
         )
     notes = (*_refined(source), *described.notes)
     kind = described.config["model_type"]
-    return _result(
-        "uniform", out, kind, described.how, source, described.arrangements, written.nbytes, notes
-    )
+    return _result("uniform", out, kind, described.how, source, described.arrangements, written.nbytes, notes)
 
 
 def _onnx(model: str, out: Path, overwrite: bool, progress: Reporter) -> ExportResult:
@@ -179,7 +177,9 @@ def _onnx(model: str, out: Path, overwrite: bool, progress: Reporter) -> ExportR
     sync_directory(out.resolve().parent)
     size = sum(path.stat().st_size for path in out.glob(ONNX_FILE + "*"))
     arrangements = None
-    notes = ("one forward pass (prefill) in float32: input_ids and attention_mask in, logits out; it has no cache",)
+    notes = (
+        "one forward pass (prefill) in float32: input_ids and attention_mask in, logits out; it has no cache",
+    )
     return _result("onnx", out, source.spec.model_type, "", source, arrangements, size, notes)
 
 
@@ -206,9 +206,13 @@ def _refined(source: Source) -> tuple[str, ...]:
 
 def _cache_notes(source: Source, arrangements: list[Arrangement]) -> tuple[str, ...]:
     heads = sum(arrangement.num_kv_heads for arrangement in arrangements)
-    notes = [f"llama.cpp keeps the cache in f16 by default: {2 * heads * source.spec.head_dim * 2:,} bytes per token"]
+    notes = [
+        f"llama.cpp keeps the cache in f16 by default: {2 * heads * source.spec.head_dim * 2:,} bytes per token"
+    ]
     if len({arrangement.num_kv_heads for arrangement in arrangements}) > 1:
-        notes.append("run it with flash attention (-fa on): without, every layer's V takes the room of the largest")
+        notes.append(
+            "run it with flash attention (-fa on): without, every layer's V takes the room of the largest"
+        )
     return tuple(notes)
 
 

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from gqakit.errors import FamilyError
-from gqakit.runtime.arrangement import Arrangement, pad_layer
 from gqakit.export.source import Source
+from gqakit.runtime.arrangement import Arrangement, pad_layer
 
 STOCK_ARCHITECTURE = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 """GGUF architecture of each family with equal groups that are the same in all layers."""
@@ -122,7 +122,9 @@ def _numbers(
     context = int(config.get("max_position_embeddings") or 2048)
     window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
     if window and window < context:
-        notes.append(f"the sliding window of {window:,} becomes the context length: up to there it is full attention")
+        notes.append(
+            f"the sliding window of {window:,} becomes the context length: up to there it is full attention"
+        )
         context = window
     return {
         "vocab_size": int(config["vocab_size"]),
@@ -250,9 +252,7 @@ class _Layers:
 
     def _read(self, layer: int) -> dict[str, Tensor]:
         weights = self.source.layer(layer, self.arrangements[layer])
-        made: dict[str, Tensor] = {
-            "attn_output.weight": weights.output.movedim(0, 1).flatten(1).contiguous()
-        }
+        made: dict[str, Tensor] = {"attn_output.weight": weights.output.movedim(0, 1).flatten(1).contiguous()}
         for name, projection in (
             ("attn_q", weights.query),
             ("attn_k", weights.key),

@@ -12,9 +12,9 @@ from gqakit.checkpoint import Checkpoint
 from gqakit.core.attention import AttentionWeights, Projection
 from gqakit.core.capacity import CacheShape
 from gqakit.errors import CheckpointError
-from gqakit.runtime.arrangement import Arrangement
 from gqakit.families import ModelSpec, read_layer
 from gqakit.inspection import open_model
+from gqakit.runtime.arrangement import Arrangement
 from gqakit.runtime.heads_gqakit import LayerHeads, read_layers
 
 
@@ -81,9 +81,7 @@ def _select(projection: Projection, heads: tuple[int, ...]) -> Projection:
     def pick(tensor: Tensor) -> Tensor:
         return tensor[list(heads)]
 
-    return Projection(
-        pick(projection.weight), None if projection.bias is None else pick(projection.bias)
-    )
+    return Projection(pick(projection.weight), None if projection.bias is None else pick(projection.bias))
 
 
 def _heads(config: dict[str, Any], spec: ModelSpec, where: str) -> tuple[LayerHeads, ...]:

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from gqakit.checkpoint import Replacement, WriteResult, write_checkpoint
 from gqakit.errors import FamilyError, UsageError, unknown_name
-from gqakit.runtime.arrangement import Arrangement, equalise_model, pad_model
 from gqakit.export.source import Source
 from gqakit.families import tensors_of_layer
 from gqakit.progress import Advance
+from gqakit.runtime.arrangement import Arrangement, equalise_model, pad_model
 
 HOWS = ("auto", "pad", "equalise")
 
@@ -96,9 +96,7 @@ def write_uniform(
     )
 
 
-def _produce(
-    rearranged: Callable[[int], dict[str, Tensor]], layer: int, name: str
-) -> Callable[[], Tensor]:
+def _produce(rearranged: Callable[[int], dict[str, Tensor]], layer: int, name: str) -> Callable[[], Tensor]:
     return lambda: rearranged(layer)[name]
 
 
@@ -107,7 +105,9 @@ def _config(source: Source, arrangements: list[Arrangement]) -> tuple[dict[str, 
     family, heads = source.family, arrangements[0].num_heads
     config = {key: value for key, value in source.config.items() if key not in _GROUPED_KEYS}
     config["model_type"] = family
-    config["architectures"] = [name.removeprefix("Gqakit") for name in source.config.get("architectures") or []]
+    config["architectures"] = [
+        name.removeprefix("Gqakit") for name in source.config.get("architectures") or []
+    ]
     config["num_attention_heads"] = heads
     config["num_key_value_heads"] = arrangements[0].num_kv_heads
     config["head_dim"] = source.spec.head_dim
@@ -143,4 +143,3 @@ def _shapes(source: Source, layer: int, arrangement: Arrangement) -> dict[str, t
             shapes[family.bias(layer, projection)] = (count,)
     shapes[family.weight(layer, family.output)] = (spec.hidden_size, arrangement.num_heads * width)
     return shapes
-

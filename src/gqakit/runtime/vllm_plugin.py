@@ -14,4 +14,6 @@ def register() -> None:
     from gqakit.runtime.registration import register as register_configs
 
     register_configs()
-    ModelRegistry.register_model("GqakitLlamaForCausalLM", "gqakit.runtime.vllm_llama:GroupedLlamaForCausalLM")
+    ModelRegistry.register_model(
+        "GqakitLlamaForCausalLM", "gqakit.runtime.vllm_llama:GroupedLlamaForCausalLM"
+    )
