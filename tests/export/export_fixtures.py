@@ -38,7 +38,7 @@ APART: tuple[Maps, ...] = (
     ((0, 0, 0, 0, 1, 1, 1, 1, 1), (0, 0, 1, 1, 1, 1, 1, 2, 2)),
     *UNEQUAL[1:],
 )
-LAYOUTS = {"unequal": UNEQUAL, "same_count": SAME_COUNT, "apart": APART}
+LAYOUTS = {"unequal": UNEQUAL, "same_count": SAME_COUNT, "apart": APART, "one": APART[:1]}
 WIDTHS: dict[str, dict[str, Any]] = {"llama": {"hidden_size": 72}, "qwen2": {"hidden_size": 72}}
 
 

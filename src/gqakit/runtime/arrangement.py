@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from gqakit.runtime.heads_gqakit import LayerHeads
 
@@ -128,4 +129,4 @@ def _parts(groups: Sequence[Group], size: int) -> int:
 
 def _even(group: Group, number: int) -> list[Group]:
     bounds = [len(group) * i // number for i in range(number + 1)]
-    return [group[start:end] for start, end in zip(bounds, bounds[1:], strict=False)]
+    return [group[start:end] for start, end in pairwise(bounds)]
