@@ -14,7 +14,7 @@ ROOT = Path(gqakit.__file__).parent
 ANYWHERE = {"errors", "version", "progress", "configurable"}
 LEVELS = [
     {"core"},
-    {"families", "checkpoint", "nsga"},
+    {"families", "checkpoint", "nsga", "engines"},
     {"methods", "allocation", "calibration", "plan"},
     {"choices", "options", "planner", "convert", "runtime", "inspection", "catalogue"},
     {"report", "evaluation", "training", "export", "verify", "zoo"},

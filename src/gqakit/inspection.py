@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from gqakit.checkpoint import Checkpoint
 from gqakit.core.capacity import GIB
 from gqakit.core.grouping import Grouping, Partition
+from gqakit.engines import names_that_run
 from gqakit.families import FAMILIES, ModelSpec, describe_model
 
 
@@ -98,7 +99,7 @@ def _formats(spec: ModelSpec) -> tuple[FormatReach, ...]:
     if spec.is_grouped:
         why = "already a grouped checkpoint; convert from the model it was made of"
         return tuple(FormatReach(name, False, (), why) for name in ("uniform", "grouped"))
-    heads = spec.key_heads[0]
+    heads, family = spec.key_heads[0], spec.family.model_type
     if heads == 1:
         return tuple(
             FormatReach(name, False, (), "one KV head a layer is the least")
@@ -116,7 +117,8 @@ def _formats(spec: ModelSpec) -> tuple[FormatReach, ...]:
             "grouped",
             True,
             tuple(range(1, heads)),
-            "any groups: transformers, with gqakit or with trust_remote_code; with --kv-maps separate nothing else",
+            f"any groups: {names_that_run('grouped', family)}; "
+            f"with --kv-maps separate: {names_that_run('separate', family)}",
         ),
     )
 

@@ -11,6 +11,7 @@ from gqakit.allocation import ALLOCATIONS, Allocation, Loss
 from gqakit.choices import Side, SlotShape
 from gqakit.core.capacity import Budget
 from gqakit.core.merging import RULES
+from gqakit.engines import ENGINES, check_engine
 from gqakit.errors import BudgetError, UsageError, unknown_name
 from gqakit.families import ModelSpec
 from gqakit.methods import METHODS, GroupingMethod, Sizes
@@ -28,6 +29,7 @@ class PlanOptions:
         cardinality: whether groups may differ in size.
         max_group_size: at most so many query heads read one KV head.
         kv_multiple_of: every layer keeps a multiple of so many KV heads (tensor parallelism).
+        engine: refuse what it cannot run; None for any.
         layer_loss: what the allocation weighs; "auto" is what it asks for, or the cheap stand-in for it.
         method_options, allocation_options: see the method and the allocation.
         stacks: in families with several kinds of attention layers, those to convert; () for those that generation caches,
@@ -43,6 +45,7 @@ class PlanOptions:
     cardinality: Literal["arbitrary", "equal"] = "arbitrary"
     max_group_size: int | None = None
     kv_multiple_of: int = 1
+    engine: str | None = None
     layer_loss: Literal["auto", "objective", "error", "measured"] = "auto"
     method_options: Mapping[str, Any] = field(default_factory=dict)
     allocation_options: Mapping[str, Any] = field(default_factory=dict)
@@ -60,6 +63,8 @@ class PlanOptions:
         ):
             if name not in known:
                 raise unknown_name(kind, name, known)
+        if self.engine is not None and self.engine not in ENGINES:
+            raise unknown_name("engine", self.engine, ENGINES)
         for name in ("max_group_size", "kv_multiple_of"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -86,6 +91,13 @@ class PlanOptions:
     def equal(self) -> bool:
         """Whether all groups of a layer must have the same size."""
         return self.format == "uniform" or self.cardinality == "equal"
+
+    def check_engine(self, family: str) -> None:
+        """Raise `UsageError` where a plan for a model of this family may come out as none for the engine."""
+        if self.engine is not None:
+            separate = self.kv_maps == "separate"
+            formats = ("uniform", "grouped") if self.format == "auto" and not separate else (self.format,)
+            check_engine(self.engine, formats, separate, family)
 
     @property
     def sides(self) -> tuple[Side, ...]:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from gqakit.checkpoint.atomic import write_bytes
 from gqakit.core.grouping import Grouping, Partition
+from gqakit.engines import check_engine, kind_of, names_that_run
 from gqakit.errors import PlanError
 
 PLAN_VERSION = 1
@@ -137,11 +138,18 @@ class Plan(_Strict):
         """Where the result can run."""
         if self.format == "uniform":
             return "any engine that runs the source"
-        if all(grouping.is_shared for grouping in self.groupings):
-            return "transformers, with gqakit or with trust_remote_code"
-        return (
-            "transformers, with gqakit or with trust_remote_code; no other engine keeps keys and values apart"
-        )
+        names = names_that_run(kind_of(self.format, not self.is_shared), self.source.model_type)
+        apart = "" if self.is_shared else "; no engine but transformers keeps keys and values apart"
+        return f"{names} (how: docs/serving.md){apart}"
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether keys and values have one map in every layer."""
+        return all(grouping.is_shared for grouping in self.groupings)
+
+    def check_engine(self, engine: str) -> None:
+        """Raise `UsageError` unless the engine runs what the plan makes."""
+        check_engine(engine, (self.format,), not self.is_shared, self.source.model_type)
 
     @property
     def fingerprint(self) -> str:

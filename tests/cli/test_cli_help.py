@@ -21,6 +21,7 @@ COMMANDS = [
     ("plan", "show"),
     ("plan", "diff"),
     ("convert",),
+    ("export",),
     ("correlate",),
     ("verify",),
     ("evaluate",),

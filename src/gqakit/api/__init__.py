@@ -12,6 +12,7 @@ from gqakit.api.converting import ConvertResult, convert
 from gqakit.api.correlating import correlate
 from gqakit.api.demonstrating import demo
 from gqakit.api.evaluating import evaluate
+from gqakit.api.exporting import ExportResult, export
 from gqakit.api.generating import generate
 from gqakit.api.planning import BudgetOptions, MeasureOptions, PlanOptions, explore, plan
 from gqakit.api.verifying import verify
@@ -19,6 +20,7 @@ from gqakit.api.verifying import verify
 __all__ = [
     "BudgetOptions",
     "ConvertResult",
+    "ExportResult",
     "MeasureOptions",
     "PlanOptions",
     "calibrate",
@@ -27,6 +29,7 @@ __all__ = [
     "demo",
     "evaluate",
     "explore",
+    "export",
     "generate",
     "inspect",
     "methods",

@@ -78,7 +78,7 @@ def convert(
         model: directory or hub name.
         out: the new directory.
         plan: carry out this one; its moments are looked for where it says, unless `moments` is given.
-        budget, options: make a plan instead.
+        budget, options: make a plan instead. The engine of the options goes for a plan that is given, too.
         moments: a moments file.
         layer_losses: how to measure what a layer's choices lose; None does so on `text` where the model is calibrated
             anyway, and else lets the merge rule's own error stand in.
@@ -122,11 +122,14 @@ def convert(
         refit_windows(source, content, tokens, window)
     if plan is not None:
         plan.check_source(source.fingerprint(), model)
+        if options is not None and options.engine is not None:
+            plan.check_engine(options.engine)
         check_rules(plan)
         opened = None if plan.moments is None else _planned_moments(plan, moments)
     else:
         assert budget is not None
         options = options or PlanOptions()
+        options.check_engine(spec.family.model_type)
         check_budget(
             spec, budget.resolve(spec), options, measurable=True
         )  # an impossible one is said before the calibration

@@ -183,6 +183,7 @@ def explore_opened(
     whole_front: bool = False,
 ) -> Planned:
     """`explore` for a checkpoint that is open already."""
+    options.check_engine(spec.family.model_type)
     resolved = budget.resolve(spec)
     allocation = options.allocation_for(resolved, measure is not None)
     measured = None

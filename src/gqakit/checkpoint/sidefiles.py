@@ -7,6 +7,7 @@ never the model card (README.md is about the source), never hidden files.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -58,12 +59,16 @@ def side_files(source_dir: Path) -> tuple[str, ...]:
     return tuple(sorted(chosen))
 
 
-def copy_side_files(source_dir: Path, out_dir: Path) -> tuple[str, ...]:
-    """Copy the side files of a checkpoint into an existing directory; returns their relative names, sorted.
+def copy_side_files(
+    source_dir: Path, out_dir: Path, skip: Callable[[str], bool] = lambda name: False
+) -> tuple[str, ...]:
+    """Copy the side files of a checkpoint, but those to `skip`, into an existing directory.
+
+    Returns their relative names, sorted.
 
     Raises CheckpointError if one cannot be read, OutputError if one cannot be written.
     """
-    names = side_files(source_dir)
+    names = tuple(name for name in side_files(source_dir) if not skip(name))
     for name in names:
         target = out_dir / name
         with output_errors(target):

@@ -47,6 +47,7 @@ def write_checkpoint(
     extra_files: Mapping[str, bytes],
     job: Mapping[str, Any],
     checksum_file: str | None = None,
+    skip_files: Callable[[str], bool] = lambda name: False,
     overwrite: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> WriteResult:
@@ -62,6 +63,7 @@ def write_checkpoint(
         extra_files: relative name -> content, written after the side files, replacing equal names.
         job: what determines the output besides the source, as JSON; a changed job is not continued.
         checksum_file: name of a JSON file to write beside the shards, shard file -> sha256 (hex); None for none.
+        skip_files: which side files of the source, by name, the output is not to have.
         overwrite: replace the checkpoint in `out`.
         progress: called with the number of bytes just written; the sum is the size of all shards.
 
@@ -86,7 +88,7 @@ def write_checkpoint(
     if checksum_file is not None:
         sums = {shard.name: finished[shard.name].sha256 for shard in shards}
         write_bytes(out / checksum_file, pretty(sums))
-    copied = copy_side_files(source.path, out)
+    copied = copy_side_files(source.path, out, skip_files)
     for name, data in extra_files.items():
         with output_errors(out / name):
             (out / name).parent.mkdir(parents=True, exist_ok=True)

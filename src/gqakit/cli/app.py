@@ -6,7 +6,19 @@ from typing import Annotated
 
 import typer
 
-from gqakit.cli import calibrate, convert, correlate, demo, evaluate, generate, inspect, methods, plan, verify
+from gqakit.cli import (
+    calibrate,
+    convert,
+    correlate,
+    demo,
+    evaluate,
+    export,
+    generate,
+    inspect,
+    methods,
+    plan,
+    verify,
+)
 from gqakit.version import __version__
 
 app = typer.Typer(
@@ -43,6 +55,7 @@ app.command("convert")(convert.command)
 app.command("verify")(verify.command)
 app.command("evaluate")(evaluate.command)
 app.command("correlate")(correlate.command)
+app.command("export")(export.command)
 app.command("generate")(generate.command)
 app.command("methods")(methods.command)
 app.command("demo")(demo.command)

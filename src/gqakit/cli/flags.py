@@ -73,6 +73,14 @@ class PlanFlags:
         ),
     ] = None
     seed: Seed = 0
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            "--for",
+            help="Refuse what this engine cannot run: transformers, llama.cpp, vllm, sglang or onnx.",
+            rich_help_panel=_HOW,
+        ),
+    ] = None
 
     cardinality: Annotated[
         str, _option(_SHAPE, "arbitrary, or equal: all groups of a layer have the same size.")
@@ -163,7 +171,7 @@ class PlanFlags:
 
         names = (
             "method", "merge", "allocation", "format", "seed", "kv_maps", "cardinality", "max_group_size",
-            "kv_multiple_of", "layer_loss",
+            "kv_multiple_of", "layer_loss", "engine",
         )  # fmt: skip
         options = PlanOptions(**{name: getattr(self, name) for name in names})
         given = {name: getattr(self, name) for name in SEARCH if getattr(self, name) is not None}

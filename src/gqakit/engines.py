@@ -1,0 +1,144 @@
+"""Which engine runs which kind of checkpoint: one table for plans, inspection, exports and docs/serving.md."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from gqakit.errors import UsageError, unknown_name
+
+Kind = Literal["uniform", "grouped", "separate"]
+"""`uniform`; `grouped` with one map for keys and values of a layer; `grouped` with two maps that differ."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What one engine takes.
+
+    Attributes:
+        name: for `--for`.
+        uniform, grouped, separate: how it runs each kind of checkpoint; None where it does not.
+        families: the families whose grouped checkpoints it runs; None for all.
+        checked: how that is known.
+    """
+
+    name: str
+    uniform: str
+    grouped: str | None
+    separate: str | None
+    families: tuple[str, ...] | None
+    checked: str
+
+    def how(self, kind: Kind, family: str | None = None) -> str | None:
+        """How the engine runs a checkpoint of a kind, None if it does not."""
+        if kind == "uniform":
+            return self.uniform
+        if family is not None and self.families is not None and family not in self.families:
+            return None
+        return self.grouped if kind == "grouped" else self.separate
+
+
+_ENGINES = (
+    Engine(
+        "transformers",
+        uniform="as it is",
+        grouped="as it is, with gqakit or with trust_remote_code",
+        separate="as it is, with gqakit or with trust_remote_code",
+        families=None,
+        checked="tests",
+    ),
+    Engine(
+        "llama.cpp",
+        uniform="gqakit export --to gguf",
+        grouped="gqakit export --to gguf",
+        separate="gqakit export --to gguf: more KV heads, the common refinement of the two maps",
+        families=("llama", "mistral", "qwen2"),
+        checked="tests (xllamacpp, CPU)",
+    ),
+    Engine(
+        "vllm",
+        uniform="as it is",
+        grouped="as it is, with gqakit installed beside vLLM (a plugin)",
+        separate="as it is, with the plugin: more KV heads, the common refinement",
+        families=("llama",),
+        checked="benchmarks/vllm_check.py (CPU)",
+    ),
+    Engine(
+        "sglang",
+        uniform="as it is",
+        grouped=None,
+        separate=None,
+        families=None,
+        checked="not run",
+    ),
+    Engine(
+        "onnx",
+        uniform="gqakit export --to onnx",
+        grouped="gqakit export --to onnx",
+        separate="gqakit export --to onnx",
+        families=None,
+        checked="tests (ONNX Runtime, CPU): prefill",
+    ),
+)
+
+ENGINES: dict[str, Engine] = {engine.name: engine for engine in _ENGINES}
+
+TITLE = {
+    "uniform": "`uniform`",
+    "grouped": "`grouped`",
+    "separate": "`grouped`, `--kv-maps separate`",
+}
+
+
+def names_that_run(kind: Kind, family: str | None = None) -> str:
+    """The engines that run a kind of checkpoint, for a sentence."""
+    return ", ".join(name for name, engine in ENGINES.items() if engine.how(kind, family) is not None)
+
+
+def kind_of(format: str, separate: bool) -> Kind:
+    """The kind of checkpoint that a format gives."""
+    if format == "uniform":
+        return "uniform"
+    return "separate" if separate else "grouped"
+
+
+def check_engine(name: str, formats: Sequence[str], separate: bool, family: str | None = None) -> None:
+    """Refuse what an engine cannot run.
+
+    Args:
+        name: of the engine.
+        formats: those that the plan has or may come out with.
+        separate: whether keys and values are grouped apart.
+        family: `model_type` of the source; None if it is not known yet.
+
+    Raises:
+        UsageError: the engine is not known, or one of the formats is not for it; says what would fit.
+    """
+    if name not in ENGINES:
+        raise unknown_name("engine", name, ENGINES)
+    engine = ENGINES[name]
+    for format in formats:
+        kind = kind_of(format, separate)
+        if engine.how(kind, family) is not None:
+            continue
+        shared_fits = kind == "separate" and engine.how("grouped", family) is not None
+        fit = "--kv-maps shared" if shared_fits else "--format uniform"
+        of = f" {family}" if family else ""
+        apart = " with keys and values grouped apart" if kind == "separate" else ""
+        may = " (which --format auto may come out with)" if len(formats) > 1 else ""
+        raise UsageError(
+            f"--for {name}: it cannot run a grouped{of} checkpoint{apart}{may}. What fits: {fit}. "
+            f"Engines that can: {names_that_run(kind, family)}"
+        )
+
+
+def markdown() -> str:
+    """The table as Markdown; docs/serving.md holds it."""
+    header = ("engine", *TITLE.values(), "grouped families", "checked by")
+    lines = [header, ("---",) * len(header)]
+    for engine in _ENGINES:
+        cells = (engine.how(kind) or "no" for kind in ("uniform", "grouped", "separate"))
+        families = "none" if engine.grouped is None else ", ".join(engine.families or ("all",))
+        lines.append((f"`{engine.name}`", *cells, families, engine.checked))
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"

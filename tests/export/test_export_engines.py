@@ -1,0 +1,95 @@
+"""What engines take: plans are refused before any work, and docs/serving.md says what the table does."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from command import refused, succeeds
+from export_fixtures import APART, UNEQUAL, plan_of
+
+from gqakit.engines import ENGINES, Engine, check_engine, markdown
+from gqakit.errors import UsageError
+
+Models = Callable[..., Path]
+SERVING = Path(__file__).parents[2] / "docs" / "serving.md"
+
+
+@pytest.mark.parametrize("command", ["plan", "convert"])
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--for", "sglang"], ["--format uniform", "auto"]),
+        (["--for", "sglang", "--format", "grouped"], ["--format uniform", "transformers"]),
+        (["--for", "sgl"], ["Did you mean 'sglang'"]),
+    ],
+)
+def test_a_plan_that_the_engine_cannot_take_is_refused(
+    model: Models, command: str, options: list[str], says: list[str]
+) -> None:
+    refused(2, command, model(), "--kv-ratio", "0.5", "-o", "out", *options, says=tuple(says))
+
+
+def test_the_family_counts(model: Models) -> None:
+    for engine in ("vllm", "llama.cpp"):
+        says = ("grouped qwen3", "--format uniform")
+        refused(2, "plan", model("qwen3"), "--kv-ratio", "0.5", "-o", "p", "--for", engine, says=says)
+
+
+def test_a_plan_that_fits_passes(model: Models) -> None:
+    some = ("--kv-ratio", "0.5", "--method", "neighbour", "--merge", "mean")
+    succeeds("plan", model(), *some, "--for", "sglang", "--format", "uniform", "-o", "uniform.json")
+    succeeds("plan", model(), *some, "--for", "llama.cpp", "-o", "any.json")
+
+
+def test_a_plan_that_is_given_is_looked_at(model: Models) -> None:
+    source = model("llama", num_attention_heads=9, kv_heads=9, hidden_size=72)
+    plan_of(source, UNEQUAL).save(Path("unequal.json"))
+    refused(2, "convert", source, "--plan", "unequal.json", "--for", "sglang", "-o", "out", says=("uniform",))
+    succeeds("convert", source, "--plan", "unequal.json", "--for", "vllm", "--dry-run", "-o", "out")
+    shown = succeeds("plan", "show", "unequal.json").out
+    assert "transformers, llama.cpp, vllm, onnx" in shown
+    plan_of(source, APART).save(Path("apart.json"))
+    assert (
+        "no engine but transformers keeps keys and values apart" in succeeds("plan", "show", "apart.json").out
+    )
+
+
+def test_uniform_goes_everywhere() -> None:
+    for name in ENGINES:
+        check_engine(name, ("uniform",), separate=False, family="qwen3")
+
+
+def test_separate_maps_may_be_what_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    only = Engine("some", "as it is", "as it is", None, None, "not run")
+    monkeypatch.setitem(ENGINES, "some", only)
+    with pytest.raises(UsageError, match="--kv-maps shared"):
+        check_engine("some", ("grouped",), separate=True)
+
+
+def test_the_help_names_every_engine() -> None:
+    text = " ".join(succeeds("plan", "make", "--help").out.split())
+    assert all(name in text for name in ENGINES)
+
+
+def test_serving_holds_the_table_and_a_section_for_each_engine() -> None:
+    text = SERVING.read_text("utf-8")
+    assert markdown() in text, "docs/serving.md: paste the output of gqakit.engines.markdown()"
+    for name in ENGINES:
+        assert f"\n## {name}" in text
+
+
+def test_the_commands_of_serving_run(grouped: Models, tmp_path: Path) -> None:
+    blocks = re.findall(r"```sh\n(.*?)```", SERVING.read_text("utf-8"), flags=re.DOTALL)
+    lines = [line.split("  #")[0] for block in blocks for line in block.splitlines()]
+    lines = [line for line in lines if line.startswith("gqakit export")]
+    assert len(lines) >= 4
+    for line in lines:
+        words = [
+            word.replace("$OUT", str(grouped())).replace("$WORK", str(tmp_path)) for word in shlex.split(line)
+        ]
+        if "onnx" not in words:  # that one takes long, and has a test
+            succeeds(*words[1:])

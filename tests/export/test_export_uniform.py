@@ -1,0 +1,83 @@
+"""Stock checkpoints out of grouped ones: any transformers loads them, and they compute the same."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from command import refused, succeeds
+from tiny_models import all_tensors, edit_json, logits
+from transformers import AutoModelForCausalLM
+
+Models = Callable[..., Path]
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize("how", ["pad", "equalise"])
+def test_the_model_computes_the_same(grouped: Models, family: str, how: str) -> None:
+    source = grouped(family)
+    succeeds("export", source, "--to", "uniform", "--how", how, "-o", "out")
+    assert not list(Path("out").glob("*.py"))
+    AutoModelForCausalLM.from_pretrained("out")  # a stock class, or the next line would be the grouped one's
+    config = json.loads(Path("out/config.json").read_text())
+    assert not {"gqakit", "auto_map", "per_layer_config"} & config.keys()
+    assert config["num_key_value_heads"] == (5 if how == "pad" else 9)
+    torch.testing.assert_close(logits(Path("out")), logits(source), rtol=0, atol=2e-5)
+
+
+def test_padding_keeps_the_cache_where_layers_have_the_same_number_of_heads(grouped: Models) -> None:
+    source = grouped("qwen2", "same_count")
+    ran = json.loads(succeeds("export", source, "--to", "uniform", "-o", "out", "--json").out)
+    assert ran["how"] == "pad"
+    assert ran["kv_bytes_per_token"] == ran["kv_bytes_per_token_before"]
+    assert set(ran["kv_heads"]) == {3}
+    assert set(ran["query_heads"]) == {15}  # three groups of at most five
+    config = json.loads(Path("out/config.json").read_text())
+    assert (config["num_attention_heads"], config["num_key_value_heads"]) == (15, 3)
+    written = sum(tensor.numel() for tensor in all_tensors(Path("out")).values())
+    biases = 4 * (15 - 9) * 8
+    assert written == ran["parameters"] + biases
+    torch.testing.assert_close(logits(Path("out")), logits(source), rtol=0, atol=2e-5)
+
+
+def test_a_llama_whose_heads_do_not_divide_its_width_becomes_a_mistral(grouped: Models) -> None:
+    ran = json.loads(
+        succeeds("export", grouped("llama", "same_count"), "--to", "uniform", "-o", "out", "--json").out
+    )
+    assert ran["kind"] == "mistral"
+    assert any("mistral without sliding window" in note for note in ran["notes"])
+    config = json.loads(Path("out/config.json").read_text())
+    assert config["architectures"] == ["MistralForCausalLM"]
+    assert config["sliding_window"] is None
+    torch.testing.assert_close(logits(Path("out")), logits(grouped("llama", "same_count")), rtol=0, atol=2e-5)
+
+
+def test_keys_and_values_apart_become_the_common_refinement(grouped: Models) -> None:
+    source = grouped("llama", "apart")
+    ran = succeeds("export", source, "--to", "uniform", "--how", "equalise", "-o", "out").out
+    assert "common refinement" in ran
+    torch.testing.assert_close(logits(Path("out")), logits(source), rtol=0, atol=2e-5)
+
+
+def test_what_cannot_be(grouped: Models, model: Models) -> None:
+    refused(2, "export", model(), "--to", "uniform", "-o", "out", says=("already",))
+    refused(2, "export", grouped(), "--to", "uniform", "--how", "so", "-o", "out", says=("equalise", "pad"))
+    refused(2, "export", grouped(), "--to", "uniform", "--dtype", "f16", "-o", "out", says=("--dtype",))
+    Path("there").mkdir()
+    Path("there/config.json").write_text("{}")
+    refused(7, "export", grouped(), "--to", "uniform", "-o", "there", says=("not empty", "--overwrite"))
+    succeeds("export", grouped(), "--to", "uniform", "-o", "there", "--overwrite")
+
+
+def test_a_biased_llama_is_equalised_where_it_cannot_be_a_mistral(grouped: Models, tmp_path: Path) -> None:
+    import shutil
+
+    source = Path(shutil.copytree(grouped("llama", "same_count", attention_bias=True), tmp_path / "biased"))
+    refused(4, "export", source, "--to", "uniform", "--how", "pad", "-o", "out", says=("attention_bias",))
+    ran = json.loads(succeeds("export", source, "--to", "uniform", "-o", "out", "--json").out)
+    assert (ran["kind"], ran["how"]) == ("llama", "equalise")
+    edit_json(source / "config.json", gqakit={"format_version": 9, "layers": []})
+    refused(4, "export", source, "--to", "uniform", "-o", "out2", says=("gqakit",))
