@@ -5,12 +5,14 @@ This file is copied into every grouped checkpoint, so it imports nothing of gqak
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import dropout as drop
 from torch.nn.functional import scaled_dot_product_attention
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.utils import logging
 
 from .heads_gqakit import LayerHeads
@@ -22,6 +24,24 @@ logger = logging.get_logger(__name__)
 # it is bound by arithmetic, and padding rows would cost more than one copy of K and V to all query heads.
 PACKED_QUERY_LIMIT = 32
 
+# From so many cached positions a CPU gains more by leaving out padding rows than a call for each head costs.
+MANY_POSITIONS = 512
+
+# Explicit scores are held for so many new positions at a time.
+QUERY_BLOCK = 256
+
+# On a CPU, half precision takes a slow path for a single query row, in SDPA, and for few rows, in products.
+HALF_PRECISION = torch.bfloat16, torch.float16
+HALF_PRECISION_ROWS = 4
+
+
+def rows_on_cpu(group: int) -> int:
+    """Rows for a group of query heads: CPU matrix products like multiples of 4, large ones of 8."""
+    if group == 1:
+        return 1
+    step = 4 if group <= 8 else 8
+    return -(-group // step) * step
+
 
 class GroupedHeads:
     """Attention for one layer's head maps. Batch B, query heads H, new positions T, cached positions S.
@@ -31,12 +51,14 @@ class GroupedHeads:
     """
 
     def __init__(self, heads: LayerHeads) -> None:
-        self.keys = Packing(heads.key_head_of_query)
-        self.values = Packing(heads.value_head_of_query)
-        self.same_maps = heads.key_head_of_query == heads.value_head_of_query
-        self.key_slot_of_value_slot = DeviceIndex(
-            self.keys.slot_of_query.cpu[self.values.query_of_slot.cpu].tolist()
-        )
+        maps = heads.key_head_of_query, heads.value_head_of_query
+        self.same_maps = maps[0] == maps[1]
+        self.padded = _Layout(maps)
+        self.ragged = _Layout(maps, on_cpu=True)
+        # The order of ordinary grouped-query attention, which transformers' own functions take as it is.
+        self.ordinary = self.same_maps and self.padded.keys.in_order
+        self.multi_head = self.ordinary and heads.num_key_heads == len(maps[0])
+        self._head_of_query = [DeviceIndex(each) for each in maps]
 
     def attend(
         self,
@@ -47,29 +69,42 @@ class GroupedHeads:
         dropout: float,
         scaling: float,
         is_causal: bool,
+        softcap: float | None = None,
     ) -> Tensor:
-        """`softmax(q kᵀ · scaling + mask) v` for each query head, over the key and value head that it reads.
+        """`softmax(cap(q kᵀ · scaling) + mask) v` for each query head, over the key and value head it reads.
 
         Args:
             query: `[B, H, T, d]`.
             key: `[B, key heads, S, d]`.
             value: `[B, value heads, S, dv]`.
-            mask: `[B or 1, 1 or H, T, S]`, boolean (True takes part) or added to the scores, or None.
+            mask: `[B or 1, 1 or H, T or 1, S]`, boolean (True takes part) or added to the scores, or None.
             dropout: probability to drop an attention weight.
             scaling: factor on the scores.
             is_causal: mask later positions; only without `mask`.
+            softcap: `cap(x) = softcap · tanh(x / softcap)`; None leaves scores as they are.
 
         Returns:
             `[B, H, T, dv]`.
         """
-        shared_mask = mask is None or mask.shape[1] == 1
-        if is_causal or not shared_mask or query.shape[2] > PACKED_QUERY_LIMIT:
-            return self._attend_spread(query, key, value, mask, dropout, scaling, is_causal)
-        if self.same_maps:
-            return self._attend_packed(query, key, value, mask, dropout, scaling)
-        return self._attend_two_maps(query, key, value, mask, dropout, scaling)
+        length = query.shape[2]
+        if is_causal:  # an empty static cache is longer than its first input
+            key, value = key[:, :, :length], value[:, :, :length]
+        ragged = query.device.type == "cpu" and not torch.compiler.is_compiling()
+        ragged = ragged and key.shape[2] >= MANY_POSITIONS
+        layout = self.ragged if ragged else self.padded
+        if softcap is not None:
+            return layout.explicit(query, key, value, mask, dropout, scaling, is_causal, softcap)
+        if is_causal or length > PACKED_QUERY_LIMIT:
+            return self._spread(query, key, value, mask, dropout, scaling, is_causal)
+        if not self.same_maps:
+            return layout.explicit(query, key, value, mask, dropout, scaling)
+        if self.multi_head or (self.ordinary and mask is not None):
+            layout = self.padded  # bit for bit what transformers' own function computes
+        elif ragged and query.dtype == torch.float32:
+            return layout.explicit(query, key, value, mask, dropout, scaling)
+        return layout.fused(query, key, value, mask, dropout, scaling)
 
-    def _attend_spread(
+    def _spread(
         self,
         query: Tensor,
         key: Tensor,
@@ -79,53 +114,127 @@ class GroupedHeads:
         scaling: float,
         is_causal: bool,
     ) -> Tensor:
-        if is_causal:  # an empty static cache is longer than its first input
-            key, value = key[:, :, : query.shape[2]], value[:, :, : query.shape[2]]
-        key, value = self.keys.spread(key), self.values.spread(value)
+        """SDPA over keys and values that are copied to all query heads, unless SDPA can do without."""
+        grouped = self.ordinary and mask is None and key.shape[-1] == value.shape[-1] <= 256
+        if not grouped and not self.multi_head:
+            key, value = (
+                states.index_select(1, index.on(states.device))
+                for states, index in zip((key, value), self._head_of_query, strict=True)
+            )
         return scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling, is_causal=is_causal
+            query,
+            key,
+            value,
+            attn_mask=mask,
+            dropout_p=dropout,
+            scale=scaling,
+            is_causal=is_causal,
+            enable_gqa=grouped and not self.multi_head,
         )
 
-    def _attend_packed(
-        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float, scaling: float
-    ) -> Tensor:
-        packed = self.keys.pack(query)
-        # On a CPU, half precision takes a slow path for a single query row.
-        doubled = packed.shape[2] == 1 and packed.device.type == "cpu" and packed.dtype != torch.float32
-        if doubled:
-            packed = packed.expand(-1, -1, 2, -1)
-        mask = _mask_of_rows(mask, self.keys.rows)
-        out = scaled_dot_product_attention(
-            packed, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling
+
+class _Layout:
+    """A packing by key head and one by value head, and attention over them.
+
+    Args:
+        maps: the key head and the value head of each query head.
+        on_cpu: whether each cached head has only the rows it needs on a CPU; else all are padded alike.
+    """
+
+    def __init__(self, maps: tuple[Sequence[int], Sequence[int]], on_cpu: bool = False) -> None:
+        self.keys, self.values = (Packing(each, rows_on_cpu if on_cpu else None) for each in maps)
+        self.same_maps = maps[0] == maps[1]
+        self.key_slot_of_value_slot = DeviceIndex(
+            self.keys.slot_of_query.cpu[self.values.query_of_slot.cpu].tolist()
         )
-        return self.keys.unpack(out[:, :, :1] if doubled else out, query.shape[2])
 
-    def _attend_two_maps(
+    def fused(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float, scaling: float
     ) -> Tensor:
-        scores = self.keys.pack(query) @ key.transpose(2, 3)  # [B, key heads, rows T, S]
-        scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) * scaling
-        mask = _mask_of_rows(mask, self.keys.rows)
-        if mask is not None and mask.dtype == torch.bool:
-            # Not -inf: a position that sees nothing at all must stay finite.
-            scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-        elif mask is not None:
-            scores = scores + mask
-        weights = drop(scores.softmax(-1), p=dropout).to(value.dtype)
-        batch, length, positions = query.shape[0], query.shape[2], key.shape[2]
-        weights = weights.reshape(batch, -1, length, positions)  # [B, key slots, T, S]
-        weights = weights.index_select(
-            1, self.key_slot_of_value_slot.on(weights.device)
-        )  # [B, value slots, T, S]
-        out = weights.reshape(batch, self.values.num_heads, -1, positions) @ value
-        return self.values.unpack(out, length)
+        """PyTorch's SDPA over each part; the maps must be the same."""
+        length = query.shape[2]
+        half = query.device.type == "cpu" and query.dtype in HALF_PRECISION
+        outs: list[Tensor] = []
+        parts = zip(self.keys.parts, self.keys.pack(query), self.keys.pack_mask(mask, length), strict=True)
+        for part, rows, part_mask in parts:
+            widened = half and rows.shape[2] == 1
+            out = scaled_dot_product_attention(
+                rows.expand(-1, -1, HALF_PRECISION_ROWS, -1) if widened else rows,
+                key[:, part.heads],
+                value[:, part.heads],
+                attn_mask=part_mask,
+                dropout_p=dropout,
+                scale=scaling,
+            )
+            outs.append(out[:, :, :1] if widened else out)
+        return self.keys.unpack(outs, length)
+
+    def explicit(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        dropout: float,
+        scaling: float,
+        is_causal: bool = False,
+        softcap: float | None = None,
+    ) -> Tensor:
+        """Matrix products with the scores in between, for what SDPA cannot do or does slower."""
+        length = query.shape[2]
+        if is_causal:
+            mask = query.new_ones(length, length, dtype=torch.bool).tril()[None, None]
+        outs: list[Tensor] = []
+        for start in range(0, length, QUERY_BLOCK):
+            rows = slice(start, start + QUERY_BLOCK)
+            block_mask = mask[:, :, rows] if mask is not None and mask.shape[2] > 1 else mask
+            weights = self._weights(query[:, :, rows] * scaling, key, block_mask, softcap)
+            weights = (drop(each, p=dropout) for each in weights) if dropout else weights
+            outs.append(self._mix(weights, value, query[:, :, rows].shape[2]))
+        return (outs[0] if len(outs) == 1 else torch.cat(outs, 2)).to(value.dtype)
+
+    def _weights(
+        self, query: Tensor, key: Tensor, mask: Tensor | None, softcap: float | None
+    ) -> Iterator[Tensor]:
+        """The weights of each part, `[B, heads, rows * T, S]`, one by one: they are used while in cache."""
+        masks = self.keys.pack_mask(mask, query.shape[2])
+        for part, rows, part_mask in zip(self.keys.parts, self.keys.pack(query), masks, strict=True):
+            # Transposed, a product of few rows streams the keys; the other way round it is half as fast.
+            scores = _wide(key[:, part.heads]) @ _wide(rows).transpose(2, 3)
+            scores = scores.transpose(2, 3).contiguous()
+            if softcap is not None:
+                scores = softcap * (scores / softcap).tanh()
+            if part_mask is not None and part_mask.dtype == torch.bool:
+                # Not -inf: a position that sees nothing at all must stay finite.
+                scores = scores.masked_fill(~part_mask, torch.finfo(scores.dtype).min)
+            elif part_mask is not None:
+                scores = scores + part_mask
+            yield scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
+
+    def _mix(self, weights: Iterator[Tensor], value: Tensor, length: int) -> Tensor:
+        """`[B, H, T, dv]` from the weights of each part."""
+        batch, _, positions, _ = value.shape
+        if not self.same_maps:
+            slots = torch.cat([each.reshape(batch, -1, length, positions) for each in weights], 1)
+            slots = slots.index_select(1, self.key_slot_of_value_slot.on(slots.device))
+            weights = (
+                each.reshape(batch, part.num_heads, -1, positions)
+                for part, each in zip(
+                    self.values.parts, slots.split(self.values.slots_of_part, 1), strict=True
+                )
+            )
+        outs: list[Tensor] = []
+        for part, each in zip(self.values.parts, weights, strict=True):
+            states = _wide(value[:, part.heads])
+            outs.append(each.to(states.dtype) @ states)
+        return self.values.unpack(outs, length)
 
 
-def _mask_of_rows(mask: Tensor | None, rows: int) -> Tensor | None:
-    """`[B, 1, T, S]` to `[B, 1, rows * T, S]`; a mask of one position broadcasts over the rows as it is."""
-    if mask is None or mask.shape[2] == 1:
-        return mask
-    return mask.unsqueeze(2).expand(-1, -1, rows, -1, -1).flatten(2, 3)
+def _wide(states: Tensor) -> Tensor:
+    """Half precision as float32 on a CPU, whose half-precision products of few rows are far slower."""
+    if states.device.type == "cpu" and states.dtype in HALF_PRECISION:
+        return states.float()
+    return states
 
 
 def grouped_attention_forward(
@@ -137,27 +246,63 @@ def grouped_attention_forward(
     dropout: float = 0.0,
     scaling: float | None = None,
     is_causal: bool | None = None,
+    position_bias: Tensor | None = None,
+    softcap: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """The function behind `attn_implementation="gqakit"`, with the signature transformers asks for.
 
     Whether attention is causal is decided as in transformers' `sdpa_attention_forward`. The module's own
     `grouped_heads` does the work: a checkpoint that brings this code may register it over another release's.
+    A module without them keeps its stock heads and runs transformers' function.
+
+    Args:
+        module: the attention module.
+        query: `[B, H, T, d]`.
+        key: `[B, key heads, S, d]`.
+        value: `[B, value heads, S, dv]`.
+        attention_mask: `[B or 1, 1 or H, T or 1, S]`, boolean (True takes part) or added to the scores.
+        dropout: probability to drop an attention weight.
+        scaling: factor on the scores, `d ** -0.5` if None.
+        is_causal: mask later positions where there is no `attention_mask`; the module's own if None.
+        position_bias: `[B or 1, 1 or H, T or 1, S]`, added to the scores.
+        softcap: scores are capped to `softcap · tanh(scores / softcap)` before masks and biases.
+        **kwargs: what transformers passes to attention functions of other kinds.
 
     Returns:
         `[B, T, H, dv]`, and None where other functions give attention weights.
-
-    Raises:
-        ValueError: the family caps its scores (`softcap`), which SDPA cannot.
     """
-    if kwargs.get("softcap") is not None:
-        raise ValueError("`gqakit` attention does not support `softcap`.")
     if kwargs.get("output_attentions", False):
         logger.warning_once(
             "`gqakit` attention does not support `output_attentions=True`, as `sdpa` does not."
         )
     wants_causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
     causal = query.shape[2] > 1 and attention_mask is None and wants_causal
+    if position_bias is not None:
+        attention_mask = _mask_with_bias(attention_mask, position_bias, causal, query, key)
+        causal = False
+    heads = getattr(module, "grouped_heads", None)
+    if heads is None:
+        if softcap is not None:
+            kwargs["softcap"] = softcap
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout, scaling, causal, **kwargs
+        )
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    out = module.grouped_heads.attend(query, key, value, attention_mask, dropout, scaling, causal)
+    if softcap is None:
+        out = heads.attend(query, key, value, attention_mask, dropout, scaling, causal)
+    else:
+        out = heads.attend(query, key, value, attention_mask, dropout, scaling, causal, softcap)
     return out.transpose(1, 2).contiguous(), None
+
+
+def _mask_with_bias(mask: Tensor | None, bias: Tensor, causal: bool, query: Tensor, key: Tensor) -> Tensor:
+    """The bias as a mask to add to the scores, with the boolean, additive or causal mask in it."""
+    if mask is None and not causal:
+        return bias
+    if mask is not None and mask.dtype != torch.bool:
+        return mask + bias
+    if mask is None:
+        mask = query.new_ones(query.shape[2], key.shape[2], dtype=torch.bool).tril()[None, None]
+    # Not -inf: a position that sees nothing at all must stay finite.
+    return torch.where(mask, bias, torch.finfo(bias.dtype).min)

@@ -6,56 +6,85 @@ costs more than the attention itself. This file is copied into every grouped che
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 
-class Packing:
-    """The layout for one head map: a row for each query head in its group, shorter groups padded.
+class Part(NamedTuple):
+    """Cached heads that one call attends to, each with as many rows of query heads."""
 
-    A padding row repeats the first query head of its group, so it stays finite; nothing reads its result.
+    heads: slice
+    num_heads: int
+    rows: int
+
+
+class Packing:
+    """The layout for one head map: a slot for each query head in its group, and padding slots.
+
+    A padding slot repeats the first query head of its group, so it stays finite; nothing reads its result.
 
     Args:
         head_of_query: for each query head the cached head it reads, labels 0..n-1.
+        rows_of_group: the slots that a group of so many query heads gets, every cached head being a part of
+            its own. None pads all groups to the largest, and all cached heads are one part.
     """
 
-    def __init__(self, head_of_query: Sequence[int]) -> None:
+    def __init__(
+        self, head_of_query: Sequence[int], rows_of_group: Callable[[int], int] | None = None
+    ) -> None:
         groups: list[list[int]] = [[] for _ in range(max(head_of_query) + 1)]
         for query_head, head in enumerate(head_of_query):
             groups[head].append(query_head)
-        self.num_heads = len(groups)
-        self.rows = max(map(len, groups))
-        slots = [(group + group[:1] * self.rows)[: self.rows] for group in groups]
+        if rows_of_group is None:
+            rows = [max(map(len, groups))] * len(groups)
+            self.parts = [Part(slice(0, len(groups)), len(groups), rows[0])]
+        else:
+            rows = [rows_of_group(len(group)) for group in groups]
+            self.parts = [Part(slice(head, head + 1), 1, count) for head, count in enumerate(rows)]
+        slots = [(group + group[:1] * count)[:count] for group, count in zip(groups, rows, strict=True)]
         packed = [query_head for slot in slots for query_head in slot]
+        self.slots_of_part = [part.num_heads * part.rows for part in self.parts]
         self.in_order = packed == list(range(len(head_of_query)))
-        self.head_of_query = DeviceIndex(head_of_query)
         self.query_of_slot = DeviceIndex(packed)
-        self.slot_of_query = DeviceIndex(
-            [packed.index(query_head) for query_head in range(len(head_of_query))]
-        )
+        self.slot_of_query = DeviceIndex([packed.index(head) for head in range(len(head_of_query))])
 
-    def pack(self, query: Tensor) -> Tensor:
-        """`[batch, query heads, T, d]` to `[batch, heads, rows * T, d]`."""
+    def pack(self, query: Tensor) -> list[Tensor]:
+        """`[batch, query heads, T, d]` to `[batch, heads of the part, rows * T, d]` for each part."""
         batch, _, length, dim = query.shape
         if not self.in_order:
             query = query.index_select(1, self.query_of_slot.on(query.device))
-        return query.reshape(batch, self.num_heads, self.rows * length, dim)
+        if len(self.parts) == 1:
+            part = self.parts[0]
+            return [query.reshape(batch, part.num_heads, part.rows * length, dim)]
+        return [states.reshape(batch, 1, -1, dim) for states in query.split(self.slots_of_part, 1)]
 
-    def unpack(self, packed: Tensor, length: int) -> Tensor:
-        """`[batch, heads, rows * length, d]` back to `[batch, query heads, length, d]`."""
-        batch, _, _, dim = packed.shape
-        packed = packed.reshape(batch, self.num_heads * self.rows, length, dim)
+    def pack_mask(self, mask: Tensor | None, length: int) -> list[Tensor] | list[None]:
+        """`[batch or 1, 1 or query heads, T or 1, S]` to what broadcasts over the parts that `pack` gives."""
+        if mask is None:
+            return [None] * len(self.parts)
+        batch, heads, rows, positions = mask.shape
+        if heads == 1 and rows == 1:
+            return [mask] * len(self.parts)
+        if rows != length:
+            mask = mask.expand(-1, -1, length, -1)
+        if heads > 1:
+            return self.pack(mask)
+        return [
+            mask.unsqueeze(2).expand(-1, -1, part.rows, -1, -1).reshape(batch, 1, -1, positions)
+            for part in self.parts
+        ]
+
+    def unpack(self, packed: Sequence[Tensor], length: int) -> Tensor:
+        """`[batch, heads, rows * length, d]` of each part back to `[batch, query heads, length, d]`."""
+        batch, _, _, dim = packed[0].shape
+        slots = [states.reshape(batch, -1, length, dim) for states in packed]
+        joined = slots[0] if len(slots) == 1 else torch.cat(slots, 1)
         if self.in_order:
-            return packed
-        return packed.index_select(1, self.slot_of_query.on(packed.device))
-
-    def spread(self, states: Tensor) -> Tensor:
-        """`[batch, heads, S, d]` to `[batch, query heads, S, d]`, a copy for each query head."""
-        if self.in_order and self.rows == 1:
-            return states
-        return states.index_select(1, self.head_of_query.on(states.device))
+            return joined
+        return joined.index_select(1, self.slot_of_query.on(joined.device))
 
 
 class DeviceIndex:
