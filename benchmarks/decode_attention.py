@@ -4,8 +4,9 @@
 
 32 query heads of width 128 over 8 cached heads with 8, 7, 5, 4, 3, 2, 2 and 1 query heads, in shuffled order, against a
 multi-head cache of 32. Every way takes its turn in every round, after a read of other memory, as in a model the weights and
-the other layers' caches come in between; times are medians over the rounds and, in brackets, the best. The bound is the time
-to read as many bytes as the grouped cache has, from a buffer far larger than the processor's caches.
+the other layers' caches come in between; times are the processor's own, of the one thread, medians over the rounds and, in
+brackets, the best. The bound is the time to read as many bytes as the grouped cache has, from a buffer far larger than the
+processor's caches.
 """
 
 from __future__ import annotations
@@ -63,9 +64,9 @@ def _table(batch: int, positions: int, dtype: torch.dtype, seconds: float) -> No
     while time.perf_counter() - start < seconds or len(times[next(iter(times))]) < 5:
         for name, way in ways.items():
             evict()
-            begin = time.perf_counter()
+            begin = time.thread_time()
             way()
-            times[name].append(time.perf_counter() - begin)
+            times[name].append(time.thread_time() - begin)
     rounds = len(times[next(iter(times))])
     header = ("how", "ms, median (best)", "times as fast as multi-head", "times the bound")
     table = Table(f"{dtype}, batch {batch}, {positions} positions, {rounds} rounds", *header)
