@@ -4,6 +4,8 @@ import pytest
 import torch
 from runtime_models import DIFFERING, FAMILIES, MAPS, SAME, pair, tokens
 
+from gqakit.runtime import attention_gqakit
+
 PADDED = torch.tensor([[0] * 4 + [1] * 7, [1] * 11])
 MODES = {
     "greedy": {"do_sample": False},
@@ -56,3 +58,39 @@ def test_static_cache_refuses_layers_whose_keys_and_values_differ():
             cache_implementation="static",
             attention_mask=torch.ones(2, 11, dtype=torch.long),
         )
+
+
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+@pytest.mark.parametrize("mode", ["greedy", "beams"])
+def test_generation_beyond_a_sliding_window(mode, cache):
+    grouped, stock = pair("mistral", SAME, sliding_window=5)
+    ids = tokens() * PADDED
+    options = {"attention_mask": PADDED, "cache_implementation": cache, **MODES[mode]}
+    assert torch.equal(generate(grouped, ids, **options), generate(stock, ids, **options))
+
+
+@pytest.mark.parametrize("maps", MAPS)
+@pytest.mark.parametrize("added", [1, 3])
+def test_generation_goes_on_from_a_filled_cache(maps, added):
+    grouped, stock = pair("llama", MAPS[maps])
+    first = grouped.generate(tokens(), max_new_tokens=4, do_sample=False, return_dict_in_generate=True)
+    ids = torch.cat([first.sequences, tokens(length=added, seed=4)], 1)
+    mask = torch.ones_like(ids)
+    went_on = generate(
+        grouped, ids, attention_mask=mask, past_key_values=first.past_key_values, do_sample=False
+    )
+    assert torch.equal(went_on, generate(stock, ids, attention_mask=mask, do_sample=False))
+
+
+@pytest.mark.parametrize("maps", MAPS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_ragged_calls_generate_the_same(maps, dtype, monkeypatch):
+    model = pair("qwen3", MAPS[maps])[0].to(dtype)
+    options = {"attention_mask": PADDED, "do_sample": False, "output_logits": True}
+    logits = []
+    for limit in (1 << 62, 0):
+        monkeypatch.setattr(attention_gqakit, "MANY_CACHED", limit)
+        out = generate(model, tokens() * PADDED, return_dict_in_generate=True, **options)
+        logits.append(out.logits[1].float())  # the first decoded token, the same input for both
+    tolerance = 1e-4 if dtype == torch.float32 else 0.1 * logits[0].abs().max().item()
+    torch.testing.assert_close(*logits, atol=tolerance, rtol=tolerance)

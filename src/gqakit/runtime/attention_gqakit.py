@@ -5,7 +5,7 @@ This file is copied into every grouped checkpoint, so it imports nothing of gqak
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -24,8 +24,8 @@ logger = logging.get_logger(__name__)
 # it is bound by arithmetic, and padding rows would cost more than one copy of K and V to all query heads.
 PACKED_QUERY_LIMIT = 32
 
-# From so many cached positions a CPU gains more by leaving out padding rows than a call for each head costs.
-MANY_POSITIONS = 512
+# From so many cached numbers a head and call, a CPU gains more by leaving out padding rows than calls cost.
+MANY_CACHED = 1 << 18
 
 # Explicit scores are held for so many new positions at a time.
 QUERY_BLOCK = 256
@@ -36,9 +36,12 @@ HALF_PRECISION_ROWS = 4
 
 
 def rows_on_cpu(group: int) -> int:
-    """Rows for a group of query heads: CPU matrix products like multiples of 4, large ones of 8."""
-    if group == 1:
-        return 1
+    """Rows for a group of query heads: CPU kernels are as fast with the next multiple of 4 or 8, or faster.
+
+    Not so from one row more than a multiple of 4.
+    """
+    if group % 4 == 1:
+        return group
     step = 4 if group <= 8 else 8
     return -(-group // step) * step
 
@@ -89,19 +92,18 @@ class GroupedHeads:
         length = query.shape[2]
         if is_causal:  # an empty static cache is longer than its first input
             key, value = key[:, :, :length], value[:, :, :length]
+        half = query.dtype in HALF_PRECISION
+        if softcap is None:
+            # For ordinary heads these are bit for bit what transformers' own function computes.
+            if is_causal or length > PACKED_QUERY_LIMIT or (self.multi_head and not half):
+                return self._spread(query, key, value, mask, dropout, scaling, is_causal)
+            if self.multi_head or (self.ordinary and mask is not None):
+                return self.padded.fused(query, key, value, mask, dropout, scaling)
         ragged = query.device.type == "cpu" and not torch.compiler.is_compiling()
-        ragged = ragged and key.shape[2] >= MANY_POSITIONS
+        ragged = ragged and key.shape[0] * key.shape[2] * key.shape[3] >= MANY_CACHED
         layout = self.ragged if ragged else self.padded
-        if softcap is not None:
+        if softcap is not None or not self.same_maps or (ragged and not half):
             return layout.explicit(query, key, value, mask, dropout, scaling, is_causal, softcap)
-        if is_causal or length > PACKED_QUERY_LIMIT:
-            return self._spread(query, key, value, mask, dropout, scaling, is_causal)
-        if not self.same_maps:
-            return layout.explicit(query, key, value, mask, dropout, scaling)
-        if self.multi_head or (self.ordinary and mask is not None):
-            layout = self.padded  # bit for bit what transformers' own function computes
-        elif ragged and query.dtype == torch.float32:
-            return layout.explicit(query, key, value, mask, dropout, scaling)
         return layout.fused(query, key, value, mask, dropout, scaling)
 
     def _spread(
@@ -151,23 +153,28 @@ class _Layout:
     def fused(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float, scaling: float
     ) -> Tensor:
-        """PyTorch's SDPA over each part; the maps must be the same."""
-        length = query.shape[2]
+        """PyTorch's SDPA in each call; the maps must be the same."""
+        length, packing = query.shape[2], self.keys
         half = query.device.type == "cpu" and query.dtype in HALF_PRECISION
         outs: list[Tensor] = []
-        parts = zip(self.keys.parts, self.keys.pack(query), self.keys.pack_mask(mask, length), strict=True)
-        for part, rows, part_mask in parts:
-            widened = half and rows.shape[2] == 1
-            out = scaled_dot_product_attention(
-                rows.expand(-1, -1, HALF_PRECISION_ROWS, -1) if widened else rows,
-                key[:, part.heads],
-                value[:, part.heads],
-                attn_mask=part_mask,
-                dropout_p=dropout,
-                scale=scaling,
-            )
-            outs.append(out[:, :, :1] if widened else out)
-        return self.keys.unpack(outs, length)
+        for rows, keys, values, rows_mask in zip(
+            packing.pack(query),
+            packing.cached(key),
+            packing.cached(value),
+            packing.pack_mask(mask, length),
+            strict=True,
+        ):
+            inputs = rows, keys, values
+            if packing.ragged:
+                inputs = rows.unsqueeze(1), keys.unsqueeze(1), values.unsqueeze(1)
+                rows_mask = None if rows_mask is None else rows_mask.unsqueeze(1)
+            widened = half and rows.shape[-2] == 1
+            if widened:
+                inputs = inputs[0].repeat(1, 1, HALF_PRECISION_ROWS, 1), *inputs[1:]
+            out = scaled_dot_product_attention(*inputs, attn_mask=rows_mask, dropout_p=dropout, scale=scaling)
+            out = out[:, :, :1] if widened else out
+            outs.append(out.squeeze(1) if packing.ragged else out)
+        return packing.unpack(outs, length)
 
     def explicit(
         self,
@@ -177,55 +184,55 @@ class _Layout:
         mask: Tensor | None,
         dropout: float,
         scaling: float,
-        is_causal: bool = False,
-        softcap: float | None = None,
+        is_causal: bool,
+        softcap: float | None,
     ) -> Tensor:
         """Matrix products with the scores in between, for what SDPA cannot do or does slower."""
-        length = query.shape[2]
+        batch, _, length, _ = query.shape
+        if batch > 1 and query.device.type == "cpu" and query.dtype in HALF_PRECISION:
+            # A float32 copy of one head of one sequence stays in the processor's cache.
+            masks = [None] * batch if mask is None else mask.expand(batch, -1, -1, -1).split(1)
+            each = zip(query.split(1), key.split(1), value.split(1), masks, strict=True)
+            return torch.cat([self.explicit(*one, dropout, scaling, is_causal, softcap) for one in each])
         if is_causal:
             mask = query.new_ones(length, length, dtype=torch.bool).tril()[None, None]
         outs: list[Tensor] = []
         for start in range(0, length, QUERY_BLOCK):
             rows = slice(start, start + QUERY_BLOCK)
+            block = (query if length <= QUERY_BLOCK else query[:, :, rows]) * scaling
             block_mask = mask[:, :, rows] if mask is not None and mask.shape[2] > 1 else mask
-            weights = self._weights(query[:, :, rows] * scaling, key, block_mask, softcap)
-            weights = (drop(each, p=dropout) for each in weights) if dropout else weights
-            outs.append(self._mix(weights, value, query[:, :, rows].shape[2]))
+            weights = self._weights(block, key, block_mask, softcap)
+            if dropout:
+                weights = (drop(each, p=dropout) for each in weights)
+            outs.append(self._mix(weights, value, block.shape[2]))
         return (outs[0] if len(outs) == 1 else torch.cat(outs, 2)).to(value.dtype)
 
     def _weights(
         self, query: Tensor, key: Tensor, mask: Tensor | None, softcap: float | None
     ) -> Iterator[Tensor]:
-        """The weights of each part, `[B, heads, rows * T, S]`, one by one: they are used while in cache."""
-        masks = self.keys.pack_mask(mask, query.shape[2])
-        for part, rows, part_mask in zip(self.keys.parts, self.keys.pack(query), masks, strict=True):
+        """The weights of each call, `[B, (heads,) rows T, S]`, one by one: they are used while in cache."""
+        packing = self.keys
+        masks = packing.pack_mask(mask, query.shape[2])
+        for rows, keys, rows_mask in zip(packing.pack(query), packing.cached(key), masks, strict=True):
             # Transposed, a product of few rows streams the keys; the other way round it is half as fast.
-            scores = _wide(key[:, part.heads]) @ _wide(rows).transpose(2, 3)
-            scores = scores.transpose(2, 3).contiguous()
+            scores = (_wide(keys) @ _wide(rows).transpose(-1, -2)).transpose(-1, -2).contiguous()
             if softcap is not None:
                 scores = softcap * (scores / softcap).tanh()
-            if part_mask is not None and part_mask.dtype == torch.bool:
+            if rows_mask is not None and rows_mask.dtype == torch.bool:
                 # Not -inf: a position that sees nothing at all must stay finite.
-                scores = scores.masked_fill(~part_mask, torch.finfo(scores.dtype).min)
-            elif part_mask is not None:
-                scores = scores + part_mask
+                scores = scores.masked_fill(~rows_mask, torch.finfo(scores.dtype).min)
+            elif rows_mask is not None:
+                scores = scores + rows_mask
             yield scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
 
-    def _mix(self, weights: Iterator[Tensor], value: Tensor, length: int) -> Tensor:
-        """`[B, H, T, dv]` from the weights of each part."""
-        batch, _, positions, _ = value.shape
+    def _mix(self, weights: Iterable[Tensor], value: Tensor, length: int) -> Tensor:
+        """`[B, H, T, dv]` from the weights of each call."""
         if not self.same_maps:
-            slots = torch.cat([each.reshape(batch, -1, length, positions) for each in weights], 1)
-            slots = slots.index_select(1, self.key_slot_of_value_slot.on(slots.device))
-            weights = (
-                each.reshape(batch, part.num_heads, -1, positions)
-                for part, each in zip(
-                    self.values.parts, slots.split(self.values.slots_of_part, 1), strict=True
-                )
-            )
+            slots = self.keys.slots(list(weights), length)
+            weights = self.values.arrange(slots.index_select(1, self.key_slot_of_value_slot.on(slots.device)))
         outs: list[Tensor] = []
-        for part, each in zip(self.values.parts, weights, strict=True):
-            states = _wide(value[:, part.heads])
+        for each, values in zip(weights, self.values.cached(value), strict=True):
+            states = _wide(values)
             outs.append(each.to(states.dtype) @ states)
         return self.values.unpack(outs, length)
 

@@ -7,29 +7,21 @@ costs more than the attention itself. This file is copied into every grouped che
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
-
-
-class Part(NamedTuple):
-    """Cached heads that one call attends to, each with as many rows of query heads."""
-
-    heads: slice
-    num_heads: int
-    rows: int
 
 
 class Packing:
     """The layout for one head map: a slot for each query head in its group, and padding slots.
 
     A padding slot repeats the first query head of its group, so it stays finite; nothing reads its result.
+    Padded, all groups get as many rows as the largest and one call runs over all cached heads: `[B, heads,
+    rows T, d]`. Ragged, each group gets its own number of rows and each cached head a call: `[B, rows T, d]`.
 
     Args:
         head_of_query: for each query head the cached head it reads, labels 0..n-1.
-        rows_of_group: the slots that a group of so many query heads gets, every cached head being a part of
-            its own. None pads all groups to the largest, and all cached heads are one part.
+        rows_of_group: the rows of a group of so many query heads, which makes the layout ragged; None pads.
     """
 
     def __init__(
@@ -38,53 +30,57 @@ class Packing:
         groups: list[list[int]] = [[] for _ in range(max(head_of_query) + 1)]
         for query_head, head in enumerate(head_of_query):
             groups[head].append(query_head)
-        if rows_of_group is None:
-            rows = [max(map(len, groups))] * len(groups)
-            self.parts = [Part(slice(0, len(groups)), len(groups), rows[0])]
-        else:
-            rows = [rows_of_group(len(group)) for group in groups]
-            self.parts = [Part(slice(head, head + 1), 1, count) for head, count in enumerate(rows)]
-        slots = [(group + group[:1] * count)[:count] for group, count in zip(groups, rows, strict=True)]
+        self.ragged = rows_of_group is not None
+        largest = max(map(len, groups))
+        self.rows = [largest if rows_of_group is None else rows_of_group(len(group)) for group in groups]
+        slots = [(group + group[:1] * rows)[:rows] for group, rows in zip(groups, self.rows, strict=True)]
         packed = [query_head for slot in slots for query_head in slot]
-        self.slots_of_part = [part.num_heads * part.rows for part in self.parts]
         self.in_order = packed == list(range(len(head_of_query)))
         self.query_of_slot = DeviceIndex(packed)
         self.slot_of_query = DeviceIndex([packed.index(head) for head in range(len(head_of_query))])
 
-    def pack(self, query: Tensor) -> list[Tensor]:
-        """`[batch, query heads, T, d]` to `[batch, heads of the part, rows * T, d]` for each part."""
-        batch, _, length, dim = query.shape
+    def pack(self, query: Tensor) -> Sequence[Tensor]:
+        """The rows of each call, from `[B, query heads, T, d]`."""
         if not self.in_order:
             query = query.index_select(1, self.query_of_slot.on(query.device))
-        if len(self.parts) == 1:
-            part = self.parts[0]
-            return [query.reshape(batch, part.num_heads, part.rows * length, dim)]
-        return [states.reshape(batch, 1, -1, dim) for states in query.split(self.slots_of_part, 1)]
+        return self.arrange(query)
 
-    def pack_mask(self, mask: Tensor | None, length: int) -> list[Tensor] | list[None]:
-        """`[batch or 1, 1 or query heads, T or 1, S]` to what broadcasts over the parts that `pack` gives."""
+    def arrange(self, slots: Tensor) -> Sequence[Tensor]:
+        """The rows of each call, from `[B, slots, T, d]`."""
+        batch, _, length, dim = slots.shape
+        if self.ragged:
+            return slots.reshape(batch, -1, dim).split([rows * length for rows in self.rows], 1)
+        return [slots.reshape(batch, len(self.rows), -1, dim)]
+
+    def cached(self, states: Tensor) -> Sequence[Tensor]:
+        """The keys or values of each call, from `[B, heads, S, d]`."""
+        return states.unbind(1) if self.ragged else [states]
+
+    def pack_mask(self, mask: Tensor | None, length: int) -> Sequence[Tensor] | Sequence[None]:
+        """What broadcasts over the scores of each call, from `[B or 1, 1 or query heads, T or 1, S]`."""
+        calls = len(self.rows) if self.ragged else 1
         if mask is None:
-            return [None] * len(self.parts)
-        batch, heads, rows, positions = mask.shape
-        if heads == 1 and rows == 1:
-            return [mask] * len(self.parts)
-        if rows != length:
-            mask = mask.expand(-1, -1, length, -1)
-        if heads > 1:
+            return [None] * calls
+        if mask.shape[1] == 1 and mask.shape[2] == 1:
+            return [mask.squeeze(1) if self.ragged else mask] * calls
+        mask = mask.expand(-1, -1, length, -1)
+        if mask.shape[1] > 1:
             return self.pack(mask)
-        return [
-            mask.unsqueeze(2).expand(-1, -1, part.rows, -1, -1).reshape(batch, 1, -1, positions)
-            for part in self.parts
-        ]
+        if self.ragged:
+            return [mask.expand(-1, rows, -1, -1).flatten(1, 2) for rows in self.rows]
+        return [mask.expand(-1, self.rows[0], -1, -1).flatten(1, 2).unsqueeze(1)]
 
     def unpack(self, packed: Sequence[Tensor], length: int) -> Tensor:
-        """`[batch, heads, rows * length, d]` of each part back to `[batch, query heads, length, d]`."""
-        batch, _, _, dim = packed[0].shape
-        slots = [states.reshape(batch, -1, length, dim) for states in packed]
-        joined = slots[0] if len(slots) == 1 else torch.cat(slots, 1)
+        """The rows of each call back to `[B, query heads, length, d]`."""
+        slots = self.slots(packed, length)
         if self.in_order:
-            return joined
-        return joined.index_select(1, self.slot_of_query.on(joined.device))
+            return slots
+        return slots.index_select(1, self.slot_of_query.on(slots.device))
+
+    def slots(self, packed: Sequence[Tensor], length: int) -> Tensor:
+        """The rows of each call as `[B, slots, length, d]`."""
+        joined = torch.cat(list(packed), 1) if self.ragged else packed[0]
+        return joined.reshape(joined.shape[0], sum(self.rows), length, joined.shape[-1])
 
 
 class DeviceIndex:
