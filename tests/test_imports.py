@@ -16,7 +16,7 @@ LEVELS = [
     {"core"},
     {"families", "checkpoint", "nsga", "engines"},
     {"methods", "allocation", "calibration", "plan"},
-    {"choices", "options", "planner", "convert", "runtime", "inspection", "catalogue"},
+    {"choices", "options", "planner", "convert", "runtime", "inspection", "catalogue", "family_table"},
     {"report", "evaluation", "training", "export", "verify", "zoo"},
     {"api"},
     {"cli"},

@@ -27,6 +27,7 @@ COMMANDS = [
     ("evaluate",),
     ("generate",),
     ("methods",),
+    ("families",),
     ("demo",),
 ]
 IMPORTED = """

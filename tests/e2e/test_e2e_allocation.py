@@ -78,7 +78,9 @@ def test_keys_and_values_apart(model: Models, moments: Models, allocation: str, 
     assert any(not grouping.is_shared for grouping in plan.groupings)
     assert plan.budget.kv_ratio <= 0.6
     assert "no engine but transformers" in plan.engines
-    assert "no engine but transformers keeps keys and values apart" in succeeds("plan", "show", "plan.json").out
+    assert (
+        "no engine but transformers keeps keys and values apart" in succeeds("plan", "show", "plan.json").out
+    )
     succeeds("convert", source, "-o", "out", "--plan", "plan.json", "--moments", moments(source))
     succeeds("verify", source, "out")
     loads_and_generates(source, Path("out"))

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from command import succeeds
 from family_models import (
     FAMILIES,
     HEADS,
@@ -195,3 +196,10 @@ def test_uniform_is_reached_exactly_where_it_is_claimed(source: Path, variant: s
     model = gqakit.load(out, dtype=torch.float32)
     assert type(model).__module__.startswith("transformers.models.")
     assert verify(str(source), str(out), **_on(variant)).passed
+
+
+def test_the_page_shows_the_table() -> None:
+    begin, end = "<!-- table: made by gqakit families --markdown -->\n\n", "\n<!-- end of table -->"
+    page = (Path(__file__).parents[2] / "docs" / "families.md").read_text(encoding="utf-8")
+    assert page.split(begin)[1].split(end)[0] == succeeds("families", "--markdown").out
+    assert succeeds("families", "--json").json()[0]["family"] == "llama"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -114,19 +115,48 @@ def pixel_values(source: Checkpoint, images: Images) -> Tensor:
 
 
 def speech_batches(source: Checkpoint, speech: Speech) -> list[dict[str, Any]]:
-    """Each recording with what the model itself hears in it: the decoder is then run on that."""
+    """Each recording with what the model itself hears in it, most likely token by token: the decoder is run on that."""
     if not speech.clips:
         raise DataError(f"recordings {speech.name}: none left")
-    features = speech_features(source, speech)
     model: Any = load(source.path, dtype=torch.float32)
-    batches: list[dict[str, Any]] = []
+    begin = opening(source)
+    return [
+        {
+            "input_features": row[None],
+            "decoder_input_ids": transcribe(model, row[None], begin, SPOKEN_TOKENS),
+            "use_cache": False,
+        }
+        for row in speech_features(source, speech)
+    ]
+
+
+def opening(source: Checkpoint) -> list[int]:
+    """The tokens that a speech model's decoder is begun with: the start, then language and task where they are told."""
+    begin = [int(source.config.get("decoder_start_token_id") or 0)]
+    path = source.path / "generation_config.json"
+    told = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return begin + [token for _, token in told.get("forced_decoder_ids") or [] if token is not None]
+
+
+def transcribe(model: Any, features: Tensor, begin: Sequence[int], most: int) -> Tensor:
+    """The most likely tokens for one recording `[1, mels, frames]`, `[1, tokens]`, those it was begun with first."""
+    end, ids = model.config.eos_token_id, torch.tensor([list(begin)])
     with torch.inference_mode():
-        for row in features:
-            heard = model.generate(row[None], max_new_tokens=SPOKEN_TOKENS, do_sample=False, num_beams=1)
-            start = torch.tensor([[model.config.decoder_start_token_id]])
-            ids = heard if int(heard[0, 0]) == int(start) else torch.cat([start, heard], dim=1)
-            batches.append({"input_features": row[None], "decoder_input_ids": ids, "use_cache": False})
-    return batches
+        encoded = model.get_encoder()(features)
+        cache, new = None, ids
+        for _ in range(most):
+            made = model(
+                encoder_outputs=encoded, decoder_input_ids=new, past_key_values=cache, use_cache=True
+            )
+            cache = made.past_key_values
+            logits = made.logits[:, -1]
+            if end is not None:
+                logits[:, end + 1 :] = -torch.inf  # no timestamps
+            new = logits.argmax(-1, keepdim=True)
+            if end is not None and int(new) == end:
+                break
+            ids = torch.cat([ids, new], dim=1)
+    return ids
 
 
 def speech_features(source: Checkpoint, speech: Speech) -> Tensor:

