@@ -18,7 +18,7 @@ _LAYOUT = {"split": "apart", "blocks": "fused, in blocks", "interleaved": "fused
 
 @dataclass(frozen=True)
 class FamilyEntry:
-    """One family. `stacks` are its kinds of attention layers, those converted by default first marked by `default`."""
+    """One family. `stacks` are its kinds of attention layers, `default` those that are converted unless told otherwise."""
 
     family: str
     runs_on: str
@@ -29,7 +29,7 @@ class FamilyEntry:
     formats: tuple[str, ...]
 
 
-HEADER = ("family", "runs on", "attention layers (bold: converted by default)", "q, k, v", "keys", "formats")
+HEADER = ("family", "runs on", "attention layers", "converted by default", "q, k, v", "keys", "formats")
 
 
 def families() -> list[FamilyEntry]:
@@ -37,13 +37,14 @@ def families() -> list[FamilyEntry]:
     return [_entry(family) for family in FAMILIES.values()]
 
 
-def rows(emphasis: str = "") -> list[tuple[str, ...]]:
-    """The entries as cells, in the order of `HEADER`; `emphasis` stands around what is converted by default."""
+def rows() -> list[tuple[str, ...]]:
+    """The entries as cells, in the order of `HEADER`."""
     return [
         (
             entry.family,
             entry.runs_on,
-            ", ".join(f"{emphasis}{s}{emphasis}" if s in entry.default else s for s in entry.stacks),
+            ", ".join(entry.stacks),
+            ", ".join(entry.default),
             entry.layout,
             entry.keys,
             ", ".join(entry.formats),
@@ -54,7 +55,7 @@ def rows(emphasis: str = "") -> list[tuple[str, ...]]:
 
 def markdown() -> str:
     """The table of docs/families.md."""
-    lines = [HEADER, ("---",) * len(HEADER), *rows("**")]
+    lines = [HEADER, ("---",) * len(HEADER), *rows()]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -202,4 +203,4 @@ def test_the_page_shows_the_table() -> None:
     begin, end = "<!-- table: made by gqakit families --markdown -->\n\n", "\n<!-- end of table -->"
     page = (Path(__file__).parents[2] / "docs" / "families.md").read_text(encoding="utf-8")
     assert page.split(begin)[1].split(end)[0] == succeeds("families", "--markdown").out
-    assert succeeds("families", "--json").json()[0]["family"] == "llama"
+    assert json.loads(succeeds("families", "--json").out)[0]["family"] == "llama"
