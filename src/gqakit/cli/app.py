@@ -6,7 +6,19 @@ from typing import Annotated
 
 import typer
 
-from gqakit.cli import calibrate, convert, correlate, demo, evaluate, generate, inspect, methods, plan, verify
+from gqakit.cli import (
+    calibrate,
+    convert,
+    correlate,
+    demo,
+    evaluate,
+    generate,
+    inspect,
+    methods,
+    plan,
+    repair,
+    verify,
+)
 from gqakit.version import __version__
 
 app = typer.Typer(
@@ -40,6 +52,7 @@ app.command("inspect")(inspect.command)
 app.command("calibrate")(calibrate.command)
 app.add_typer(plan.app, name="plan")
 app.command("convert")(convert.command)
+app.command("repair")(repair.command)
 app.command("verify")(verify.command)
 app.command("evaluate")(evaluate.command)
 app.command("correlate")(correlate.command)
