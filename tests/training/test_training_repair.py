@@ -187,6 +187,25 @@ def test_convert_repairs_too(model: Models) -> None:
     succeeds("verify", source, "at-once")
 
 
+def test_convert_and_repair_killed_go_on(model: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    args = (model(), "--kv-heads", 2, "--repair", "--repair-tokens", 1024, "--repair-steps", 4, *QUICK)
+    succeeds("convert", *args, "-o", "whole")
+    fit, seen = training.fit, []
+
+    def counted(*given: Any) -> None:
+        seen.append(given[5])
+        if seen == [0, 1]:
+            raise KeyboardInterrupt
+        fit(*given)
+
+    monkeypatch.setattr(training, "fit", counted)
+    assert gqakit("convert", *args, "-o", "fixed").code == 130
+    succeeds("convert", *args, "-o", "fixed")
+    assert seen == [0, 1, 1, 2, 3]
+    assert hashes(Path("fixed"))["model.safetensors"] == hashes(Path("whole"))["model.safetensors"]
+    assert record() == record("whole")
+
+
 def test_repair_measures_before_and_after(plain: Callable[..., Path]) -> None:
     source = plain()
     args = ("--tokens", 1024, "--window", 64, "--steps", 6)
