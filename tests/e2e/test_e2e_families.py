@@ -7,7 +7,17 @@ from typing import Any
 
 import pytest
 import torch
-from family_models import FAMILIES, HEADS, STACKS, VARIANTS, build_family, edit_layers, inputs_of, output_of, run
+from family_models import (
+    FAMILIES,
+    HEADS,
+    STACKS,
+    VARIANTS,
+    build_family,
+    edit_layers,
+    inputs_of,
+    output_of,
+    run,
+)
 from transformers import GenerationConfig
 
 import gqakit
@@ -69,7 +79,9 @@ def test_fold_with_as_many_heads_as_the_source_is_exact(source: Path, variant: s
 def _duplicated(weights: AttentionWeights, spec: Any) -> AttentionWeights:
     """Every second KV head made equal to the one before it."""
     heads = torch.arange(weights.num_kv_heads) // 2 * 2
-    return AttentionWeights(weights.query, weights.key.select(heads), weights.value.select(heads), weights.output)
+    return AttentionWeights(
+        weights.query, weights.key.select(heads), weights.value.select(heads), weights.output
+    )
 
 
 def test_merging_duplicates_by_mean_is_exact(variant: str, tmp_path: Path) -> None:
@@ -86,7 +98,9 @@ def _turned(weights: AttentionWeights, spec: Any) -> AttentionWeights:
 
     twins = _duplicated(weights, spec)
     rng = torch.Generator().manual_seed(1)
-    turns = [torch.linalg.qr(torch.randn(spec.head_dim, spec.head_dim, generator=rng))[0] for _ in range(HEADS)]
+    turns = [
+        torch.linalg.qr(torch.randn(spec.head_dim, spec.head_dim, generator=rng))[0] for _ in range(HEADS)
+    ]
     per_head = weights.num_heads // weights.num_kv_heads
 
     def turn(projection: Projection, by: list[torch.Tensor]) -> Projection:
@@ -163,7 +177,9 @@ def test_generation_by_beams_and_padding(variant: str, tmp_path: Path) -> None:
     plain = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=5, do_sample=False)
     left = model.generate(padded, attention_mask=mask, max_new_tokens=5, do_sample=False)
     assert plain[:, 8:].tolist() == left[:, 11:].tolist()
-    beams = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=5, num_beams=3, do_sample=False)
+    beams = model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=5, num_beams=3, do_sample=False
+    )
     assert beams.shape == (2, 13)
 
 

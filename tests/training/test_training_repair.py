@@ -221,10 +221,10 @@ def test_a_fit_that_diverges_stops_and_keeps_what_was_done(
     source = plain()
     fit = training.fit
 
-    def diverges(attend: Any, parameters: Any, *rest: Any) -> None:
+    def diverges(stream: Any, parameters: Any, *rest: Any) -> None:
         if rest[3] == 2:
             parameters[0].fill_(torch.inf)
-        fit(attend, parameters, *rest)
+        fit(stream, parameters, *rest)
 
     with monkeypatch.context() as patch:
         patch.setattr(training, "fit", diverges)

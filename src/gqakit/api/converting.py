@@ -182,7 +182,9 @@ def convert(
     if held_out:
         rows = evaluate(model, [str(out)], text=held_out, window=measured, device=device, progress=progress)
         stated = f"{held_out.name}, {rows[0].sample(measured)}"
-        write_bytes(out / CARD_FILE, model_card(plan, source.path, rows, stated, repaired=bool(repairs)).encode())
+        write_bytes(
+            out / CARD_FILE, model_card(plan, source.path, rows, stated, repaired=bool(repairs)).encode()
+        )
     return ConvertResult(plan, out, result.nbytes, bool(result.kept), tuple(repairs), tuple(rows))
 
 

@@ -8,13 +8,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from gqakit.api.calibrating import WINDOW
 from gqakit.api.evaluating import TOKENS as EVALUATION_TOKENS
 from gqakit.api.evaluating import evaluate
-from gqakit.api.models import check_device, load_tokenizer
-from gqakit.calibration.text import Text, read_text, token_windows
+from gqakit.api.models import check_device
+from gqakit.api.samples import Content, Source, batches_of, read_source
+from gqakit.calibration.text import Text
 from gqakit.checkpoint import Checkpoint, Replacement, check_output, write_bytes, write_checkpoint
 from gqakit.convert import CARD_FILE, CHECKSUM_FILE, PLAN_FILE
 from gqakit.errors import PlanError, UsageError
@@ -54,10 +56,10 @@ def repair(
     out: Path | None = None,
     *,
     source: str,
-    text: Text | Sequence[str | Path] = ("calibration",),
+    text: Source = ("calibration",),
     options: RepairOptions | None = None,
     measure: bool = True,
-    evaluate_on: Sequence[str | Path] = ("evaluation",),
+    evaluate_on: Source = ("evaluation",),
     device: str = "auto",
     overwrite: bool = False,
     progress: Reporter = silent,
@@ -85,16 +87,17 @@ def repair(
         CheckpointError, FamilyError, DataError, OutputError.
     """
     options = options or RepairOptions()
-    model, spec = open_model(source)
     target = Checkpoint.open(converted)
-    plan = check_conversion(model, spec, target)
+    plan = read_plan(target)
+    model, spec = open_model(source, plan.source.stacks)
+    check_conversion(model, spec, target, plan)
     out = target.path.with_name(target.path.name + "-repaired") if out is None else out
-    held_out = read_text(evaluate_on) if measure else None
-    content = text if isinstance(text, Text) else read_text(text)
-    windows = repair_windows(model, content, options)
+    held_out = read_source(evaluate_on) if measure else None
+    content = read_source(text)
+    windows = repair_windows(model, spec, content, options)
     measured = min(options.window, WINDOW)
     if held_out is not None:  # what is wrong with this text is said before the repair, not after it
-        token_windows(load_tokenizer(model), held_out, window=measured, tokens=EVALUATION_TOKENS)
+        batches_of(model, spec, held_out, window=measured, tokens=EVALUATION_TOKENS)
     check_device(device)
     layers, done = repair_opened(
         model,
@@ -113,14 +116,14 @@ def repair(
     if held_out is not None:
         names = [str(target.path), str(out)]
         rows = evaluate(source, names, text=held_out, window=measured, device=device, progress=progress)
-        stated = f"{held_out.name}, {rows[0].scores.tokens:,} predicted tokens in windows of {measured}"
+        stated = f"{held_out.name}, {rows[0].sample(measured)}"
         card = model_card(plan, model.path, [rows[0], rows[-1]], stated, repaired=True)
         write_bytes(out / CARD_FILE, card.encode())
     return RepairResult(out, tuple(layers), done, tuple(rows))
 
 
-def check_conversion(source: Checkpoint, spec: ModelSpec, converted: Checkpoint) -> Plan:
-    """The plan of a conversion of this source.
+def read_plan(converted: Checkpoint) -> Plan:
+    """The plan of a conversion.
 
     Raises:
         PlanError: it is none. UsageError: it was repaired already.
@@ -130,26 +133,32 @@ def check_conversion(source: Checkpoint, spec: ModelSpec, converted: Checkpoint)
         raise PlanError(
             f"{converted.path} has no {PLAN_FILE}: it is no conversion; `gqakit convert` makes one"
         )
-    plan = Plan.load(path)
-    plan.check_source(source.fingerprint(), str(source.path))
     if (converted.path / REPAIR_FILE).is_file():
         raise UsageError(f"{converted.path} was repaired already; repair the conversion that it was made of")
+    return Plan.load(path)
+
+
+def check_conversion(source: Checkpoint, spec: ModelSpec, converted: Checkpoint, plan: Plan) -> None:
+    """Raise `PlanError` unless a conversion is one of this source, and what its plan says."""
+    plan.check_source(source.fingerprint(), str(source.path))
     for check in (
         check_config(source, spec, plan, converted),
         check_structure(source, spec, plan, converted),
     ):
         if not check.passed:
             raise PlanError(f"{converted.path} is not what its plan says: {check.detail}; convert again")
-    return plan
 
 
-def repair_windows(source: Checkpoint, content: Text, options: RepairOptions) -> Tensor:
+def repair_windows(source: Checkpoint, spec: ModelSpec, content: Content, options: RepairOptions) -> Tensor:
     """The windows to fit and decide on.
 
     Raises:
-        DataError: when there are fewer than two.
+        UsageError: the model is none that predicts text. DataError: there are fewer than two windows.
     """
-    windows = token_windows(load_tokenizer(source), content, window=options.window, tokens=options.tokens)
+    if spec.family.task != "text" or not isinstance(content, Text):
+        raise UsageError(f"repair is for language models; {source.path} is a {spec.family.model_type}")
+    batches = batches_of(source, spec, content, window=options.window, tokens=options.tokens)
+    windows = torch.cat([batch["input_ids"] for batch in batches])
     check_windows(windows, content.name)
     return windows
 
@@ -160,7 +169,7 @@ def repair_opened(
     converted: Checkpoint,
     plan: Plan,
     out: Path,
-    content: Text,
+    content: Content,
     windows: Tensor,
     options: RepairOptions,
     *,

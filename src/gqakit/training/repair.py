@@ -11,7 +11,7 @@ A layer changes only if that lowers the error on windows that were not fitted on
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import torch
@@ -21,8 +21,8 @@ from gqakit.checkpoint import Checkpoint
 from gqakit.errors import DataError, UsageError
 from gqakit.families import ModelSpec
 from gqakit.training.repair_blocks import Block, Blocks
-from gqakit.training.repair_fit import Batch, Schedule, fit
-from gqakit.training.repair_store import Activations, Store
+from gqakit.training.repair_fit import Schedule, fit, relative_error
+from gqakit.training.repair_store import Store
 
 HELD_OUT = 8
 """One window of so many decides and is not fitted on."""
@@ -30,8 +30,6 @@ EXACT = 1e-9
 """A relative error below this is rounding: there is nothing to fit."""
 STEP_TOKENS = 512
 """Tokens a step, in whole windows."""
-CHUNK_TOKENS = 4096
-"""Tokens that go through a block at once where nothing is fitted."""
 
 
 @dataclass(frozen=True)
@@ -107,11 +105,6 @@ class Job:
         """How many windows are fitted on."""
         return len(self.windows) - -(-len(self.windows) // HELD_OUT)
 
-    def chunks(self, start: int = 0) -> Iterator[Tensor]:
-        """Indices of the windows from `start` on, as many at once as a block takes."""
-        at_once = max(1, CHUNK_TOKENS // self.windows.shape[1])
-        yield from torch.arange(start, len(self.windows)).split(at_once)
-
 
 def check_windows(windows: Tensor, name: str) -> None:
     """Raise `DataError` unless there is a window to fit on and one to hold out."""
@@ -155,19 +148,35 @@ def repair_layers(job: Job, store: Store, done: int, advance: Callable[[int], No
 def _repair_layer(
     job: Job, store: Store, blocks: tuple[Blocks, Blocks], layer: int, advance: Callable[[int], None]
 ) -> None:
+    entering = store.activations("converted", layer)
+    wanted = store.activations("wanted", layer)
     with blocks[0].block(layer) as theirs, blocks[1].block(layer) as ours:
-        targets = _Targets.of(job, store, theirs, layer)
-        before = targets.held_out_error(ours)
+        partly = _run_source(job, store, theirs, layer)
+
+        def read(window: int) -> tuple[Tensor, Tensor]:
+            return entering.read(window).to(job.device), wanted.read(window).to(job.device)
+
+        def stream(hidden: Tensor) -> Tensor:
+            return hidden + ours.attend(hidden) if partly else ours.run(hidden)[1]
+
+        def held_out_error() -> float:
+            errors = [
+                relative_error(stream(hidden), target)
+                for hidden, target in map(read, range(job.fitted, len(job.windows)))
+            ]
+            return float(torch.stack(errors).double().mean())
+
+        before = held_out_error()
         if not math.isfinite(before):
             raise DataError(f"layer {layer}: activations are not finite on this text; is the model sound?")
         repaired, after = False, before
         if job.changed[layer] and before > EXACT:
             kept = {name: parameter.clone() for name, parameter in ours.projections.items()}
             parameters = list(ours.projections.values())
-            fit(ours.attend, parameters, targets.batch, job.fitted, job.options.schedule, layer, advance)
+            fit(stream, parameters, read, job.fitted, job.options.schedule, layer, advance)
             for name, parameter in ours.projections.items():  # what counts is what can be written
                 parameter.copy_(parameter.to(job.converted.info(name).torch_dtype))
-            after = targets.held_out_error(ours)
+            after = held_out_error()
             repaired = after < before
             if not repaired:
                 after = before
@@ -176,9 +185,8 @@ def _repair_layer(
         elif job.changed[layer]:
             advance(job.options.steps)
         leaving = store.activations("converted", layer + 1)
-        for chosen in job.chunks():
-            _, out = ours.run(targets.hidden.read(chosen).to(job.device))
-            leaving.write(int(chosen[0]), out)
+        for window in range(len(job.windows)):
+            leaving.write(window, ours.run(entering.read(window).to(job.device))[1])
         leaving.sync()
         tensors = {
             name: parameter.detach().to("cpu", job.converted.info(name).torch_dtype).contiguous()
@@ -188,45 +196,19 @@ def _repair_layer(
         store.finish(layer, tensors, asdict(LayerRepair(repaired, before, after)))
 
 
-@dataclass(frozen=True)
-class _Targets:
-    """What a layer is fitted on, kept in files. See `Batch`."""
+def _run_source(job: Job, store: Store, theirs: Block, layer: int) -> bool:
+    """Run the source's block: the stream that is wanted of this layer, and what enters the next.
 
-    job: Job
-    hidden: Activations
-    wanted: Activations
-    weight: Activations
-
-    @classmethod
-    def of(cls, job: Job, store: Store, theirs: Block, layer: int) -> _Targets:
-        """Run the source's block: targets for this layer, and the source's stream for the next."""
-        entering, leaving = store.activations("source", layer), store.activations("source", layer + 1)
-        targets = cls(
-            job,
-            store.activations("converted", layer),
-            store.activations("wanted", layer),
-            store.activations("weight", layer, width=1),
-        )
-        for chosen in job.chunks():
-            first = int(chosen[0])
-            hidden = entering.read(chosen).to(job.device)
-            added, out = theirs.run(hidden)
-            behind = hidden + added
-            targets.wanted.write(first, behind - targets.hidden.read(chosen).to(job.device))
-            targets.weight.write(first, 1 / behind.square().sum(-1, keepdim=True).clamp_min(1e-30))
-            leaving.write(first, out)
-        leaving.sync()
-        return targets
-
-    def batch(self, windows: Tensor) -> Batch:
-        """Some windows."""
-        device = self.job.device
-        return Batch(*(each.read(windows).to(device) for each in (self.hidden, self.wanted, self.weight)))
-
-    def held_out_error(self, ours: Block) -> float:
-        """The mean error on the windows that are not fitted on."""
-        total = 0.0
-        for chosen in self.job.chunks(self.job.fitted):
-            batch = self.batch(chosen)
-            total += float(batch.error(ours.attend(batch.hidden)).double()) * len(chosen)
-        return total / (len(self.job.windows) - self.job.fitted)
+    Wanted is the stream behind attention where the block has one, and this is returned; else what leaves the block,
+    which costs running its MLP as well.
+    """
+    entering, leaving = store.activations("source", layer), store.activations("source", layer + 1)
+    wanted = store.activations("wanted", layer)
+    partly = theirs.adds_attention(entering.read(0).to(job.device))
+    for window in range(len(job.windows)):
+        hidden = entering.read(window).to(job.device)
+        added, out = theirs.run(hidden)
+        wanted.write(window, hidden + added if partly else out)
+        leaving.write(window, out)
+    leaving.sync()
+    return partly

@@ -15,27 +15,14 @@ WARM_UP = 10
 """Steps over which the learning rate rises."""
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Some windows of one layer. Windows B, positions T, width D.
+def relative_error(stream: Tensor, wanted: Tensor) -> Tensor:
+    """Mean over tokens of `‖ŝ − s‖² / ‖s‖²`, both `[..., T, D]`.
 
-    Attributes:
-        hidden: what enters the converted block, `[B, T, D]`.
-        wanted: what its attention should add, `[B, T, D]`: the source's stream behind attention less `hidden`.
-        weight: for each token one over the energy of the source's stream, `[B, T, 1]`.
+    Relative, token by token: the normalisation that reads a stream sees no more than that, and a first token a
+    thousand times larger than the others would else be all that is fitted.
     """
-
-    hidden: Tensor
-    wanted: Tensor
-    weight: Tensor
-
-    def error(self, output: Tensor) -> Tensor:
-        """Mean over tokens of `‖ŝ − s‖² / ‖s‖²`, `s` the source's stream behind attention and `ŝ` ours.
-
-        Relative, token by token: the normalisation that reads the stream sees no more than that, and a first
-        token a thousand times larger than the others would else be all that is fitted.
-        """
-        return ((output - self.wanted).square().sum(-1, keepdim=True) * self.weight).mean()
+    energy = wanted.square().sum(-1).clamp_min(1e-30)
+    return ((stream - wanted).square().sum(-1) / energy).mean()
 
 
 @dataclass(frozen=True)
@@ -71,20 +58,20 @@ class Schedule:
 
 
 def fit(
-    attend: Callable[[Tensor], Tensor],
+    stream: Callable[[Tensor], Tensor],
     parameters: list[torch.nn.Parameter],
-    batches: Callable[[Tensor], Batch],
+    read: Callable[[int], tuple[Tensor, Tensor]],
     windows: int,
     schedule: Schedule,
     layer: int,
     advance: Callable[[int], None],
 ) -> None:
-    """Change the parameters so that `attend` gives what is wanted.
+    """Change the parameters so that the stream is what is wanted.
 
     Args:
-        attend: hidden states to the attention's output.
-        parameters: of it; frozen again afterwards.
-        batches: windows by their indices.
+        stream: what enters the block to the stream that is fitted, `[1, T, D]`.
+        parameters: of the block's attention; frozen again afterwards.
+        read: of a window, what enters and the stream that is wanted.
         windows: how many there are to fit on.
         schedule: how. layer: index, for the order and for messages.
         advance: called with 1 for each step.
@@ -103,14 +90,16 @@ def fit(
         for step, chosen in enumerate(schedule.order(windows, layer)):
             for group in optimiser.param_groups:
                 group["lr"] = group["own"] * schedule.factor(step)
-            batch = batches(chosen)
-            with torch.enable_grad():
-                error = batch.error(attend(batch.hidden))
-            if not bool(torch.isfinite(error.detach())):
-                raise GqakitError(
-                    f"layer {layer}, step {step}: the error is {float(error.detach())}; try a smaller --learning-rate"
-                )
-            error.backward()
+            for window in chosen.tolist():
+                entering, wanted = read(window)
+                with torch.enable_grad():
+                    error = relative_error(stream(entering), wanted) / len(chosen)
+                if not bool(torch.isfinite(error.detach())):
+                    raise GqakitError(
+                        f"layer {layer}, step {step}: the error is {float(error.detach())}; try a smaller "
+                        "--learning-rate"
+                    )
+                error.backward()
             optimiser.step()
             optimiser.zero_grad()
             advance(1)

@@ -35,21 +35,20 @@ class Activations:
     window: int
     width: int
 
-    def read(self, windows: Tensor) -> Tensor:
-        """Some windows, `[len(windows), window, width]`."""
-        out = torch.empty(len(windows), self.window, self.width)
+    def read(self, window: int) -> Tensor:
+        """One window, `[1, window, width]`."""
+        out = torch.empty(1, self.window, self.width)
         with output_errors(self.path), self.path.open("rb") as file:
-            for row, index in zip(out, windows.tolist(), strict=True):
-                file.seek(index * self._bytes)
-                if file.readinto(row.numpy().data.cast("B")) != self._bytes:
-                    raise OutputError(f"{self.path} ends early; it was changed while it was in use")
+            file.seek(window * self._bytes)
+            if file.readinto(out.numpy().data.cast("B")) != self._bytes:
+                raise OutputError(f"{self.path} ends early; it was changed while it was in use")
         return out
 
-    def write(self, first: int, values: Tensor) -> None:
-        """Windows from `first` on."""
+    def write(self, window: int, values: Tensor) -> None:
+        """One window."""
         data = values.detach().float().cpu().contiguous().numpy().tobytes()
         with output_errors(self.path), self.path.open("r+b" if self.path.exists() else "w+b") as file:
-            file.seek(first * self._bytes)
+            file.seek(window * self._bytes)
             file.write(data)
 
     def sync(self) -> None:
@@ -103,9 +102,9 @@ class Store:
             layer += 1
         return layer
 
-    def activations(self, name: str, layer: int, width: int | None = None) -> Activations:
+    def activations(self, name: str, layer: int) -> Activations:
         """A file of activations of a layer."""
-        return Activations(self.path / f"{name}-{layer:03d}.bin", self._window, width or self._width)
+        return Activations(self.path / f"{name}-{layer:03d}.bin", self._window, self._width)
 
     def forget(self, layer: int) -> None:
         """Remove the activations of a layer."""
