@@ -97,7 +97,7 @@ def _plan(bench: Workbench, ratio: float) -> Plan:
         resolve_budget(bench.spec.cache, kv_ratio=ratio),
         options,
         moments,
-        measure=measure.on(bench.source, moments, "fold", silent),
+        measure=measure.on(bench.source, bench.spec, moments, "fold", silent),
     )
 
 
