@@ -8,7 +8,6 @@ Prints the figures that the README and docs/results quote.
 from __future__ import annotations
 
 import math
-import shutil
 from pathlib import Path
 
 import torch
@@ -54,20 +53,6 @@ def main() -> None:
             scores = bench.score(plan, moments, (test, long))
             asked = f"<= {FLOORS[kept]:g}" if merge == "fold" else ""
             table.row(*row(name, f"{kept}/3", *scores, asked))
-        out = bench.work / "refitted"
-        convert(
-            str(bench.source.path),
-            out,
-            budget=BudgetOptions(kv_heads=kept),
-            moments=moments.path,
-            text=[bench.wikitext / "valid.txt"],
-            refit=True,
-            overwrite=out.exists(),
-        )
-        model = load(out, dtype=torch.float32)
-        scores = [score_language(model, windows, bench.reference) for windows in (test, long)]
-        table.row(*row("fold, refitted", f"{kept}/3", *scores, f"<= {FLOORS[kept]:g}"))
-        shutil.rmtree(out)
 
     spread = spread_heads(bench.source, bench.work / "nine-heads")
     table = Table(

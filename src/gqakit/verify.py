@@ -49,10 +49,8 @@ def check_tensors(
 
     Holds one tensor of each checkpoint at a time.
     """
-    planned = {
-        name: shape for shapes in converted_shapes(spec, plan).values() for name, shape in shapes.items()
-    }
-    yield _check_structure(source, planned, out)
+    planned = _planned_shapes(spec, plan)
+    yield check_structure(source, spec, plan, out)
     broken: list[str] = []
     changed: list[str] = []
     for name, info in out.tensors.items():
@@ -68,7 +66,9 @@ def check_tensors(
     yield Check("untouched tensors", not changed, f"changed: {changed[:3]}" if changed else kept)
 
 
-def _check_structure(source: Checkpoint, planned: dict[str, tuple[int, ...]], out: Checkpoint) -> Check:
+def check_structure(source: Checkpoint, spec: ModelSpec, plan: Plan, out: Checkpoint) -> Check:
+    """Names, shapes and types of all tensors are as planned."""
+    planned = _planned_shapes(spec, plan)
     problems = [f"{name} is missing" for name in sorted(source.tensors.keys() - out.tensors.keys())]
     problems += [f"{name} is not expected" for name in sorted(out.tensors.keys() - source.tensors.keys())]
     for name in sorted(source.tensors.keys() & out.tensors.keys()):
@@ -82,6 +82,10 @@ def _check_structure(source: Checkpoint, planned: dict[str, tuple[int, ...]], ou
     return Check(
         "structure", not problems, "; ".join(problems[:3]) + more or f"{len(out.tensors)} tensors as planned"
     )
+
+
+def _planned_shapes(spec: ModelSpec, plan: Plan) -> dict[str, tuple[int, ...]]:
+    return {name: shape for shapes in converted_shapes(spec, plan).values() for name, shape in shapes.items()}
 
 
 def _bits(tensor: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ import torch
 from gqakit.core.attention import Projection
 from gqakit.core.merging import HeadMerge
 from gqakit.core.moments import HeadStats, LayerMoments, head_gram
-from gqakit.core.refit import OutputMoments, ridge_refit
 from gqakit.core.rotation import Rotation
 
 
@@ -24,11 +23,6 @@ def test_gram_needs_four_axes_of_two_sizes(core_rotary):
 def test_function_arguments():
     with pytest.raises(jaxtyping.TypeCheckError):
         head_gram(Projection(torch.zeros(4, 6, 10)), torch.zeros(11, 10))
-    with pytest.raises(jaxtyping.TypeCheckError):
-        ridge_refit(torch.zeros(5), OutputMoments(torch.eye(4), torch.zeros(5, 4), 1.0), 0.1)
-
-    with pytest.raises(jaxtyping.TypeCheckError):
-        OutputMoments(torch.eye(4), torch.zeros(5, 3), 1.0)
 
 
 def test_integers_are_no_weights():

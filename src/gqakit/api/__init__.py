@@ -15,7 +15,9 @@ from gqakit.api.evaluating import evaluate
 from gqakit.api.exporting import ExportResult, export
 from gqakit.api.generating import generate
 from gqakit.api.planning import BudgetOptions, MeasureOptions, PlanOptions, explore, plan
+from gqakit.api.repairing import RepairResult, repair
 from gqakit.api.verifying import verify
+from gqakit.training.repair import RepairOptions
 
 __all__ = [
     "BudgetOptions",
@@ -23,6 +25,8 @@ __all__ = [
     "ExportResult",
     "MeasureOptions",
     "PlanOptions",
+    "RepairOptions",
+    "RepairResult",
     "calibrate",
     "convert",
     "correlate",
@@ -34,5 +38,6 @@ __all__ = [
     "inspect",
     "methods",
     "plan",
+    "repair",
     "verify",
 ]

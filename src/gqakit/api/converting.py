@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,9 +10,8 @@ from gqakit.api.calibrating import TOKENS, WINDOW, calibrate_opened, check_not_g
 from gqakit.api.evaluating import TOKENS as EVALUATION_TOKENS
 from gqakit.api.evaluating import evaluate
 from gqakit.api.planning import MEASURED_TOKENS, BudgetOptions, MeasureOptions, PlanOptions, explore_opened
-from gqakit.api.refitting import refit_staged, refit_windows, staging_of
+from gqakit.api.repairing import repair_opened, repair_windows
 from gqakit.api.samples import Content, Source, batches_of, check_content, read_source
-from gqakit.calibration.refit import LayerRefit
 from gqakit.calibration.store import MomentsFile
 from gqakit.calibration.text import Text
 from gqakit.checkpoint import Checkpoint, check_output, write_bytes
@@ -24,6 +24,7 @@ from gqakit.plan import Plan
 from gqakit.progress import Reporter, silent
 from gqakit.report.card import model_card
 from gqakit.report.evaluation import EvaluationRow
+from gqakit.training.repair import LayerRepair, RepairOptions
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class ConvertResult:
         out: where it went.
         bytes_written: of tensors; 0 on a dry run.
         resumed: whether an interrupted run was continued.
-        refits: what refitting did to each layer; empty where it was not asked for.
+        repairs: what repair did to each layer; empty where it was not asked for.
         evaluation: the measured loss, source first; empty where it was not asked for.
     """
 
@@ -43,7 +44,7 @@ class ConvertResult:
     out: Path
     bytes_written: int
     resumed: bool
-    refits: tuple[LayerRefit, ...]
+    repairs: tuple[LayerRepair, ...]
     evaluation: tuple[EvaluationRow, ...]
 
 
@@ -62,7 +63,7 @@ def convert(
     tokens: int = TOKENS,
     window: int = WINDOW,
     device: str = "auto",
-    refit: bool = False,
+    repair: RepairOptions | None = None,
     dry_run: bool = False,
     overwrite: bool = False,
     progress: Reporter = silent,
@@ -87,8 +88,8 @@ def convert(
             so where the model is run for calibration anyway. In windows of `window` tokens, but no longer than 512.
         evaluate_on: like `text`; None for the held-out text that comes with gqakit. A model that does not run on text is
             only evaluated where this is given.
-        device: for calibration, refitting and evaluation.
-        refit: then refit the output projections on `text` (see `gqakit.core.refit`); needs both models in memory.
+        device: for calibration, repair and evaluation.
+        repair: then repair the conversion on `text`; see `gqakit.api.repair`. Language models alone.
         dry_run: check and decide everything, write no checkpoint.
         overwrite: replace a checkpoint in `out`.
         progress: see the package.
@@ -116,10 +117,7 @@ def convert(
         check_content(spec, held_out)
         if isinstance(held_out, Text):
             batches_of(source, spec, held_out, window=measured, tokens=EVALUATION_TOKENS)
-    if refit:
-        if spec.family.task != "text" or not isinstance(content, Text):
-            raise UsageError(f"--refit is for language models; {model} is a {spec.family.model_type}")
-        refit_windows(source, content, tokens, window)
+    repair_on = None if repair is None else repair_windows(source, spec, content, repair)
     if plan is not None:
         plan.check_source(source.fingerprint(), model)
         if options is not None and options.engine is not None:
@@ -150,36 +148,47 @@ def convert(
             source, spec, model, budget, options, opened, progress, measure=layer_losses
         ).plan
     check_moments(plan, opened)
-    if not refit:
+    if repair is None:
         check_output(source, out, overwrite, job=job_of(plan))
     if dry_run:
         return ConvertResult(plan, out, 0, False, (), ())
-    card = model_card(plan, source.path, refit=refit)
-    target = staging_of(out) if refit else out
+    target = out if repair is None else out.with_name(out.name + ".unrepaired")
     with progress("convert", source.nbytes, "bytes") as advance:
         result = convert_checkpoint(
-            source, spec, plan, opened, target, card, overwrite=overwrite or refit, progress=advance
-        )
-    refits: list[LayerRefit] = []
-    if refit:
-        assert isinstance(content, Text)
-        refits = refit_staged(
             source,
             spec,
+            plan,
+            opened,
+            target,
+            model_card(plan, source.path),
+            overwrite=overwrite or repair is not None,
+            progress=advance,
+        )
+    repairs: list[LayerRepair] = []
+    if repair is not None and repair_on is not None and isinstance(content, Text):
+        converted = Checkpoint.open(target)
+        repairs, _ = repair_opened(
+            source,
+            spec,
+            converted,
+            plan,
             out,
-            text=content,
-            tokens=tokens,
-            window=window,
+            content,
+            repair_on,
+            repair,
             device=device,
             overwrite=overwrite,
             progress=progress,
         )
+        shutil.rmtree(target)
     rows: list[EvaluationRow] = []
     if held_out:
         rows = evaluate(model, [str(out)], text=held_out, window=measured, device=device, progress=progress)
         stated = f"{held_out.name}, {rows[0].sample(measured)}"
-        write_bytes(out / CARD_FILE, model_card(plan, source.path, rows, stated, refit=refit).encode())
-    return ConvertResult(plan, out, result.nbytes, bool(result.kept), tuple(refits), tuple(rows))
+        write_bytes(
+            out / CARD_FILE, model_card(plan, source.path, rows, stated, repaired=bool(repairs)).encode()
+        )
+    return ConvertResult(plan, out, result.nbytes, bool(result.kept), tuple(repairs), tuple(rows))
 
 
 def _planned_moments(plan: Plan, given: Path | None) -> MomentsFile:

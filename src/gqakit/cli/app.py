@@ -18,6 +18,7 @@ from gqakit.cli import (
     inspect,
     methods,
     plan,
+    repair,
     verify,
 )
 from gqakit.version import __version__
@@ -53,6 +54,7 @@ app.command("inspect")(inspect.command)
 app.command("calibrate")(calibrate.command)
 app.add_typer(plan.app, name="plan")
 app.command("convert")(convert.command)
+app.command("repair")(repair.command)
 app.command("verify")(verify.command)
 app.command("evaluate")(evaluate.command)
 app.command("correlate")(correlate.command)

@@ -131,8 +131,11 @@ def _lines(description: str, total: int, unit: str) -> Iterator[Advance]:
         now = time.monotonic()
         if now - last >= _QUIET_SECONDS and done < total:
             last = now
+            left = (now - start) * (total - done) / done
+            to_go = f", about {left / 60:.0f} minutes to go" if left >= 90 else ""
             print(
-                f"{description}: {done:,} of {total:,} {unit} ({done / max(total, 1):.0%})", file=sys.stderr
+                f"{description}: {done:,} of {total:,} {unit} ({done / max(total, 1):.0%}{to_go})",
+                file=sys.stderr,
             )
 
     yield advance

@@ -50,13 +50,15 @@ def command(
     tokens: Tokens = 12288,
     window: Window = 512,
     device: Device = "auto",
-    refit: Annotated[
+    repair: Annotated[
         bool,
         typer.Option(
-            "--refit",
-            help="Then refit output projections on the calibration text, where a held-out part improves.",
+            "--repair",
+            help="Then fit the converted attention layer by layer to the source's on the text; see `gqakit repair`.",
         ),
     ] = False,
+    repair_tokens: Annotated[int, typer.Option(help="For --repair: at most so many tokens.")] = 32768,
+    repair_steps: Annotated[int, typer.Option(help="For --repair: steps in each layer.")] = 160,
     evaluate: Annotated[
         bool | None,
         typer.Option(
@@ -82,7 +84,7 @@ def command(
     Interrupted, the same command goes on where it stopped.
     """
     screen = Screen(as_json=as_json, quiet=quiet, verbose=verbose)
-    from gqakit.api import MeasureOptions, convert
+    from gqakit.api import MeasureOptions, RepairOptions, convert
     from gqakit.plan import Plan
 
     _refuse_beside_plan(ctx, plan)
@@ -112,7 +114,7 @@ def command(
             tokens=tokens,
             window=window,
             device=device,
-            refit=refit,
+            repair=RepairOptions(repair_tokens, window, repair_steps) if repair else None,
             dry_run=dry_run,
             overwrite=overwrite,
             progress=screen.progress,
@@ -137,15 +139,10 @@ def command(
             "nothing (dry run)" if dry_run else f"{result.bytes_written / 2**20:,.0f} MiB to {output}",
         ),
     ]
-    if result.refits:
-        kept = sum(layer.ridge is not None for layer in result.refits)
-        before, after = (
-            sum(getattr(layer, name) for layer in result.refits) / len(result.refits)
-            for name in ("error_before", "error_after")
-        )
-        rows.append(
-            ("refit", f"{kept} of {len(result.refits)} layers; held-out error {before:.3g} → {after:.3g}")
-        )
+    if result.repairs:
+        from gqakit.report.repair import summary
+
+        rows.append(("repair", summary(result.repairs)))
     screen.table("Converted" if not dry_run else "Would convert", ("", ""), rows)
     if result.evaluation:
         from gqakit.report.evaluation import header

@@ -17,7 +17,7 @@ def model_card(
     rows: Sequence[EvaluationRow] = (),
     text: str | None = None,
     *,
-    refit: bool = False,
+    repaired: bool = False,
 ) -> str:
     """The text of `README.md`: base model, licence, what was done, what it cost.
 
@@ -26,7 +26,7 @@ def model_card(
         source_path: the source directory, whose card's licence is inherited.
         rows: measured scores, source first; none where nothing was measured.
         text: what they were measured on.
-        refit: whether output projections were refitted afterwards.
+        repaired: whether layers were fitted to the source's afterwards.
     """
     licence = inherited_licence(source_path)
     front = ["---", f"base_model: {json.dumps(plan.source.name)}"]
@@ -43,7 +43,7 @@ def model_card(
         f"Converted by gqakit {__version__} from **{plan.source.name}** "
         f"({plan.source.num_kv_heads} KV heads in each of {plan.source.num_layers} layers) "
         f"to {heads} KV heads a layer: {budget.kv_bytes_per_token_before:,} → {budget.kv_bytes_per_token:,} "
-        "bytes of KV cache per token. No training was done.",
+        f"bytes of KV cache per token. {_RECOVERY[repaired]}",
         "",
         f"- Licence: {licence or 'that of the base model, whose card states none that could be read'}"
         + (" (inherited from the base model)" if licence else ""),
@@ -51,7 +51,7 @@ def model_card(
         f"- Grouping: `{plan.method}`, allocation `{plan.allocation}`, seed {plan.seed}",
         f"- Merge rule: `{plan.merging.key}` for keys, `{plan.merging.value}` for values",
         "- Calibration: " + (f"{plan.moments.tokens:,} tokens" if plan.moments else "none (weights only)"),
-        *(["- Output projections refitted on text: `gqakit-refit.json`"] if refit else []),
+        *(["- Local repair, its text and every layer's errors: `gqakit-repair.json`"] if repaired else []),
         "- The whole plan: `gqakit-plan.json`",
         *(f"- Note: {note}" for note in plan.notes),
         "",
@@ -73,6 +73,10 @@ def model_card(
     return "\n".join([*front, "", *body]) + "\n"
 
 
+_RECOVERY = {
+    False: "No training was done.",
+    True: "Attention layers were then fitted one by one to the base model's on text; nothing was trained end to end.",
+}
 _LOADING = {
     "uniform": "an ordinary checkpoint of its family; any engine that runs the base model runs it",
     "grouped": "`AutoModelForCausalLM.from_pretrained` with gqakit imported, or with `trust_remote_code=True`",

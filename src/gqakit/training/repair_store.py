@@ -1,0 +1,147 @@
+"""What a repair keeps on disk while it runs: activations of one layer, and the layers that are done."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from gqakit.checkpoint import write_bytes
+from gqakit.checkpoint.atomic import output_errors
+from gqakit.errors import OutputError
+
+JOB = "job.json"
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Float32 values of every token, window after window, in a plain file; only the windows asked for are read.
+
+    Args:
+        path: of the file.
+        window: tokens a window. width: values a token.
+    """
+
+    path: Path
+    window: int
+    width: int
+
+    def read(self, window: int) -> Tensor:
+        """One window, `[1, window, width]`."""
+        out = torch.empty(1, self.window, self.width)
+        with output_errors(self.path), self.path.open("rb") as file:
+            file.seek(window * self._bytes)
+            if file.readinto(out.numpy().data.cast("B")) != self._bytes:
+                raise OutputError(f"{self.path} ends early; it was changed while it was in use")
+        return out
+
+    def write(self, window: int, values: Tensor) -> None:
+        """One window."""
+        data = values.detach().float().cpu().contiguous().numpy().tobytes()
+        with output_errors(self.path), self.path.open("r+b" if self.path.exists() else "w+b") as file:
+            file.seek(window * self._bytes)
+            file.write(data)
+
+    def sync(self) -> None:
+        """Make what was written durable."""
+        with output_errors(self.path), self.path.open("rb") as file:
+            os.fsync(file.fileno())
+
+    @property
+    def _bytes(self) -> int:
+        return self.window * self.width * 4
+
+
+class Store:
+    """The directory of a repair under way.
+
+    The files of layer `n` appear once whole: first the streams that enter layer `n + 1`, then its tensors. So a run
+    that was killed goes on behind the last layer whose tensors are there.
+
+    Args:
+        path: the directory. window, width: of the streams.
+    """
+
+    def __init__(self, path: Path, window: int, width: int) -> None:
+        self.path, self._window, self._width = path, window, width
+
+    def open(self, job: Mapping[str, Any], overwrite: bool) -> int:
+        """Begin, or go on; returns the number of layers that are done.
+
+        Raises:
+            OutputError: when the directory holds another repair and `overwrite` is not given.
+        """
+        content = (json.dumps(job, indent=2, sort_keys=True) + "\n").encode()
+        marker = self.path / JOB
+        if marker.is_file() and marker.read_bytes() == content:
+            return self._done()
+        if self.path.exists():
+            if not overwrite:
+                raise OutputError(
+                    f"{self.path} holds an unfinished repair with other options; give the same ones to go on, or "
+                    "use --overwrite to start again"
+                )
+            self.remove()
+        with output_errors(self.path):
+            self.path.mkdir(parents=True)
+        write_bytes(marker, content)
+        return 0
+
+    def _done(self) -> int:
+        layer = 0
+        while self._layer(layer).is_file():
+            layer += 1
+        return layer
+
+    def activations(self, name: str, layer: int) -> Activations:
+        """A file of activations of a layer."""
+        return Activations(self.path / f"{name}-{layer:03d}.bin", self._window, self._width)
+
+    def forget(self, layer: int) -> None:
+        """Remove the activations of a layer."""
+        for path in self.path.glob(f"*-{layer:03d}.bin"):
+            path.unlink()
+
+    def finish(self, layer: int, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
+        """Note that a layer is done: what was fitted, by name (nothing where it stays as it was), and its record."""
+        # safetensors writes no file without tensors that every version reads
+        content = save({"_": torch.zeros(1), **tensors}, metadata={"record": json.dumps(record)})
+        write_bytes(self._layer(layer), content)
+
+    def finished(self, layer: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and record of a layer that is done.
+
+        Raises:
+            OutputError: when the file is damaged.
+        """
+        path = self._layer(layer)
+        try:
+            with safe_open(path, "pt") as file:
+                record = json.loads((file.metadata() or {})["record"])
+                names = [name for name in file.keys() if name != "_"]  # noqa: SIM118  # it is no dict
+                return {name: file.get_tensor(name) for name in names}, record
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise OutputError(f"{path} cannot be read ({error}); use --overwrite to start again") from error
+
+    def _layer(self, layer: int) -> Path:
+        return self.path / f"layer-{layer:03d}.safetensors"
+
+    def remove(self) -> None:
+        """Remove the directory, if it is one of a repair.
+
+        Raises:
+            OutputError: it is not.
+        """
+        if not (self.path / JOB).is_file():
+            raise OutputError(f"{self.path} is in the way and no unfinished repair; move it")
+        with output_errors(self.path):
+            shutil.rmtree(self.path)
