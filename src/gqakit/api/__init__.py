@@ -14,13 +14,17 @@ from gqakit.api.demonstrating import demo
 from gqakit.api.evaluating import evaluate
 from gqakit.api.generating import generate
 from gqakit.api.planning import BudgetOptions, MeasureOptions, PlanOptions, explore, plan
+from gqakit.api.uptraining import UptrainResult, uptrain
 from gqakit.api.verifying import verify
+from gqakit.training.options import UptrainOptions
 
 __all__ = [
     "BudgetOptions",
     "ConvertResult",
     "MeasureOptions",
     "PlanOptions",
+    "UptrainOptions",
+    "UptrainResult",
     "calibrate",
     "convert",
     "correlate",
@@ -31,5 +35,6 @@ __all__ = [
     "inspect",
     "methods",
     "plan",
+    "uptrain",
     "verify",
 ]

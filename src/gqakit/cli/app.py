@@ -6,7 +6,19 @@ from typing import Annotated
 
 import typer
 
-from gqakit.cli import calibrate, convert, correlate, demo, evaluate, generate, inspect, methods, plan, verify
+from gqakit.cli import (
+    calibrate,
+    convert,
+    correlate,
+    demo,
+    evaluate,
+    generate,
+    inspect,
+    methods,
+    plan,
+    uptrain,
+    verify,
+)
 from gqakit.version import __version__
 
 app = typer.Typer(
@@ -17,7 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: 0 done, 1 other error, 2 usage, 3 checkpoint, 4 family, 5 budget, 6 plan or moments, "
-    "7 output, 8 verification, 9 data, 10 missing dependency, 130 interrupted.",
+    "7 output, 8 verification, 9 data, 10 missing dependency, 11 training, 130 interrupted.",
 )
 
 
@@ -40,6 +52,7 @@ app.command("inspect")(inspect.command)
 app.command("calibrate")(calibrate.command)
 app.add_typer(plan.app, name="plan")
 app.command("convert")(convert.command)
+app.command("uptrain")(uptrain.command)
 app.command("verify")(verify.command)
 app.command("evaluate")(evaluate.command)
 app.command("correlate")(correlate.command)
