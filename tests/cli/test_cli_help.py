@@ -22,6 +22,7 @@ COMMANDS = [
     ("plan", "diff"),
     ("convert",),
     ("correlate",),
+    ("uptrain",),
     ("verify",),
     ("evaluate",),
     ("generate",),
@@ -50,7 +51,8 @@ def test_help(command: tuple[str, ...], flag: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "args", [["--help"], ["convert", "--help"], ["plan", "make", "--help"], ["--version"]]
+    "args",
+    [["--help"], ["convert", "--help"], ["uptrain", "--help"], ["plan", "make", "--help"], ["--version"]],
 )
 def test_help_imports_nothing_heavy(args: list[str]) -> None:
     ran = subprocess.run(

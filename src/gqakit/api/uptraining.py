@@ -33,7 +33,12 @@ from gqakit.training.lock import locked
 from gqakit.training.loop import Loop, Pace
 from gqakit.training.options import TRACKERS, UptrainOptions
 from gqakit.training.state import Progress, Store
-from gqakit.training.trainable import checkpoint_names, parameter_groups, prepare_student
+from gqakit.training.trainable import (
+    checkpoint_activations,
+    checkpoint_names,
+    parameter_groups,
+    prepare_student,
+)
 from gqakit.version import __version__
 
 
@@ -49,6 +54,7 @@ class UptrainResult:
             with a teacher, `kl`.
         resumed_from: the step an interrupted run was continued from; 0 for a new one.
         stopped_early: whether `patience` ran out.
+        main: whether this is the process that wrote it; one of several does.
     """
 
     out: Path
@@ -60,6 +66,7 @@ class UptrainResult:
     after: Mapping[str, float]
     resumed_from: int
     stopped_early: bool
+    main: bool = True
 
 
 def work_directory(out: Path) -> Path:
@@ -195,6 +202,7 @@ def uptrain(
         after=ended.best_scores or {},
         resumed_from=begun.step,
         stopped_early=ended.stopped,
+        main=accelerator.is_main_process,
     )
 
 
@@ -220,8 +228,7 @@ def _train(
         torch.manual_seed(options.seed)
         student = prepare_student(student, spec, options)
     if options.gradient_checkpointing:
-        student.gradient_checkpointing_enable({"use_reentrant": False})
-        student.enable_input_require_grads()
+        checkpoint_activations(student)
     reference = None
     if master is not None:
         reference = load(master.path, dtype=torch.bfloat16 if options.dtype == "bf16" else torch.float32)

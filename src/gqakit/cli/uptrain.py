@@ -89,6 +89,8 @@ def command(
     except KeyboardInterrupt:
         screen.remark(f"interrupted; the same command goes on where it was saved ({output})")
         raise typer.Exit(130) from None
+    if not result.main:
+        return
     if as_json:
         screen.json(result)
         return

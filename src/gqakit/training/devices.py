@@ -46,8 +46,8 @@ def accelerated(device: str, precision: str, trackers: Sequence[str]) -> Iterato
     """
     try:
         from accelerate import Accelerator
-        from accelerate.state import AcceleratorState, PartialState
-        from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+        from accelerate.state import AcceleratorState
+        from accelerate.tracking import get_available_trackers
     except ImportError as error:
         raise MissingDependencyError(
             "uptraining needs the 'train' extra: pip install 'gqakit[train]'"
@@ -56,8 +56,7 @@ def accelerated(device: str, precision: str, trackers: Sequence[str]) -> Iterato
     for name in trackers:
         if name not in available:
             raise MissingDependencyError(f"--log {name} needs the package {name}: pip install {name}")
-    assert LOGGER_TYPE_TO_CLASS  # imported for its side effect of knowing every tracker
-    ours = PartialState._shared_state == {}
+    ours = AcceleratorState._shared_state == {}
     try:
         accelerator = Accelerator(
             cpu=device == "cpu",
@@ -74,7 +73,7 @@ def accelerated(device: str, precision: str, trackers: Sequence[str]) -> Iterato
     finally:
         accelerator.free_memory()
         if ours and not accelerator.use_distributed:
-            AcceleratorState._reset_state(reset_partial_state=True)
+            AcceleratorState._reset_state()
 
 
 def prepare(

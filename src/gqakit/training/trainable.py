@@ -55,6 +55,13 @@ def lora_targets(model: nn.Module, spec: ModelSpec, which: str) -> list[str]:
     return [name for name, module in model.named_modules() if id(module) in inside]
 
 
+def checkpoint_activations(model: Any) -> None:
+    """Keep no activations inside blocks; the backward pass computes them again."""
+    # transformers 5.23 renamed it.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+
+
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """What the optimiser gets: weight decay on matrices, none on biases and norms."""
     training = [parameter for parameter in model.parameters() if parameter.requires_grad]
