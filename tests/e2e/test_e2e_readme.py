@@ -29,7 +29,7 @@ def test_readme_commands_run(model: Callable[..., Path], tmp_path: Path) -> None
     assert len(found) >= 9, found
     for line in found:
         arguments = [re.sub(r"\$([A-Z]+)", lambda m: values[m[1]], word) for word in shlex.split(line)[1:]]
-        if arguments[0] in ("calibrate", "convert", "evaluate") and "--plan" not in arguments:
+        if arguments[0] in ("calibrate", "convert", "evaluate", "uptrain") and "--plan" not in arguments:
             arguments += ["--tokens", "256", "--window", "64"]
         result = CliRunner().invoke(app, arguments)
         assert result.exit_code == 0, f"{line}\n{result.output}\n{result.exception!r}"

@@ -82,35 +82,43 @@ def test_a_tracker_that_is_not_installed_names_its_package(tiny: Pair) -> None:
         refused(10, *typed(tiny, "out"), "--log", "trackio", says=("pip install trackio",))
 
 
+def in_two_processes(*words: str) -> subprocess.CompletedProcess[str]:
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    return subprocess.run([*launch, *words], capture_output=True, text=True, env=environment(), check=False)
+
+
+def assert_alike(one: Path, two: Path) -> None:
+    """Metrics and weights of two runs up to rounding."""
+    for ours, theirs in zip(metrics(one), metrics(two), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-3)
+    tensors = all_tensors(two)
+    for name, tensor in all_tensors(one).items():
+        torch.testing.assert_close(tensors[name], tensor, rtol=1e-3, atol=1e-4)
+
+
 def test_two_processes_come_to_what_one_does(tiny: Pair) -> None:
-    launch = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "-m",
-        "gqakit",
-    ]
     how = {"gradient_accumulation_steps": 1, "max_steps": 4}
-    ran = subprocess.run(
-        [*launch, *typed(tiny, "two", **how), "-q"],
-        capture_output=True,
-        text=True,
-        env=environment(),
-        check=False,
-    )
+    ran = in_two_processes("-m", "gqakit", *typed(tiny, "two", **how), "-q")
     assert ran.returncode == 0, ran.stderr[-3000:]
     assert ran.stdout.count("Uptrained") == 1
     tiny.run("one", gradient_accumulation_steps=2, max_steps=4)
-    for ours, theirs in zip(metrics(Path("one")), metrics(Path("two")), strict=True):
-        assert ours == pytest.approx(theirs, rel=1e-3)
-    one, two = all_tensors(Path("one")), all_tensors(Path("two"))
-    for name, tensor in one.items():
-        torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=1e-4)
+    assert_alike(Path("one"), Path("two"))
     record = json.loads((Path("two") / "gqakit-uptrain.json").read_text())
     assert (record["processes"], record["examples_per_step"]) == (2, 2)
+
+
+def test_sharded_models_are_killed_and_come_to_what_one_process_does(tiny: Pair) -> None:
+    script = str(Path(__file__).with_name("fsdp2_on_cpu.py"))
+    words = (*typed(tiny, "two", gradient_accumulation_steps=1, max_steps=4), "-q")
+    died = in_two_processes(script, "--die-at", "3", *words)
+    assert died.returncode != 0
+    assert [path.name for path in work_directory(Path("two")).glob("state-*")] == ["state-00000002"], (
+        died.stderr
+    )
+    ran = in_two_processes(script, *words)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    tiny.run("one", gradient_accumulation_steps=2, max_steps=4)
+    assert_alike(Path("one"), Path("two"))
 
 
 @pytest.mark.skipif(os.name == "nt", reason="SIGKILL")

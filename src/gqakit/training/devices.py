@@ -94,10 +94,10 @@ def prepare(
     kind = accelerator.distributed_type.value
     if kind not in ("NO", "MULTI_CPU", "MULTI_GPU", "FSDP"):
         raise UsageError(f"uptraining runs alone, under DDP and under FSDP2; this launch asks for {kind}")
-    if kind == "FSDP":
+    if kind == "FSDP" and not accelerator.is_fsdp2:
+        raise UsageError("uptraining shards with FSDP2; set fsdp_version: 2 in the accelerate config")
+    if accelerator.is_fsdp2:
         plugin: Any = accelerator.state.fsdp_plugin
-        if plugin.fsdp_version != 2:
-            raise UsageError("uptraining shards with FSDP2; set fsdp_version: 2 in the accelerate config")
         if not plugin.transformer_cls_names_to_wrap:
             plugin.transformer_cls_names_to_wrap = list(blocks)
     student, prepared = accelerator.prepare(student, optimizer)
@@ -108,7 +108,7 @@ def prepare(
 
 def _place_teacher(accelerator: Accelerator, teacher: nn.Module) -> nn.Module:
     """The frozen teacher: sharded where the student is, else whole on each device. It needs no gradient averaging."""
-    if accelerator.distributed_type.value == "FSDP":
+    if accelerator.is_fsdp2:
         from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 
         return fsdp2_prepare_model(accelerator, teacher)
