@@ -110,13 +110,9 @@ def test_two_processes_come_to_what_one_does(tiny: Pair) -> None:
 def test_sharded_models_are_killed_and_come_to_what_one_process_does(tiny: Pair) -> None:
     script = str(Path(__file__).with_name("fsdp2_on_cpu.py"))
     words = (*typed(tiny, "two", gradient_accumulation_steps=1, max_steps=4), "-q")
-    died = in_two_processes(script, "--die-at", "3", *words)
-    assert died.returncode != 0
-    assert [path.name for path in work_directory(Path("two")).glob("state-*")] == ["state-00000002"], (
-        died.stderr
-    )
-    ran = in_two_processes(script, *words)
+    ran = in_two_processes(script, "--die-at", "3", *words)
     assert ran.returncode == 0, ran.stderr[-3000:]
+    assert ran.stderr.count("died") == 2
     tiny.run("one", gradient_accumulation_steps=2, max_steps=4)
     assert_alike(Path("one"), Path("two"))
 

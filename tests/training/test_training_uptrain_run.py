@@ -11,6 +11,7 @@ from tiny_models import all_tensors, hashes, logits
 from transformers import AutoModelForCausalLM
 from uptrain_runs import Killed, Pair, killed_after, metrics, pair, work_directory
 
+from gqakit.api import verify
 from gqakit.errors import OutputError, TrainingError
 
 
@@ -40,6 +41,7 @@ def test_the_output_is_a_complete_checkpoint(tiny: Pair) -> None:
     assert before.keys() == after.keys()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {name for name in before if "self_attn" in name}
+    assert verify(str(tiny.teacher), "out", window=32).passed
     assert all(before[name].dtype == after[name].dtype for name in before)
     there = set(hashes(out))
     assert set(hashes(tiny.student)) <= there

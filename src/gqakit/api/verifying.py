@@ -13,6 +13,7 @@ from gqakit.convert import PLAN_FILE, converted_cache
 from gqakit.inspection import open_model
 from gqakit.plan import Plan
 from gqakit.progress import Reporter, silent
+from gqakit.training.export import UPTRAIN_FILE
 from gqakit.verify import (
     Check,
     attention_errors,
@@ -61,9 +62,10 @@ def verify(
     target = Checkpoint.open(out)
     plan = Plan.load(target.path / PLAN_FILE)
     plan.check_source(source.fingerprint(), model)
+    trained = (target.path / UPTRAIN_FILE).is_file()
     checks = [check_config(source, spec, plan, target)]
     with progress("verify tensors", target.nbytes, "bytes") as advance:
-        checks += check_tensors(source, spec, plan, target, advance)
+        checks += check_tensors(source, spec, plan, target, advance, trained=trained)
     checks.append(check_checksums(target))
     if not all(check.passed for check in checks):
         return Verification(tuple(checks), ())
@@ -73,7 +75,7 @@ def verify(
         checks.append(Check("reload", True, f"loads as {type(converted).__name__}"))
         advance(1)
         errors = attention_errors(load_model(source, "float32", "cpu"), converted, spec, ids)
-        checks.append(check_attention(errors, plan))
+        checks.append(check_attention(errors, plan, trained=trained))
         advance(1)
         checks.append(check_cache(converted, converted_cache(spec, plan, element_bytes=4)))
         advance(1)
