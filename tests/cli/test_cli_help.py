@@ -23,6 +23,7 @@ COMMANDS = [
     ("convert",),
     ("export",),
     ("correlate",),
+    ("uptrain",),
     ("verify",),
     ("evaluate",),
     ("generate",),
@@ -52,7 +53,8 @@ def test_help(command: tuple[str, ...], flag: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "args", [["--help"], ["convert", "--help"], ["plan", "make", "--help"], ["--version"]]
+    "args",
+    [["--help"], ["convert", "--help"], ["uptrain", "--help"], ["plan", "make", "--help"], ["--version"]],
 )
 def test_help_imports_nothing_heavy(args: list[str]) -> None:
     ran = subprocess.run(

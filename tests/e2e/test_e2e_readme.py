@@ -29,7 +29,10 @@ def test_readme_commands_run(model: Callable[..., Path], tmp_path: Path) -> None
     assert len(found) >= 9, found
     for line in found:
         arguments = [re.sub(r"\$([A-Z]+)", lambda m: values[m[1]], word) for word in shlex.split(line)[1:]]
-        if arguments[0] in ("calibrate", "convert", "repair", "evaluate") and "--plan" not in arguments:
+        if (
+            arguments[0] in ("calibrate", "convert", "repair", "evaluate", "uptrain")
+            and "--plan" not in arguments
+        ):
             arguments += ["--tokens", "256", "--window", "64"]
             arguments += ["--steps", "2"] if arguments[0] == "repair" else []
         result = CliRunner().invoke(app, arguments)

@@ -16,7 +16,9 @@ from gqakit.api.exporting import ExportResult, export
 from gqakit.api.generating import generate
 from gqakit.api.planning import BudgetOptions, MeasureOptions, PlanOptions, explore, plan
 from gqakit.api.repairing import RepairResult, repair
+from gqakit.api.uptraining import UptrainResult, uptrain
 from gqakit.api.verifying import verify
+from gqakit.training.options import UptrainOptions
 from gqakit.training.repair import RepairOptions
 
 __all__ = [
@@ -27,6 +29,8 @@ __all__ = [
     "PlanOptions",
     "RepairOptions",
     "RepairResult",
+    "UptrainOptions",
+    "UptrainResult",
     "calibrate",
     "convert",
     "correlate",
@@ -39,5 +43,6 @@ __all__ = [
     "methods",
     "plan",
     "repair",
+    "uptrain",
     "verify",
 ]

@@ -13,6 +13,7 @@ from gqakit.families import ModelSpec
 from gqakit.inspection import open_model
 from gqakit.plan import Plan
 from gqakit.progress import Reporter, silent
+from gqakit.training.export import UPTRAIN_FILE
 from gqakit.verify import (
     Check,
     attention_errors,
@@ -65,9 +66,10 @@ def verify(
     plan = Plan.load(target.path / PLAN_FILE)
     source, spec = open_model(model, plan.source.stacks)
     plan.check_source(source.fingerprint(), model)
+    trained = (target.path / UPTRAIN_FILE).is_file()
     checks = [check_config(source, spec, plan, target)]
     with progress("verify tensors", target.nbytes, "bytes") as advance:
-        checks += check_tensors(source, spec, plan, target, advance)
+        checks += check_tensors(source, spec, plan, target, advance, trained=trained)
     checks.append(check_checksums(target))
     if not all(check.passed for check in checks):
         return Verification(tuple(checks), ())
@@ -77,7 +79,7 @@ def verify(
         checks.append(Check("reload", True, f"loads as {type(converted).__name__}"))
         advance(1)
         errors = attention_errors(load_model(source, "float32", "cpu"), converted, spec, batch)
-        checks.append(check_attention(errors, plan, spec))
+        checks.append(check_attention(errors, plan, spec, trained=trained))
         advance(1)
         if spec.is_cached:
             checks.append(check_cache(converted, spec, converted_cache(spec, plan, element_bytes=4), batch))

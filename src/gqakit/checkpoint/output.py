@@ -22,6 +22,7 @@ _REPLACEABLE = (
     *("pytorch_model*.bin", "pytorch_model.bin.index.json"),
     *(
         "gqakit-*.json",
+        "gqakit-*.jsonl",
         "*_gqakit.py",
         "modeling_*.py",
         "configuration_*.py",

@@ -19,6 +19,7 @@ from gqakit.cli import (
     methods,
     plan,
     repair,
+    uptrain,
     verify,
 )
 from gqakit.version import __version__
@@ -31,7 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: 0 done, 1 other error, 2 usage, 3 checkpoint, 4 family, 5 budget, 6 plan or moments, "
-    "7 output, 8 verification, 9 data, 10 missing dependency, 130 interrupted.",
+    "7 output, 8 verification, 9 data, 10 missing dependency, 11 training, 130 interrupted.",
 )
 
 
@@ -55,6 +56,7 @@ app.command("calibrate")(calibrate.command)
 app.add_typer(plan.app, name="plan")
 app.command("convert")(convert.command)
 app.command("repair")(repair.command)
+app.command("uptrain")(uptrain.command)
 app.command("verify")(verify.command)
 app.command("evaluate")(evaluate.command)
 app.command("correlate")(correlate.command)

@@ -97,10 +97,17 @@ def _bar(description: str, total: int, unit: str) -> Iterator[Advance]:
         DownloadColumn,
         MofNCompleteColumn,
         Progress,
+        ProgressColumn,
         TextColumn,
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
+    from rich.text import Text
+
+    class _Rate(ProgressColumn):
+        def render(self, task: Any) -> Text:
+            speed = task.finished_speed or task.speed
+            return Text("" if speed is None else f"{speed:,.0f} {unit}/s")
 
     amount = DownloadColumn() if unit == "bytes" else MofNCompleteColumn()
     unit_name = TextColumn("" if unit == "bytes" else unit)
@@ -112,9 +119,18 @@ def _bar(description: str, total: int, unit: str) -> Iterator[Advance]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
+    if unit == "tokens":
+        columns = (*columns, _Rate())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task(description, total=total)
         yield lambda done: progress.advance(task, done)
+
+
+def _duration(seconds: float) -> str:
+    """A time to wait, roughly."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 _QUIET_SECONDS = 10.0
@@ -131,10 +147,10 @@ def _lines(description: str, total: int, unit: str) -> Iterator[Advance]:
         now = time.monotonic()
         if now - last >= _QUIET_SECONDS and done < total:
             last = now
-            left = (now - start) * (total - done) / done
-            to_go = f", about {left / 60:.0f} minutes to go" if left >= 90 else ""
+            rate = done / (now - start)
+            left = f", {rate:,.0f} {unit}/s, {_duration((total - done) / rate)} left" if rate else ""
             print(
-                f"{description}: {done:,} of {total:,} {unit} ({done / max(total, 1):.0%}{to_go})",
+                f"{description}: {done:,} of {total:,} {unit} ({done / max(total, 1):.0%}{left})",
                 file=sys.stderr,
             )
 

@@ -1,0 +1,52 @@
+"""Options of a command taken from a dataclass: one field, one option, its panel and help in the field's metadata."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import fields
+from functools import wraps
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+
+def takes_fields(
+    kind: type, argument: str = "options"
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command every field of `kind` as an option of its own; it gets them as one argument.
+
+    A message of `kind` about its values names the options, so it should spell them `--like-this`.
+    """
+    hints = get_type_hints(kind)
+    names = [field.name for field in fields(kind)]
+    added = [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=field.default,
+            annotation=Annotated[
+                hints[field.name],
+                typer.Option(help=field.metadata["help"], rich_help_panel=field.metadata["panel"]),
+            ],
+        )
+        for field in fields(kind)
+    ]
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = inspect.signature(command, eval_str=True).parameters.values()
+        kept = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own if p.name != argument]
+        required = [p for p in kept if p.default is inspect.Parameter.empty]
+        parameters = [*required, *added, *(p for p in kept if p not in required)]
+
+        @wraps(command)
+        def expanded(**values: Any) -> None:
+            chosen = kind(**{name: values.pop(name) for name in names})
+            command(**values, **{argument: chosen})
+
+        expanded.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportAttributeAccessIssue]
+        expanded.__annotations__ = {p.name: p.annotation for p in parameters}
+        del expanded.__wrapped__  # pyright: ignore[reportAttributeAccessIssue]
+        return expanded
+
+    return decorate

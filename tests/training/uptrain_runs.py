@@ -1,0 +1,94 @@
+"""Short runs on a tiny pair of teacher and student."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from tiny_models import build
+
+from gqakit.api import BudgetOptions, PlanOptions, UptrainOptions, convert, uptrain
+from gqakit.api.uptraining import UptrainResult, work_directory
+
+SHORT: dict[str, Any] = {
+    "window": 32,
+    "tokens": 1280,
+    "held_out": 4,
+    "max_steps": 6,
+    "eval_steps": 2,
+    "learning_rate": 3e-3,
+    "warmup_steps": 2,
+    "gradient_accumulation_steps": 2,
+}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A teacher and what was made of it."""
+
+    teacher: Path
+    student: Path
+
+    def run(
+        self, out: str | Path, *, notice: Any = None, restart: bool = False, **changes: Any
+    ) -> UptrainResult:
+        """One run of `SHORT` with some changes."""
+        told = {"notice": notice} if notice else {}
+        options = UptrainOptions(**{**SHORT, **changes})
+        return uptrain(
+            str(self.student),
+            Path(out),
+            teacher=str(self.teacher),
+            options=options,
+            restart=restart,
+            device="cpu",
+            **told,
+        )
+
+
+@cache
+def pair(folder: Path, family: str = "llama", format: str = "grouped") -> Pair:
+    """The tiny pair, made once: a random model and its conversion to 3 (uniform: 2) KV heads."""
+    teacher = build(folder / f"{family}-{format}" / "teacher", family, num_hidden_layers=2)
+    student = folder / f"{family}-{format}" / "student"
+    heads = 3 if format == "grouped" else 2
+    plan = PlanOptions(
+        method="neighbour", merge="mean", allocation="uniform", format=format, layer_loss="error"
+    )  # pyright: ignore[reportArgumentType]
+    convert(
+        str(teacher),
+        student,
+        budget=BudgetOptions(kv_heads=heads),
+        options=plan,
+        tokens=256,
+        window=32,
+        measure=False,
+    )
+    return Pair(teacher, student)
+
+
+class Killed(Exception):  # noqa: N818
+    """Stands for whatever ends a process."""
+
+
+def killed_after(step: int) -> Any:
+    """A notice that ends the run at the evaluation after a step."""
+
+    def notice(at: int, scores: Any) -> None:
+        if at == step:
+            raise Killed
+
+    return notice
+
+
+def metrics(directory: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics, without what the clock says."""
+    name = "metrics.jsonl" if directory.suffix == ".uptrain" else "gqakit-uptrain-metrics.jsonl"
+    lines = [json.loads(line) for line in (directory / name).read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+
+__all__ = ["SHORT", "Killed", "Pair", "killed_after", "metrics", "pair", "work_directory"]
