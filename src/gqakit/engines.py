@@ -77,7 +77,7 @@ _ENGINES = (
         uniform="gqakit export --to onnx",
         grouped="gqakit export --to onnx",
         separate="gqakit export --to onnx",
-        families=None,
+        families=("llama", "mistral", "qwen2", "qwen3"),
         checked="tests (ONNX Runtime, CPU): prefill",
     ),
 )

@@ -113,8 +113,8 @@ def _gguf(
     described = describe_gguf(source)
     vocab = read_vocab(source.checkpoint, pre)
     _check_file(source, out, overwrite)
-    family = source.spec.family
-    wanted = dtype or DTYPES.get(source.checkpoint.info(family.weight(0, family.key)).dtype, "f32")
+    stored = source.checkpoint.info(source.spec.tensor(0, "key")).dtype
+    wanted = dtype or DTYPES.get(stored, "f32")
     wanted = quantise if quantise in BUILT_IN else wanted
     plain = out if tool is None else out.with_name(out.name + ".plain.gguf")
     name = source.checkpoint.path.resolve().name

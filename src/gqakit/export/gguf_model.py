@@ -19,6 +19,7 @@ from torch import Tensor
 
 from gqakit.errors import FamilyError
 from gqakit.export.source import Source
+from gqakit.families.base import Role
 from gqakit.runtime.arrangement import Arrangement, pad_layer
 
 STOCK_ARCHITECTURE = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
@@ -232,19 +233,20 @@ class _Layers:
 
     def tensors(self, layer: int) -> list[GgufTensor]:
         """Names and shapes of a layer's attention tensors; no weight is read."""
-        spec, arrangement = self.source.spec, self.arrangements[layer]
-        family = spec.family
-        rows = {
-            "attn_q": (family.query, arrangement.num_heads * spec.head_dim),
-            "attn_k": (family.key, arrangement.num_kv_heads * spec.head_dim),
-            "attn_v": (family.value, arrangement.num_kv_heads * spec.head_dim),
+        spec = self.source.spec
+        places: dict[str, Role] = {
+            "attn_q": "query",
+            "attn_k": "key",
+            "attn_v": "value",
+            "attn_output": "output",
         }
-        shapes: dict[str, tuple[int, ...]] = {}
-        for name, (projection, count) in rows.items():
-            shapes[f"{name}.weight"] = (count, spec.hidden_size)
-            if projection in spec.biased:
-                shapes[f"{name}.bias"] = (count,)
-        shapes["attn_output.weight"] = (spec.hidden_size, arrangement.num_heads * spec.head_dim)
+        given = self.source.shapes(layer, self.arrangements[layer])
+        shapes = {
+            f"{name}.{part}": given[stored]
+            for name, role in places.items()
+            for part in ("weight", "bias")
+            if (stored := spec.tensor(layer, role, part)) in given
+        }
         return [
             GgufTensor(f"blk.{layer}.{name}", shape, lambda name=name: self.read(layer)[name])
             for name, shape in shapes.items()

@@ -10,13 +10,15 @@ from typing import Any
 
 import torch
 
-from gqakit.errors import GqakitError, MissingDependencyError
+from gqakit.errors import FamilyError, GqakitError, MissingDependencyError
 from gqakit.export.source import Source
 from gqakit.runtime import load
 
 FILE = "model.onnx"
-PROMPT = (2, 7)
-"""Shape of the sample input. Both sizes are dynamic in the graph; 1 would be taken for a constant."""
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+PROMPT = (2, 40)
+"""Shape of the sample input. Both sizes are free in the graph, but 1 would be taken for a constant. The length is one at
+which the attention function takes its path for prompts: that for a few tokens fixes the length."""
 
 
 def load_exporter() -> Any:
@@ -47,9 +49,14 @@ def write_onnx(source: Source, out: Path) -> None:
     The model is loaded whole, in float32. The graph has no cache: it is one forward pass.
 
     Raises:
-        MissingDependencyError: see `load_exporter`. GqakitError: the exporter fails on this model.
+        MissingDependencyError: see `load_exporter`. FamilyError: of another family.
+        GqakitError: the exporter fails on this model.
     """
     exporter = load_exporter()
+    if source.family not in FAMILIES:
+        raise FamilyError(
+            f"{source.checkpoint.path}: ONNX graphs are written of {', '.join(FAMILIES)}; this is {source.family}."
+        )
     model: Any = load(source.checkpoint.path, dtype=torch.float32)
     model.config.use_cache = False
     model.generation_config = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from gqakit.checkpoint import Checkpoint
 from gqakit.core.attention import AttentionWeights, Projection
 from gqakit.core.capacity import CacheShape
 from gqakit.errors import CheckpointError
-from gqakit.families import ModelSpec, read_layer
+from gqakit.families import ModelSpec, layer_shapes, read_layer
 from gqakit.inspection import open_model
 from gqakit.runtime.arrangement import Arrangement
 from gqakit.runtime.heads_gqakit import LayerHeads, read_layers
@@ -58,6 +58,11 @@ class Source:
             CheckpointError: a weight cannot be read or is not finite.
         """
         return rearranged(read_layer(self.spec, index, self.checkpoint.load), arrangement)
+
+    def shapes(self, index: int, arrangement: Arrangement) -> dict[str, tuple[int, ...]]:
+        """The shapes of a layer's attention tensors, rearranged, by their names in the checkpoint."""
+        spec = replace(self.spec, num_heads=arrangement.num_heads)
+        return layer_shapes(spec, index, arrangement.num_kv_heads, arrangement.num_kv_heads)
 
     def cache(self, arrangements: list[Arrangement]) -> CacheShape:
         """What an engine that gets these arrangements keeps for a token, at the checkpoint's precision."""

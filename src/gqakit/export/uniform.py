@@ -18,6 +18,8 @@ from gqakit.progress import Advance
 from gqakit.runtime.arrangement import Arrangement, equalise_model, pad_model
 
 HOWS = ("auto", "pad", "equalise")
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+"""Those for which the result is known to load and to compute the same."""
 
 _GROUPED_KEYS = ("gqakit", "auto_map", "per_layer_config", "allow_global_per_layer_attribute_access")
 
@@ -48,6 +50,11 @@ def describe_uniform(source: Source, how: str = "auto") -> UniformModel:
     if not source.spec.is_grouped:
         raise UsageError(
             f"{source.checkpoint.path} is an ordinary {source.family} checkpoint already; nothing to export"
+        )
+    if source.family not in FAMILIES:
+        raise FamilyError(
+            f"{source.checkpoint.path}: uniform checkpoints are exported of {', '.join(FAMILIES)}; this is a grouped "
+            f"{source.family}. Convert its source with --format uniform, where `gqakit inspect` lists it."
         )
     made: list[UniformModel] = []
     problems: list[str] = []
@@ -81,7 +88,7 @@ def write_uniform(
     replaced: dict[str, Replacement] = {}
     for layer, arrangement in enumerate(model.arrangements):
         if not arrangement.is_identity:
-            for name, shape in _shapes(source, layer, arrangement).items():
+            for name, shape in source.shapes(layer, arrangement).items():
                 replaced[name] = Replacement(shape, None, _produce(rearranged, layer, name))
     return write_checkpoint(
         source.checkpoint,
@@ -126,20 +133,3 @@ def _config(source: Source, arrangements: list[Arrangement]) -> tuple[dict[str, 
         f"written as a mistral without sliding window, which computes the same: {heads} query heads do not divide the "
         f"width {source.spec.hidden_size}, as transformers asks of a llama",
     )
-
-
-def _shapes(source: Source, layer: int, arrangement: Arrangement) -> dict[str, tuple[int, ...]]:
-    spec = source.spec
-    family, width = spec.family, spec.head_dim
-    rows = {
-        family.query: arrangement.num_heads * width,
-        family.key: arrangement.num_kv_heads * width,
-        family.value: arrangement.num_kv_heads * width,
-    }
-    shapes: dict[str, tuple[int, ...]] = {}
-    for projection, count in rows.items():
-        shapes[family.weight(layer, projection)] = (count, spec.hidden_size)
-        if projection in spec.biased:
-            shapes[family.bias(layer, projection)] = (count,)
-    shapes[family.weight(layer, family.output)] = (spec.hidden_size, arrangement.num_heads * width)
-    return shapes

@@ -13,7 +13,7 @@ def register() -> None:
 
     from gqakit.runtime.registration import register as register_configs
 
-    register_configs()
+    register_configs("gqakit_llama")
     ModelRegistry.register_model(
         "GqakitLlamaForCausalLM", "gqakit.runtime.vllm_llama:GroupedLlamaForCausalLM"
     )
