@@ -93,7 +93,7 @@ def checkpoint_names(model: nn.Module, stored: Iterable[str]) -> dict[str, tuple
 
 
 def merged_weights(
-    model: nn.Module, spec: ModelSpec, options: UptrainOptions, trained: Mapping[str, Tensor]
+    model: PreTrainedModel, spec: ModelSpec, options: UptrainOptions, trained: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """The trained weights under the names of the plain model's parameters, float32; LoRA is worked in.
 
