@@ -86,7 +86,7 @@ def install_grouped_heads(model: PreTrainedModel) -> None:
             norm.weight = nn.Parameter(norm.weight.new_ones(key))
         attention.grouped_heads = GroupedHeads(heads)
         adapt(attention, section["base_model_type"], model.config, heads)
-        if heads.num_key_heads != heads.num_value_heads:
+        if heads.num_key_heads != heads.num_value_heads and hasattr(attention, "layer_idx"):
             attention.register_forward_pre_hook(_refuse_static_cache, with_kwargs=True)
 
 

@@ -1,0 +1,104 @@
+"""The whole flow for models that are no decoders of text: embeddings, images, speech, text to text."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import wave
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command import gqakit, succeeds
+from family_models import build_family
+from tiny_models import tokenizer
+
+from gqakit.plan import Plan
+
+
+def data_for(kind: str) -> tuple[str, ...]:
+    """Options that name what a model runs on."""
+    rng = np.random.default_rng(0)
+    if kind in ("vit", "dinov2"):
+        np.savez("images.npz", x=rng.integers(0, 256, (6, 20, 20, 3), dtype=np.uint8))
+        return "--images", "images.npz"
+    if kind == "whisper":
+        with wave.open("speech.wav", "wb") as file:
+            file.setnchannels(1)
+            file.setsampwidth(2)
+            file.setframerate(16_000)
+            file.writeframes(rng.integers(-3000, 3000, 4000).astype("<i2").tobytes())
+        return "--audio", "speech.wav"
+    return ("--window", "16", "--tokens", "96")
+
+
+@pytest.fixture(params=["bert", "mpnet", "dinov2", "whisper", "t5"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def source(kind: str, tmp_path: Path) -> Path:
+    folder = build_family(tmp_path / "model", kind)
+    config = json.loads((folder / "config.json").read_text())
+    if kind not in ("dinov2", "whisper"):
+        tokenizer().save_pretrained(folder)
+        assert len(tokenizer()) <= config["vocab_size"] + 32
+    return folder
+
+
+def test_calibrate_convert_verify_evaluate(source: Path, kind: str) -> None:
+    data = data_for(kind)
+    if kind in ("bert", "mpnet", "t5"):  # the tokenizer knows a few more tokens than the tiny models
+        shutil.rmtree(source)
+        _larger(source, kind)
+    out = succeeds(
+        "convert", source, "-o", "out", "--kv-ratio", "0.5", "--kv-maps", "separate", *data, "--json"
+    )
+    plan = Plan.load(Path("out/gqakit-plan.json"))
+    assert plan.budget.kv_ratio <= 0.5 + 1e-6
+    assert plan.allocation == "knapsack"
+    assert plan.layer_loss == "measured"
+    assert Path("out.moments.safetensors").is_file()
+    assert json.loads(out.out)["plan"]["source"]["model_type"] == kind
+    assert plan.source.stacks == (("decoder", "cross") if kind in ("whisper", "t5") else ())
+    checked = succeeds("verify", source, "out")
+    assert "FAILED" not in checked.out
+    scored = json.loads(succeeds("evaluate", source, "out", *data, "--json").out)["checkpoints"]
+    name = "cosine" if kind in ("bert", "mpnet", "dinov2") else "kl"
+    same, ours = (row["scores"][name] for row in scored)
+    assert same == pytest.approx(1.0 if name == "cosine" else 0.0, abs=1e-5)
+    assert (ours < 1) if name == "cosine" else (ours > 0)
+    assert (scored[1]["kv_bytes_measured"] is None) == (name == "cosine")
+
+
+def _larger(folder: Path, kind: str) -> None:
+    import family_models
+
+    kept = family_models.CONFIGS[kind]
+    family_models.CONFIGS[kind] = {**kept, "vocab_size": 160}
+    try:
+        build_family(folder, kind)
+    finally:
+        family_models.CONFIGS[kind] = kept
+    tokenizer().save_pretrained(folder)
+
+
+@pytest.mark.parametrize("kind", ["dinov2", "whisper"], indirect=True)
+def test_what_a_model_does_not_run_on(source: Path, kind: str) -> None:
+    ran = gqakit("calibrate", source, "-o", "m.safetensors")
+    option = {"dinov2": "--images", "whisper": "--audio"}[kind]
+    assert ran.code == 2
+    assert f"give {option}" in ran.err
+    both = gqakit("calibrate", source, "-o", "m.safetensors", "--images", "x", "--audio", "y")
+    assert both.code == 2
+    assert "give one of --images and --audio" in both.err
+    assert not Path("m.safetensors").exists()
+
+
+def test_an_unknown_stack(tmp_path: Path) -> None:
+    folder = build_family(tmp_path / "model", "whisper")
+    ran = gqakit("plan", folder, "--kv-ratio", "0.5", "--stacks", "decoder,middle")
+    assert ran.code == 2
+    assert "middle" in ran.err
+    assert "encoder" in ran.err
