@@ -81,7 +81,7 @@ def inspect_checkpoint(checkpoint: Checkpoint, spec: ModelSpec) -> Inspection:
         head_dim=spec.head_dim,
         hidden_size=spec.hidden_size,
         dtype=checkpoint.info(spec.tensor(0, "key")).dtype,
-        biases=tuple(sorted(spec.biased)),
+        biases=tuple(sorted({spec.tensor(0, role).split(".")[-2] for role in spec.biased})),
         key_norm=spec.channels.locked,
         rotary_dim=2 * len(spec.channels.first),
         weight_bytes=checkpoint.nbytes,

@@ -128,7 +128,7 @@ def test_an_unknown_family_is_told_what_is_known_and_what_was_seen(copy: Models)
     source = copy()
     edit_json(source / "config.json", model_type="mamba", architectures=["MambaForCausalLM"])
     message = convert(4, source, "'mamba'", "MambaForCausalLM", "39 tensors")
-    assert "llama, mistral, qwen2, qwen3" in message
+    assert "llama, mistral, mpnet, olmo2, opt, phi3, qwen2, qwen3" in message
     assert "self_attn" in message
 
 

@@ -108,7 +108,7 @@ def test_a_plan_and_a_budget(model: Models) -> None:
 
 def test_text_and_dataset(model: Models) -> None:
     command = ("calibrate", model(), "-o", "m.safetensors", "--text", "a.txt", "--dataset", "b")
-    refused(2, *command, says=("--text or --dataset, not both",))
+    refused(2, *command, says=("give one of --text and --dataset",))
 
 
 def test_an_empty_prompt_where_no_token_opens_a_text(model: Models) -> None:

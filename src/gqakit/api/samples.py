@@ -72,7 +72,7 @@ def batches_of(
         return speech_batches(source, Speech(content.name, content.clips[skip:]))
     window = min(window, _longest(source))
     tokenizer = load_tokenizer(source)
-    windows = token_windows(tokenizer, content, window=window, tokens=max(tokens, window), skip=skip)
+    windows = token_windows(tokenizer, content, window=window, tokens=tokens, skip=skip)
     if spec.family.task == "translation":
         return translation_batches(windows, int(source.config.get("decoder_start_token_id") or 0))
     return text_batches(windows, cached=spec.family.task == "text")
