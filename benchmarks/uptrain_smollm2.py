@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=4, help="windows of 512 tokens a step")
     parser.add_argument("--brown-tokens", type=int, default=160_000, help="about so many tokens of Brown")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--train", default="all", help="all, attention or lora")
+    parser.add_argument("--train", default="attention", help="all, attention or lora")
     parser.add_argument(
         "--ce", type=float, default=0.0, help="weight of the cross-entropy beside the divergence"
     )

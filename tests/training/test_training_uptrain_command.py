@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 import torch
-from command import refused, succeeds
+from command import gqakit, refused, succeeds
+from family_models import CONFIGS, VARIANTS, build_family
 from tiny_fixtures import Models
-from tiny_models import all_tensors, hashes
+from tiny_models import all_tensors, hashes, tokenizer
 from uptrain_runs import SHORT, Pair, metrics, pair, work_directory
 
 
@@ -72,6 +73,30 @@ def test_what_does_not_fit_is_refused_before_any_work(tiny: Pair, model: Models)
     refused(7, "uptrain", tiny.student, "-o", tiny.student, says=("is the source",))
     inside = ("uptrain", tiny.student, "-o", tiny.teacher, "--teacher", tiny.teacher, "--window", 32)
     refused(7, *inside, "--overwrite", says=("is the teacher",))
+
+
+@pytest.mark.parametrize("variant", ["gpt_neox", "gpt2", "falcon_alibi"])
+def test_families_whose_tensors_lie_otherwise(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(CONFIGS, VARIANTS[variant][0], {**CONFIGS[VARIANTS[variant][0]], "vocab_size": 128})
+    source = build_family(Path("source"), variant)
+    (source / "tokenizer_config.json").unlink(missing_ok=True)
+    tokenizer().save_pretrained(source)
+    how = ("--window", 16, "--tokens", 320, "--max-steps", 1, "--held-out", 2, "--warmup-steps", 0)
+    succeeds("uptrain", source, "-o", "out", "--train", "attention", *how)
+    before, after = all_tensors(source), all_tensors(Path("out"))
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert all("attention" in name or "attn" in name for name in changed)
+    if variant == "gpt_neox":  # transformers renames its head
+        ran = gqakit("uptrain", source, "-o", "all", *how)
+        assert ran.code == 3
+        assert "--train attention" in ran.err
+
+
+def test_other_tasks_are_refused() -> None:
+    source = build_family(Path("source"), "vit")
+    refused(2, "uptrain", source, "-o", "out", says=("causal language models", "is a vit"))
 
 
 def test_a_tracker_that_is_not_installed_names_its_package(tiny: Pair) -> None:

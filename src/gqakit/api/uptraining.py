@@ -25,6 +25,7 @@ from gqakit.inspection import open_model
 from gqakit.progress import Reporter, silent
 from gqakit.report.uptrain_card import uptrained_card
 from gqakit.runtime import load
+from gqakit.runtime.load import auto_class
 from gqakit.training.data import split_windows
 from gqakit.training.devices import PROJECT, accelerated, from_main, prepare
 from gqakit.training.export import METRICS_FILE, UPTRAIN_FILE, read_card, write_trained
@@ -34,8 +35,8 @@ from gqakit.training.loop import Loop, Pace
 from gqakit.training.options import TRACKERS, UptrainOptions
 from gqakit.training.state import Progress, Store
 from gqakit.training.trainable import (
+    check_writable,
     checkpoint_activations,
-    checkpoint_names,
     parameter_groups,
     prepare_student,
 )
@@ -118,6 +119,8 @@ def uptrain(
     device = check_device(device)
     weights = options.weights(teacher is not None)
     start, spec = open_model(model)
+    if auto_class(start.config) != "AutoModelForCausalLM":
+        raise UsageError(f"uptrain is for causal language models so far; {model} is a {spec.model_type}")
     master = Checkpoint.open(teacher) if teacher is not None else None
     check_output(start, out, overwrite or (out / MANIFEST_NAME).exists())
     if master is not None:
@@ -222,7 +225,7 @@ def _train(
 ) -> Progress:
     """Load, wrap, train."""
     student: Any = load(start.path, dtype=torch.float32)  # updates are too small for half precision
-    checkpoint_names(student, start.tensors)
+    check_writable(student, spec, options, start.tensors)
     blocks = {type(spec.block(student, 0)).__name__}
     with torch.random.fork_rng([]):
         torch.manual_seed(options.seed)

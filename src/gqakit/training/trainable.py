@@ -43,7 +43,7 @@ def _with_lora(model: PreTrainedModel, spec: ModelSpec, options: UptrainOptions)
         lora_dropout=options.lora_dropout,
         target_modules=lora_targets(model, spec, options.lora_targets),
     )
-    return get_peft_model(model, config)  # pyright: ignore[reportArgumentType]
+    return get_peft_model(model, config)
 
 
 def lora_targets(model: PreTrainedModel, spec: ModelSpec, which: str) -> list[str]:
@@ -74,22 +74,34 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 
 def checkpoint_names(model: nn.Module, stored: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """For each parameter, under its first name, the names its checkpoint stores it under; tied ones may have several.
-
-    Raises:
-        CheckpointError: for a parameter that the checkpoint has under none of its names.
-    """
+    """For each parameter, under its first name, the names its checkpoint stores it under; tied ones may have several."""
     stored = set(stored)
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
-    found = {group[0]: tuple(name for name in group if name in stored) for group in names.values()}
-    if lost := [name for name, there in found.items() if not there]:
+    return {group[0]: tuple(name for name in group if name in stored) for group in names.values()}
+
+
+def check_writable(
+    model: PreTrainedModel, spec: ModelSpec, options: UptrainOptions, stored: Iterable[str]
+) -> None:
+    """Refuse to train what could not be written back; transformers renames tensors of a few families as it loads them.
+
+    Raises:
+        CheckpointError: for a parameter to train that the checkpoint has under none of its names.
+    """
+    names = checkpoint_names(model, stored)
+    if options.train == "lora":
+        wanted = [f"{name}.weight" for name in lora_targets(model, spec, options.lora_targets)]
+    else:
+        prepare_student(model, spec, options)
+        wanted = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    if lost := [name for name in wanted if not names[name]]:
+        hint = "; --train attention may do" if options.train == "all" else ""
         raise CheckpointError(
-            f"the checkpoint has no tensor named {lost[0]} ({len(lost)} such of {len(found)}), which the loaded model has: "
-            "its trained weights could not be written back under the names of the checkpoint"
+            f"the checkpoint has no tensor named {lost[0]} ({len(lost)} such of {len(wanted)} to train), which the loaded "
+            f"model has: trained weights could not be written back under the checkpoint's names{hint}"
         )
-    return found
 
 
 def merged_weights(
