@@ -46,7 +46,7 @@ def main() -> None:
             for batch in options.batch:
                 dtype = getattr(torch, name)
                 gigabytes = 2 * batch * HEADS * positions * HEAD_DIM * dtype.itemsize / 1e9
-                if gigabytes > 9:
+                if gigabytes > 8:
                     print(
                         f"\n{name}, batch {batch}, {positions}: left out, multi-head takes {gigabytes:.0f} GB"
                     )

@@ -56,7 +56,7 @@ def _conversions(work: Path) -> list[Path]:
     for path in paths:
         if not (path / "config.json").is_file():
             form = path.name.removeprefix("third-")
-            arguments = f"--kv-heads 1 --method neighbour --merge mean --format {form} --no-evaluate"
+            arguments = f"--kv-heads 1 --method neighbour --merge mean --allocation uniform --format {form} --no-evaluate"
             command = [sys.executable, "-m", "gqakit", "convert", str(source), "-o", str(path)]
             subprocess.run([*command, *arguments.split()], check=True)
     return [source, *paths]

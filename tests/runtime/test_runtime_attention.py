@@ -148,7 +148,8 @@ def test_cross_attention_sees_every_position(maps, length):
 @pytest.mark.parametrize("softcap", [None, 0.7])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("maps", MAPS.values(), ids=MAPS)
-def test_half_precision_decode(maps, dtype, softcap):
+def test_half_precision_decode(maps, dtype, softcap, monkeypatch):
+    monkeypatch.setattr(attention_gqakit, "WIDENED_POSITIONS", 16)
     inputs = states(maps, 1, 50, dtype)
     mask = mask_of("heads", 1, 50)
     out, _ = grouped_attention_forward(module(maps), *inputs, mask, softcap=softcap)

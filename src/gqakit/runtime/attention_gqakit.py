@@ -33,6 +33,7 @@ QUERY_BLOCK = 256
 # On a CPU, half precision takes a slow path for a single query row, in SDPA, and for few rows, in products.
 HALF_PRECISION = torch.bfloat16, torch.float16
 HALF_PRECISION_ROWS = 4
+WIDENED_POSITIONS = 2048
 
 
 def rows_on_cpu(group: int) -> int:
@@ -155,7 +156,6 @@ class _Layout:
     ) -> Tensor:
         """PyTorch's SDPA in each call; the maps must be the same."""
         length, packing = query.shape[2], self.keys
-        half = query.device.type == "cpu" and query.dtype in HALF_PRECISION
         outs: list[Tensor] = []
         for rows, keys, values, rows_mask in zip(
             packing.pack(query),
@@ -168,7 +168,7 @@ class _Layout:
             if packing.ragged:
                 inputs = rows.unsqueeze(1), keys.unsqueeze(1), values.unsqueeze(1)
                 rows_mask = None if rows_mask is None else rows_mask.unsqueeze(1)
-            widened = half and rows.shape[-2] == 1
+            widened = _slow(rows) and rows.shape[-2] == 1
             if widened:
                 inputs = inputs[0].repeat(1, 1, HALF_PRECISION_ROWS, 1), *inputs[1:]
             out = scaled_dot_product_attention(*inputs, attn_mask=rows_mask, dropout_p=dropout, scale=scaling)
@@ -189,8 +189,7 @@ class _Layout:
     ) -> Tensor:
         """Matrix products with the scores in between, for what SDPA cannot do or does slower."""
         batch, _, length, _ = query.shape
-        if batch > 1 and query.device.type == "cpu" and query.dtype in HALF_PRECISION:
-            # A float32 copy of one head of one sequence stays in the processor's cache.
+        if batch > 1 and _slow(query):  # the blocks of one sequence stay in the processor's cache
             masks = [None] * batch if mask is None else mask.expand(batch, -1, -1, -1).split(1)
             each = zip(query.split(1), key.split(1), value.split(1), masks, strict=True)
             return torch.cat([self.explicit(*one, dropout, scaling, is_causal, softcap) for one in each])
@@ -215,7 +214,7 @@ class _Layout:
         masks = packing.pack_mask(mask, query.shape[2])
         for rows, keys, rows_mask in zip(packing.pack(query), packing.cached(key), masks, strict=True):
             # Transposed, a product of few rows streams the keys; the other way round it is half as fast.
-            scores = (_wide(keys) @ _wide(rows).transpose(-1, -2)).transpose(-1, -2).contiguous()
+            scores = _product(keys, rows.transpose(-1, -2)).transpose(-1, -2).contiguous()
             if softcap is not None:
                 scores = softcap * (scores / softcap).tanh()
             if rows_mask is not None and rows_mask.dtype == torch.bool:
@@ -230,18 +229,33 @@ class _Layout:
         if not self.same_maps:
             slots = self.keys.slots(list(weights), length)
             weights = self.values.arrange(slots.index_select(1, self.key_slot_of_value_slot.on(slots.device)))
-        outs: list[Tensor] = []
-        for each, values in zip(weights, self.values.cached(value), strict=True):
-            states = _wide(values)
-            outs.append(each.to(states.dtype) @ states)
+        outs = [
+            _mixture(each, values) for each, values in zip(weights, self.values.cached(value), strict=True)
+        ]
         return self.values.unpack(outs, length)
 
 
-def _wide(states: Tensor) -> Tensor:
-    """Half precision as float32 on a CPU, whose half-precision products of few rows are far slower."""
-    if states.device.type == "cpu" and states.dtype in HALF_PRECISION:
-        return states.float()
-    return states
+def _product(keys: Tensor, rows: Tensor) -> Tensor:
+    """`keys @ rows`; half precision on a CPU as float32, in blocks that stay in the processor's cache."""
+    product = torch.bmm if keys.ndim == 3 else torch.matmul
+    if not _slow(keys):
+        return product(keys, rows)
+    rows = rows.float()
+    return torch.cat([product(block.float(), rows) for block in keys.split(WIDENED_POSITIONS, -2)], -2)
+
+
+def _mixture(weights: Tensor, values: Tensor) -> Tensor:
+    """`weights @ values`, in the precision of `_product`."""
+    product = torch.bmm if values.ndim == 3 else torch.matmul
+    if not _slow(values):
+        return product(weights.to(values.dtype), values)
+    blocks = zip(weights.split(WIDENED_POSITIONS, -1), values.split(WIDENED_POSITIONS, -2), strict=True)
+    return torch.stack([product(each, block.float()) for each, block in blocks]).sum(0)
+
+
+def _slow(states: Tensor) -> bool:
+    """Whether products of few rows are far faster in float32: in half precision on a CPU."""
+    return states.device.type == "cpu" and states.dtype in HALF_PRECISION
 
 
 def grouped_attention_forward(
