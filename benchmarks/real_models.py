@@ -309,7 +309,9 @@ def main() -> None:
     parser.add_argument(
         "--model", action="append", help="minilm, mpnet, dinov2, whisper-tiny, whisper-base, smollm2"
     )
-    parser.add_argument("--ratio", action="append", choices=tuple(RATIOS), help="which budgets (default: all)")
+    parser.add_argument(
+        "--ratio", action="append", choices=tuple(RATIOS), help="which budgets (default: all)"
+    )
     parser.add_argument("--images", type=Path, default=Path("../shared/data/cifar10-9000.npz"))
     parser.add_argument("--image-size", type=int, default=112)
     parser.add_argument("--speech", type=Path, default=Path("/usr/share/pocketsphinx/test/data"))

@@ -11,6 +11,7 @@ from tiny_models import prompt_ids
 
 import gqakit
 from gqakit.api import BudgetOptions, MeasureOptions, PlanOptions, explore
+from gqakit.calibration.samples import text_batches
 from gqakit.calibration.store import MomentsFile
 from gqakit.convert import convert_checkpoint
 from gqakit.core.grouping import Partition
@@ -39,7 +40,7 @@ def test_a_loss_is_that_of_the_checkpoint_with_only_that_layer_converted(
     known = MomentsFile.open(moments(source))
     opened, spec = open_model(str(source))
     windows = prompt_ids(24).repeat(2, 1)
-    prober = Prober(Bench(source, known.path, "fold", windows, "cpu"))
+    prober = Prober(Bench(source, known.path, "fold", text_batches(windows, cached=True), spec.stacks, "cpu"))
     options = PlanOptions(format="grouped", method="neighbour")
     plan = explore(str(source), BudgetOptions(kv_heads=2), options, moments=known.path).plan
     alone, chosen = Partition.identity(4).labels, (0, 1, 0, 1)
