@@ -20,6 +20,7 @@ from . import configuration_gqakit
 from .adapters_gqakit import adapt, prepare
 from .attention_gqakit import GroupedHeads, grouped_attention_forward
 from .configuration_gqakit import PREFIX, family_class
+from .heads_gqakit import LayerHeads
 
 ATTENTION = "gqakit"
 AttentionInterface.register(ATTENTION, grouped_attention_forward)
@@ -54,7 +55,19 @@ class GroupedModel(PreTrainedModel):
                 f'attn_implementation="{requested_attention}" cannot run grouped heads. '
                 f'Leave it out or pass "{ATTENTION}", which runs PyTorch\'s SDPA over the groups.'
             )
+        if requested_attention == "vllm" and not all(map(_is_ordinary, self.config.layer_heads())):
+            raise ValueError(
+                "vLLM's Transformers backend gives every layer equal groups in order, which these heads are not. "
+                "Use gqakit's vLLM plugin (see docs/serving.md), or `gqakit export --to uniform`."
+            )
         return super().get_correct_attn_implementation(requested_attention, is_init_check)
+
+
+def _is_ordinary(heads: LayerHeads) -> bool:
+    """Whether consecutive, equal groups of query heads share keys and values alike."""
+    maps, count = heads.key_head_of_query, heads.num_key_heads
+    in_order = tuple(query * count // len(maps) for query in range(len(maps)))
+    return maps == heads.value_head_of_query == in_order and len(maps) % count == 0
 
 
 def install_grouped_heads(model: PreTrainedModel) -> None:
