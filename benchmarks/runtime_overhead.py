@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 python benchmarks/runtime_overhead.py
 
-Both models hold the same weights and take turns in every round, in turn first and second. Times are the processor's own,
-of the one thread; ratios are medians over the rounds of the two times of one round, with the quartiles in brackets.
+Both models share their weights in memory and take turns in every round, in turn first and second. Times are the processor's
+own, of the one thread; ratios are medians over the rounds of the two times of one round, with the quartiles in brackets.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from common import Table, environment
-from gqakit.runtime import grouped_config, load
+from gqakit.inspection import open_model
+from gqakit.runtime import load
+from gqakit.runtime.grouped_config import grouped_config
 from gqakit.zoo import SMOLLM2, fetch
 
 
@@ -51,9 +53,10 @@ def _models() -> list[Any]:
     raw = json.loads((source / "config.json").read_text())
     share = raw["num_attention_heads"] // raw["num_key_value_heads"]
     heads = [head // share for head in range(raw["num_attention_heads"])]
-    config = grouped_config(raw, [(heads, heads)] * raw["num_hidden_layers"])
+    _, spec = open_model(str(source))
+    config = grouped_config(raw, spec, [(heads, heads)] * raw["num_hidden_layers"])
     grouped = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), dtype=torch.float32).eval()
-    grouped.load_state_dict(stock.state_dict())
+    grouped.load_state_dict(stock.state_dict(), assign=True)
     return [stock, grouped]
 
 
