@@ -15,8 +15,8 @@ ANYWHERE = {"errors", "version", "progress", "configurable"}
 LEVELS = [
     {"core"},
     {"families", "checkpoint", "nsga", "engines"},
-    {"methods", "allocation", "calibration", "plan"},
-    {"choices", "options", "planner", "convert", "runtime", "inspection", "catalogue", "family_table"},
+    {"methods", "allocation", "calibration", "plan", "runtime"},
+    {"choices", "options", "planner", "convert", "inspection", "catalogue", "family_table"},
     {"report", "evaluation", "training", "export", "verify", "zoo"},
     {"api"},
     {"cli"},

@@ -15,7 +15,7 @@ from gqakit.core.attention import AttentionWeights
 from gqakit.families import FAMILIES, read_layer, tensors_of_layer
 from gqakit.inspection import open_model
 
-LAYERS, HEADS, HIDDEN, VOCAB = 2, 8, 64, 96
+LAYERS, HEADS, HIDDEN, VOCAB = 2, 8, 64, 160  # more than the tokenizer of tiny_models knows
 _TEXT = {"vocab_size": VOCAB, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 _BODY = {
     "hidden_size": HIDDEN,

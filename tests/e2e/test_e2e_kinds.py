@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import wave
 from pathlib import Path
 
@@ -40,18 +39,13 @@ def kind(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def source(kind: str, tmp_path: Path) -> Path:
     folder = build_family(tmp_path / "model", kind)
-    config = json.loads((folder / "config.json").read_text())
     if kind not in ("dinov2", "whisper"):
         tokenizer().save_pretrained(folder)
-        assert len(tokenizer()) <= config["vocab_size"] + 32
     return folder
 
 
 def test_calibrate_convert_verify_evaluate(source: Path, kind: str) -> None:
     data = data_for(kind)
-    if kind in ("bert", "mpnet", "t5"):  # the tokenizer knows a few more tokens than the tiny models
-        shutil.rmtree(source)
-        _larger(source, kind)
     out = succeeds(
         "convert", source, "-o", "out", "--kv-ratio", "0.5", "--kv-maps", "separate", *data, "--json"
     )
@@ -70,18 +64,6 @@ def test_calibrate_convert_verify_evaluate(source: Path, kind: str) -> None:
     assert same == pytest.approx(1.0 if name == "cosine" else 0.0, abs=1e-5)
     assert (ours < 1) if name == "cosine" else (ours > 0)
     assert (scored[1]["kv_bytes_measured"] is None) == (name == "cosine")
-
-
-def _larger(folder: Path, kind: str) -> None:
-    import family_models
-
-    kept = family_models.CONFIGS[kind]
-    family_models.CONFIGS[kind] = {**kept, "vocab_size": 160}
-    try:
-        build_family(folder, kind)
-    finally:
-        family_models.CONFIGS[kind] = kept
-    tokenizer().save_pretrained(folder)
 
 
 @pytest.mark.parametrize("kind", ["dinov2", "whisper"], indirect=True)

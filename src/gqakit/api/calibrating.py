@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from gqakit.api.models import load_model
-from gqakit.api.samples import Source, batches_of, check_content, read_source
+from gqakit.api.samples import DataSource, batches_of, check_content, read_source
 from gqakit.calibration.collect import collect_moments
 from gqakit.calibration.samples import positions_of
 from gqakit.calibration.store import MomentsFile, MomentsHeader, save_moments
@@ -24,7 +24,7 @@ def calibrate(
     model: str,
     out: Path,
     *,
-    text: Source = ("calibration",),
+    text: DataSource = ("calibration",),
     tokens: int = TOKENS,
     window: int = WINDOW,
     dtype: str = "float32",
@@ -68,7 +68,7 @@ def calibrate_opened(
     name: str,
     out: Path,
     *,
-    text: Source,
+    text: DataSource,
     tokens: int,
     window: int,
     dtype: str,

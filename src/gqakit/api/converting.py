@@ -11,7 +11,7 @@ from gqakit.api.evaluating import TOKENS as EVALUATION_TOKENS
 from gqakit.api.evaluating import evaluate
 from gqakit.api.planning import MEASURED_TOKENS, BudgetOptions, MeasureOptions, PlanOptions, explore_opened
 from gqakit.api.repairing import repair_opened, repair_windows
-from gqakit.api.samples import Content, Source, batches_of, check_content, read_source
+from gqakit.api.samples import Content, DataSource, batches_of, check_content, read_source
 from gqakit.calibration.store import MomentsFile
 from gqakit.calibration.text import Text
 from gqakit.checkpoint import Checkpoint, check_output, write_bytes
@@ -57,9 +57,9 @@ def convert(
     options: PlanOptions | None = None,
     moments: Path | None = None,
     layer_losses: MeasureOptions | None = None,
-    text: Source = ("calibration",),
+    text: DataSource = ("calibration",),
     measure: bool | None = None,
-    evaluate_on: Source | None = None,
+    evaluate_on: DataSource | None = None,
     tokens: int = TOKENS,
     window: int = WINDOW,
     device: str = "auto",

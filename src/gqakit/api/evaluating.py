@@ -8,7 +8,7 @@ from typing import Any
 
 from gqakit.api.calibrating import WINDOW, unit_of
 from gqakit.api.models import PRECISIONS, load_model
-from gqakit.api.samples import Source, batches_of, read_source
+from gqakit.api.samples import DataSource, batches_of, read_source
 from gqakit.calibration.samples import positions_of
 from gqakit.core.capacity import CacheShape
 from gqakit.errors import DataError
@@ -26,7 +26,7 @@ def evaluate(
     model: str,
     others: Sequence[str] = (),
     *,
-    text: Source = ("evaluation",),
+    text: DataSource = ("evaluation",),
     window: int = WINDOW,
     tokens: int = TOKENS,
     dtype: str = "float32",
@@ -53,8 +53,9 @@ def evaluate(
     Raises:
         CheckpointError, FamilyError, DataError, UsageError.
     """
-    stacks = _stacks_of(others)
-    opened = [(name, *open_model(name, stacks)) for name in (model, *others)]
+    conversions = [(name, *open_model(name)) for name in others]
+    told = {spec.stacks for _, _, spec in conversions}  # a grouped checkpoint says what was converted
+    opened = [(model, *open_model(model, told.pop() if len(told) == 1 else None)), *conversions]
     _, source, source_spec = opened[0]
     for name, checkpoint, _ in opened[1:]:
         if checkpoint.config.get("vocab_size") != source.config.get("vocab_size"):
@@ -91,9 +92,3 @@ def evaluate(
             )
         )
     return rows
-
-
-def _stacks_of(others: Sequence[str]) -> tuple[str, ...] | None:
-    """The stacks that were converted, where the conversions agree on them."""
-    told = {open_model(name)[1].stacks for name in others}
-    return told.pop() if len(told) == 1 else None

@@ -10,7 +10,7 @@ import torch
 
 from gqakit import planner
 from gqakit.api.models import check_device
-from gqakit.api.samples import Source, batches_of, read_source
+from gqakit.api.samples import DataSource, batches_of, read_source
 from gqakit.calibration.samples import positions_of
 from gqakit.calibration.store import MomentsFile
 from gqakit.checkpoint import Checkpoint
@@ -72,7 +72,7 @@ class MeasureOptions:
         device: "cpu", "cuda" or "auto".
     """
 
-    text: Source = ("calibration",)
+    text: DataSource = ("calibration",)
     tokens: int = MEASURED_TOKENS
     window: int = 512
     losses: Path | None = None

@@ -15,7 +15,7 @@ from gqakit.api.calibrating import WINDOW
 from gqakit.api.evaluating import TOKENS as EVALUATION_TOKENS
 from gqakit.api.evaluating import evaluate
 from gqakit.api.models import check_device
-from gqakit.api.samples import Content, Source, batches_of, read_source
+from gqakit.api.samples import Content, DataSource, batches_of, read_source
 from gqakit.calibration.text import Text
 from gqakit.checkpoint import Checkpoint, Replacement, check_output, write_bytes, write_checkpoint
 from gqakit.convert import CARD_FILE, CHECKSUM_FILE, PLAN_FILE
@@ -56,10 +56,10 @@ def repair(
     out: Path | None = None,
     *,
     source: str,
-    text: Source = ("calibration",),
+    text: DataSource = ("calibration",),
     options: RepairOptions | None = None,
     measure: bool = True,
-    evaluate_on: Source = ("evaluation",),
+    evaluate_on: DataSource = ("evaluation",),
     device: str = "auto",
     overwrite: bool = False,
     progress: Reporter = silent,

@@ -19,7 +19,7 @@ from gqakit.families import ModelSpec
 from gqakit.runtime import load
 
 Content = Text | Images | Speech
-Source = Content | Sequence[str | Path]
+DataSource = Content | Sequence[str | Path]
 """What functions take: something that is read already, or names of text files."""
 
 IMAGES_AT_ONCE = 8
@@ -29,7 +29,7 @@ _TAKES = {"text": Text, "embedding": Text, "translation": Text, "image": Images,
 _OPTION = {Text: "--text", Images: "--images", Speech: "--audio"}
 
 
-def read_source(source: Source) -> Content:
+def read_source(source: DataSource) -> Content:
     """What is to be run on, read.
 
     Raises:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gqakit.api.models import load_model
-from gqakit.api.samples import Source, batches_of, noise_batch, read_source
+from gqakit.api.samples import DataSource, batches_of, noise_batch, read_source
 from gqakit.checkpoint import Checkpoint
 from gqakit.convert import PLAN_FILE, converted_cache
 from gqakit.families import ModelSpec
@@ -42,7 +42,7 @@ def verify(
     model: str,
     out: str,
     *,
-    text: Source | None = None,
+    text: DataSource | None = None,
     window: int = 128,
     batch: dict[str, Any] | None = None,
     progress: Reporter = silent,
@@ -87,7 +87,7 @@ def verify(
     return Verification(tuple(checks), tuple(errors))
 
 
-def _batch(source: Checkpoint, spec: ModelSpec, text: Source | None, window: int) -> dict[str, Any]:
+def _batch(source: Checkpoint, spec: ModelSpec, text: DataSource | None, window: int) -> dict[str, Any]:
     """One batch of what the model takes."""
     if text is None and spec.family.task in ("image", "speech"):
         return noise_batch(source, spec)

@@ -17,6 +17,8 @@ from gqakit.calibration.samples import Batch, as_batches, positions_of
 from gqakit.core.moments import LayerMoments
 from gqakit.errors import DataError
 from gqakit.families import ModelSpec
+from gqakit.runtime.attention_gqakit import GroupedHeads, mask_with_bias
+from gqakit.runtime.heads_gqakit import LayerHeads
 
 _NAME = "gqakit_calibration"
 
@@ -184,49 +186,28 @@ def _attention(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
+    dropout: float = 0.0,
     scaling: float | None = None,
     is_causal: bool | None = None,
     position_bias: Tensor | None = None,
     softcap: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' own attention, after a look at its queries and keys."""
+    """The attention that the model computes, after a look at its queries and keys."""
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     wants_causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
     causal = query.shape[2] > 1 and attention_mask is None and wants_causal
     if position_bias is not None:
-        attention_mask, causal = _biased(position_bias, attention_mask, query, key, causal), False
+        attention_mask, causal = mask_with_bias(attention_mask, position_bias, causal, query, key), False
     if module in watched:
         watched[module].see_attention(query, key, attention_mask, scale, causal, softcap)
-    if softcap is not None:
-        return _capped(query, key, value, attention_mask, scale, softcap, causal), None
-    return sdpa_attention_forward(
-        module, query, key, value, attention_mask, scaling=scale, is_causal=causal, **kwargs
-    )
-
-
-def _biased(bias: Tensor, mask: Tensor | None, query: Tensor, key: Tensor, causal: bool) -> Tensor:
-    """A bias on the scores and a mask as one mask to add."""
-    if causal:
-        shape = (query.shape[2], key.shape[2])
-        mask = torch.ones(shape, dtype=torch.bool, device=query.device).tril()[None, None]
-    if mask is None:
-        return bias
-    if mask.dtype == torch.bool:
-        return torch.where(mask[..., : key.shape[2]], bias, torch.finfo(bias.dtype).min)
-    return bias + mask[..., : key.shape[2]]
-
-
-def _capped(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, cap: float, causal: bool
-) -> Tensor:
-    """Attention with capped scores, `[B, T, H, d]`."""
-    groups = query.shape[1] // key.shape[1]
-    key, value = (states.repeat_interleave(groups, 1) for states in (key, value))
-    scores = cap * torch.tanh(query @ key.mT * scale / cap)
-    zeros = scores.new_zeros(1, 1, 1, key.shape[2])
-    weights = scores + (_biased(zeros, mask, query, key, causal))
-    return (weights.float().softmax(-1).to(value.dtype) @ value).transpose(1, 2).contiguous()
+    if softcap is not None:  # which no function of transformers' but its eager ones knows
+        group = query.shape[1] // key.shape[1]
+        reads = tuple(head // group for head in range(query.shape[1]))
+        heads = GroupedHeads(LayerHeads(reads, reads))
+        out = heads.attend(query, key, value, attention_mask, dropout, scale, causal, softcap)
+        return out.transpose(1, 2).contiguous(), None
+    return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scale, causal, **kwargs)
 
 
 def _frequencies(model: PreTrainedModel, spec: ModelSpec) -> Tensor | None:

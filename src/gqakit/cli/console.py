@@ -60,6 +60,18 @@ class Screen:
         print(text)
 
 
+@contextmanager
+def interruptible(screen: Screen, remark: str) -> Iterator[None]:
+    """On Ctrl-C say what becomes of the work, and exit with the code for it instead of a traceback."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        import typer
+
+        screen.remark(f"interrupted{remark}")
+        raise typer.Exit(130) from None
+
+
 def _jsonable(value: Any) -> Any:
     """A value as JSON knows it: dataclasses and models as objects, NaN and infinity, which it lacks, as null."""
     if is_dataclass(value) and not isinstance(value, type):

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from gqakit.cli.console import Screen
+from gqakit.cli.console import Screen, interruptible
 from gqakit.cli.flags import DECIDES, PlanFlags, takes_plan_flags
 from gqakit.cli.options import (
     Audio,
@@ -99,7 +99,7 @@ def command(
         device=device,
     )
     asked = flags.moments is None or flags.layer_loss == "measured" or flags.losses
-    try:
+    with interruptible(screen, f"; the same command goes on where it stopped ({output})"):
         result = convert(
             model,
             output,
@@ -119,9 +119,6 @@ def command(
             overwrite=overwrite,
             progress=screen.progress,
         )
-    except KeyboardInterrupt:
-        screen.remark(f"interrupted; the same command goes on where it stopped ({output})")
-        raise typer.Exit(130) from None
     if as_json:
         screen.json(result)
         return

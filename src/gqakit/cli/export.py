@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gqakit.cli.console import Screen
+from gqakit.cli.console import Screen, interruptible
 from gqakit.cli.options import Json, Model, Quiet, Verbose
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def command(
     screen = Screen(as_json=as_json, quiet=quiet, verbose=verbose)
     from gqakit.api import export
 
-    try:
+    with interruptible(screen, "; nothing is left under the output's name but what a rerun continues"):
         result = export(
             model,
             output,
@@ -75,9 +75,6 @@ def command(
             overwrite=overwrite,
             progress=screen.progress,
         )
-    except KeyboardInterrupt:
-        screen.remark("interrupted; nothing is left under the output's name but what a rerun continues")
-        raise typer.Exit(130) from None
     if as_json:
         screen.json(result)
         return

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from dataclasses import MISSING, dataclass, fields
-from functools import wraps
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gqakit.cli.option_fields import takes_fields
 from gqakit.cli.options import (
     Batch,
     Context,
@@ -203,32 +201,5 @@ DECIDES = (
 )  # fmt: skip
 
 
-def takes_plan_flags(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command all of `PlanFlags` as options of its own; it gets them as one argument, `flags`."""
-    hints = get_type_hints(PlanFlags, include_extras=True)
-    own = inspect.signature(command, eval_str=True).parameters
-    parameters = [
-        own[name] for name in own if own[name].default is inspect.Parameter.empty and name != "flags"
-    ]
-    for field in fields(PlanFlags):
-        assert field.default is not MISSING
-        parameters.append(
-            inspect.Parameter(
-                field.name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=field.default,
-                annotation=hints[field.name],
-            )
-        )
-    parameters += [p for p in own.values() if p.default is not inspect.Parameter.empty]
-
-    @wraps(command)
-    def expanded(**values: Any) -> None:
-        flags = PlanFlags(**{field.name: values.pop(field.name) for field in fields(PlanFlags)})
-        command(**values, flags=flags)
-
-    keyword = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
-    expanded.__signature__ = inspect.Signature(keyword)  # pyright: ignore[reportAttributeAccessIssue]
-    expanded.__annotations__ = {p.name: p.annotation for p in keyword}
-    del expanded.__wrapped__  # pyright: ignore[reportAttributeAccessIssue]
-    return expanded
+takes_plan_flags = takes_fields(PlanFlags, "flags")
+"""Gives a command all of `PlanFlags` as options of its own; it gets them as one argument, `flags`."""

@@ -1,14 +1,23 @@
-"""Options of a command taken from a dataclass: one field, one option, its panel and help in the field's metadata."""
+"""Options of a command taken from a dataclass: one field, one option.
+
+Help and panel are in the field's type, where that is an annotated option, or in the field's metadata.
+"""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from functools import wraps
 from typing import Annotated, Any, get_type_hints
 
 import typer
+
+
+def _option(hint: Any, metadata: Mapping[str, Any]) -> Any:
+    if hasattr(hint, "__metadata__"):
+        return hint
+    return Annotated[hint, typer.Option(help=metadata["help"], rich_help_panel=metadata["panel"])]
 
 
 def takes_fields(
@@ -18,17 +27,14 @@ def takes_fields(
 
     A message of `kind` about its values names the options, so it should spell them `--like-this`.
     """
-    hints = get_type_hints(kind)
+    hints = get_type_hints(kind, include_extras=True)
     names = [field.name for field in fields(kind)]
     added = [
         inspect.Parameter(
             field.name,
             inspect.Parameter.KEYWORD_ONLY,
             default=field.default,
-            annotation=Annotated[
-                hints[field.name],
-                typer.Option(help=field.metadata["help"], rich_help_panel=field.metadata["panel"]),
-            ],
+            annotation=_option(hints[field.name], field.metadata),
         )
         for field in fields(kind)
     ]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from gqakit.cli.console import Screen
+from gqakit.cli.console import Screen, interruptible
 from gqakit.cli.flags import PlanFlags, takes_plan_flags
 from gqakit.cli.options import (
     Audio,
@@ -94,7 +94,9 @@ def make(
             workers=flags.workers,
             device=device,
         )
-    try:
+    kept = measure.losses if measure else None
+    kept = f"; what was measured is kept in {kept}, the same command goes on" if kept else ""
+    with interruptible(screen, kept):
         planned = explore(
             model,
             flags.budget(),
@@ -104,13 +106,6 @@ def make(
             whole_front=bool(pareto or plot),
             progress=screen.progress,
         )
-    except KeyboardInterrupt:
-        kept = measure.losses if measure else None
-        screen.remark(
-            "interrupted"
-            + (f"; what was measured is kept in {kept}, the same command goes on" if kept else "")
-        )
-        raise typer.Exit(130) from None
     if pareto is not None:
         from gqakit.report.front import save_front
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from gqakit.cli.console import Screen
+from gqakit.cli.console import Screen, interruptible
 from gqakit.cli.options import (
     Dataset,
     DatasetColumn,
@@ -71,7 +71,7 @@ def command(
     content = data_source(text, dataset, dataset_split, dataset_column, "calibration")
     from gqakit.api import RepairOptions, repair
 
-    try:
+    with interruptible(screen, "; the same command goes on behind the last layer that was done"):
         result = repair(
             converted,
             output,
@@ -84,9 +84,6 @@ def command(
             overwrite=overwrite,
             progress=screen.progress,
         )
-    except KeyboardInterrupt:
-        screen.remark("interrupted; the same command goes on behind the last layer that was done")
-        raise typer.Exit(130) from None
     if as_json:
         screen.json(result)
         return

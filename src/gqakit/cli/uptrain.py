@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from gqakit.cli.console import Screen
+from gqakit.cli.console import Screen, interruptible
 from gqakit.cli.option_fields import takes_fields
 from gqakit.cli.options import (
     Dataset,
@@ -72,7 +72,7 @@ def command(
         told = ", ".join(f"{name} {number(value)}" for name, value in scores.items())
         screen.remark(f"step {step:,}, held out: {told}")
 
-    try:
+    with interruptible(screen, f"; the same command goes on where it was saved ({output})"):
         result = uptrain(
             model,
             output,
@@ -86,9 +86,6 @@ def command(
             progress=screen.progress,
             notice=notice,
         )
-    except KeyboardInterrupt:
-        screen.remark(f"interrupted; the same command goes on where it was saved ({output})")
-        raise typer.Exit(130) from None
     if not result.main:
         return
     if as_json:

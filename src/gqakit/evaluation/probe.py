@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -58,7 +59,9 @@ class LayerProbe:
         """
         self._advance(layer)
         with torch.inference_mode(), _replaced(parameters_of_layer(self._spec, self._model, layer), weights):
-            losses = [_divergence(source, self._output(index)) for index, source in enumerate(self._source)]
+            losses = [
+                source.divergence(_Output.of(self._run(index))) for index, source in enumerate(self._source)
+            ]
         return sum(losses) / len(losses)
 
     def _positions(self) -> dict[str, Any]:
@@ -69,9 +72,9 @@ class LayerProbe:
         kept = torch.arange(ids.shape[1] - 1, -1, -step, device=ids.device).flip(0)
         return {"logits_to_keep": kept}
 
-    def _first_run(self) -> list[Tensor]:
+    def _first_run(self) -> list[_Output]:
         """The source's output; notes what its blocks give besides hidden states, and what an encoder gives."""
-        outputs: list[Tensor] = []
+        outputs: list[_Output] = []
         encoder = None
         if any(stack.cross for stack in self._spec.family.stacks):
             encoder = self._model.get_encoder()  # pyright: ignore[reportCallIssue]
@@ -83,7 +86,7 @@ class LayerProbe:
             if encoder is not None:
                 handles.append(encoder.register_forward_hook(lambda m, a, output: encoded.append(output)))
             try:
-                outputs.append(_summary(self._run(index)))
+                outputs.append(_Output.of(self._run(index)))
             finally:
                 for handle in handles:
                     handle.remove()
@@ -124,9 +127,6 @@ class LayerProbe:
             handle.remove()
         return seen[0]
 
-    def _output(self, index: int) -> Tensor:
-        return _summary(self._run(index))
-
     def _run(self, index: int, layer: int | None = None) -> Any:
         batch = self._batches[index]
         decoding = self._spec.sites[self._layer if layer is None else layer].stack.name != "encoder"
@@ -152,18 +152,26 @@ class _Stopped(Exception):  # noqa: N818  # control flow, never seen outside
     """Ends a forward pass once it has come to the layer that was asked for."""
 
 
-def _summary(output: Any) -> Tensor:
-    """Log-probabilities where the model gives logits, else the last hidden state."""
-    logits = getattr(output, "logits", None)
-    if logits is not None:
-        return logits.float().log_softmax(-1)
-    return output.last_hidden_state.float()
+@dataclass(frozen=True)
+class _Output:
+    """What a model makes of one batch: log-probabilities, or else its last hidden state."""
 
+    values: Tensor
+    predicts: bool
 
-def _divergence(source: Tensor, changed: Tensor) -> float:
-    if bool((source.logsumexp(-1).abs() < 1e-3).all()):  # log-probabilities
-        return float((source.exp() * (source - changed)).sum(-1).double().mean())
-    return float((source - changed).double().square().sum() / source.double().square().sum())
+    @classmethod
+    def of(cls, output: Any) -> _Output:
+        logits = getattr(output, "logits", None)
+        if logits is not None:
+            return cls(logits.float().log_softmax(-1), True)
+        return cls(output.last_hidden_state.float(), False)
+
+    def divergence(self, changed: _Output) -> float:
+        """Of another model's output from this one."""
+        ours, theirs = self.values, changed.values
+        if self.predicts:
+            return float((ours.exp() * (ours - theirs)).sum(-1).double().mean())
+        return float((ours - theirs).double().square().sum() / ours.double().square().sum())
 
 
 @contextmanager

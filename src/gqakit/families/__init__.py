@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from gqakit.families.base import Family, Names, Stack
 from gqakit.families.bert import BERT, MPNET, ROBERTA
+from gqakit.families.describe import describe_model
 from gqakit.families.gpt import BLOOM, FALCON, GPT2, GPT_NEOX, OPT
 from gqakit.families.layers import layer_shapes, parameters_of_layer, read_layer, tensors_of_layer
 from gqakit.families.llama import GEMMA2, GEMMA3, LLAMA, MISTRAL, OLMO2, PHI3, QWEN2, QWEN3, STABLELM
 from gqakit.families.seq2seq import T5, WHISPER
-from gqakit.families.spec import GROUPED_PREFIX, ModelSpec, describe_model
+from gqakit.families.spec import GROUPED_PREFIX, ModelSpec
 from gqakit.families.vision import CLIP_VISION, DINOV2, VIT
 
 FAMILIES: dict[str, Family] = {

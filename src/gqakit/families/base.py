@@ -131,14 +131,14 @@ class Family:
         return next(stack for stack in self.stacks if stack.name == name)
 
 
-def causal(prefix: str, *more: str) -> dict[str, str]:
+def classes(prefix: str, *heads: str) -> dict[str, str]:
+    """Auto classes of a base model and its heads, where class names follow the rule: `LlamaForCausalLM`, …"""
+    return {"AutoModel": f"{prefix}Model"} | {f"AutoModel{head}": f"{prefix}{head}" for head in heads}
+
+
+def causal(prefix: str) -> dict[str, str]:
     """The auto classes of an ordinary decoder: base model, language model, sequence classifier."""
-    classes = {
-        "AutoModel": f"{prefix}Model",
-        "AutoModelForCausalLM": f"{prefix}ForCausalLM",
-        "AutoModelForSequenceClassification": f"{prefix}ForSequenceClassification",
-    }
-    return classes | {f"AutoModel{name}": f"{prefix}{name}" for name in more}
+    return classes(prefix, "ForCausalLM", "ForSequenceClassification")
 
 
 def lookup(config: Mapping[str, Any], keys: str) -> Any:

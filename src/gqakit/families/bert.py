@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from gqakit.families.base import Family, Names, Stack
+from typing import Any
 
-_HEADS = ("ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
-
-
-def _classes(prefix: str) -> dict[str, str]:
-    return {"AutoModel": f"{prefix}Model"} | {f"AutoModel{head}": f"{prefix}{head}" for head in _HEADS}
-
+from gqakit.families.base import Family, Names, Stack, classes
 
 _BERT = Stack(
     name="encoder",
@@ -19,39 +14,28 @@ _BERT = Stack(
     block="encoder.layer.{layer}",
     cached=False,
 )
-BERT = Family(
-    "bert",
-    _classes("Bert"),
-    stacks=(_BERT,),
-    prefixes=("bert.", ""),
-    task="embedding",
-    num_kv_heads=None,
-    positions="none",
+_MPNET = Stack(
+    name="encoder",
+    home="encoder.layer.{layer}.attention.attn",
+    names=Names("q", "k", "v", "o"),
+    block="encoder.layer.{layer}",
+    cached=False,
 )
-ROBERTA = Family(
-    "roberta",
-    _classes("Roberta"),
-    stacks=(_BERT,),
-    prefixes=("roberta.", ""),
-    task="embedding",
-    num_kv_heads=None,
-    positions="none",
-)
-MPNET = Family(
-    "mpnet",
-    _classes("MPNet"),
-    stacks=(
-        Stack(
-            name="encoder",
-            home="encoder.layer.{layer}.attention.attn",
-            names=Names("q", "k", "v", "o"),
-            block="encoder.layer.{layer}",
-            cached=False,
-        ),
-    ),
-    prefixes=("mpnet.", ""),
-    task="embedding",
-    num_kv_heads=None,
-    positions="bias",
-    watched=False,
-)
+_HEADS = ("ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
+
+
+def _family(model_type: str, prefix: str, stack: Stack, **more: Any) -> Family:
+    return Family(
+        model_type,
+        classes(prefix, *_HEADS),
+        stacks=(stack,),
+        prefixes=(f"{model_type}.", ""),
+        task="embedding",
+        num_kv_heads=None,
+        **more,
+    )
+
+
+BERT = _family("bert", "Bert", _BERT, positions="none")
+ROBERTA = _family("roberta", "Roberta", _BERT, positions="none")
+MPNET = _family("mpnet", "MPNet", _MPNET, positions="bias", watched=False)

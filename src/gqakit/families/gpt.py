@@ -7,6 +7,18 @@ from typing import Any, Literal
 
 from gqakit.families.base import Family, Names, Stack, causal
 
+
+def _fused(attention: str, fused: str, output: str, num_layers: str, num_heads: str) -> Stack:
+    """Blocks `h.0`, `h.1`, … with one projection for q, k and v."""
+    return Stack(
+        home=f"h.{{layer}}.{attention}",
+        names=Names.fused(fused, output),
+        block="h.{layer}",
+        num_layers=num_layers,
+        num_heads=num_heads,
+    )
+
+
 GPT2 = Family(
     "gpt2",
     {
@@ -14,15 +26,7 @@ GPT2 = Family(
         "AutoModelForCausalLM": "GPT2LMHeadModel",
         "AutoModelForSequenceClassification": "GPT2ForSequenceClassification",
     },
-    stacks=(
-        Stack(
-            home="h.{layer}.attn",
-            names=Names.fused("c_attn", "c_proj"),
-            block="h.{layer}",
-            num_layers="n_layer",
-            num_heads="n_head",
-        ),
-    ),
+    stacks=(_fused("attn", "c_attn", "c_proj", "n_layer", "n_head"),),
     prefixes=("transformer.", ""),
     hidden_size="n_embd",
     num_kv_heads=None,
@@ -60,12 +64,12 @@ BLOOM = Family(
     "bloom",
     causal("Bloom"),
     stacks=(
-        Stack(
-            home="h.{layer}.self_attention",
-            names=Names.fused("query_key_value", "dense"),
-            block="h.{layer}",
-            num_layers="n_layer|num_hidden_layers",
-            num_heads="n_head|num_attention_heads",
+        _fused(
+            "self_attention",
+            "query_key_value",
+            "dense",
+            "n_layer|num_hidden_layers",
+            "n_head|num_attention_heads",
         ),
     ),
     prefixes=("transformer.", ""),
@@ -91,12 +95,12 @@ FALCON = Family(
     "falcon",
     causal("Falcon"),
     stacks=(
-        Stack(
-            home="h.{layer}.self_attention",
-            names=Names.fused("query_key_value", "dense"),
-            block="h.{layer}",
-            num_layers="num_hidden_layers|n_layer",
-            num_heads="num_attention_heads|n_head",
+        _fused(
+            "self_attention",
+            "query_key_value",
+            "dense",
+            "num_hidden_layers|n_layer",
+            "num_attention_heads|n_head",
         ),
     ),
     prefixes=("transformer.", ""),

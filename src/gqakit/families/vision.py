@@ -2,58 +2,45 @@
 
 from __future__ import annotations
 
-from gqakit.families.base import Family, Names, Stack
+from gqakit.families.base import Family, Names, Stack, classes
 
 _STORED = Names("attention.query", "attention.key", "attention.value", "output.dense")
-VIT = Family(
-    "vit",
-    {"AutoModel": "ViTModel", "AutoModelForImageClassification": "ViTForImageClassification"},
-    stacks=(
-        Stack(
-            name="encoder",
-            home="layers.{layer}.attention",
-            block="layers.{layer}",
-            stored_home="encoder.layer.{layer}.attention",
-            stored_names=_STORED,
-            cached=False,
-        ),
-    ),
-    prefixes=("vit.", ""),
-    task="image",
-    num_kv_heads=None,
-    positions="none",
+_VIT = Stack(
+    name="encoder",
+    home="layers.{layer}.attention",
+    block="layers.{layer}",
+    stored_home="encoder.layer.{layer}.attention",
+    stored_names=_STORED,
+    cached=False,
 )
-DINOV2 = Family(
-    "dinov2",
-    {"AutoModel": "Dinov2Model", "AutoModelForImageClassification": "Dinov2ForImageClassification"},
-    stacks=(
-        Stack(
-            name="encoder",
-            home="encoder.layer.{layer}.attention",
-            block="encoder.layer.{layer}",
-            stored_names=_STORED,
-            cached=False,
-        ),
-    ),
-    prefixes=("dinov2.", ""),
-    task="image",
-    num_kv_heads=None,
-    positions="none",
+_DINOV2 = Stack(
+    name="encoder",
+    home="encoder.layer.{layer}.attention",
+    block="encoder.layer.{layer}",
+    stored_names=_STORED,
+    cached=False,
 )
-CLIP_VISION = Family(
-    "clip_vision_model",
-    {"AutoModel": "CLIPVisionModel"},
-    stacks=(
-        Stack(
-            name="encoder",
-            home="encoder.layers.{layer}.self_attn",
-            names=Names(output="out_proj"),
-            block="encoder.layers.{layer}",
-            cached=False,
-        ),
-    ),
-    prefixes=("vision_model.", ""),
-    task="image",
-    num_kv_heads=None,
-    positions="none",
+_CLIP = Stack(
+    name="encoder",
+    home="encoder.layers.{layer}.self_attn",
+    names=Names(output="out_proj"),
+    block="encoder.layers.{layer}",
+    cached=False,
 )
+
+
+def _family(model_type: str, prefix: str, stored_prefix: str, stack: Stack, *heads: str) -> Family:
+    return Family(
+        model_type,
+        classes(prefix, *heads),
+        stacks=(stack,),
+        prefixes=(f"{stored_prefix}.", ""),
+        task="image",
+        num_kv_heads=None,
+        positions="none",
+    )
+
+
+VIT = _family("vit", "ViT", "vit", _VIT, "ForImageClassification")
+DINOV2 = _family("dinov2", "Dinov2", "dinov2", _DINOV2, "ForImageClassification")
+CLIP_VISION = _family("clip_vision_model", "CLIPVision", "vision_model", _CLIP)

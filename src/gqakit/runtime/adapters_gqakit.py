@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import dropout
 from transformers.cache_utils import EncoderDecoderCache
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from .attention_gqakit import grouped_attention_forward
 from .heads_gqakit import LayerHeads
 
 
@@ -73,26 +73,13 @@ def _attend(
     self: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, **kwargs: Any
 ) -> tuple[Tensor, Any]:
     """The model's attention function; `[B, T, heads * d]`."""
-    function: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(
-        self.config._attn_implementation, sdpa_attention_forward
+    function: Callable[..., Any] = (
+        grouped_attention_forward  # of the stock functions not all add a position bias
     )
+    if self.config._attn_implementation not in ("eager", "sdpa"):
+        function = ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation]
     out, weights = function(self, query, key, value, mask, scaling=scaling, **kwargs)
     return out.flatten(2), weights
-
-
-def _with_bias(bias: Tensor, mask: Tensor | None, query: Tensor, key: Tensor, *, causal: bool) -> Tensor:
-    """A bias for each query head `[B or 1, H, T or 1, S]` and a mask as one mask `[B, H, T, S]` to add to scores."""
-    length, positions = query.shape[2], key.shape[2]
-    bias = bias[..., :positions].to(query.dtype)
-    if mask is None and causal and length > 1:
-        shape = (length, positions)
-        mask = torch.ones(shape, dtype=torch.bool, device=query.device).tril(positions - length)[None, None]
-    if mask is None:
-        return bias.expand(query.shape[0], -1, length, -1)
-    mask = mask[..., :positions]
-    if mask.dtype == torch.bool:
-        return torch.where(mask, bias, torch.finfo(bias.dtype).min)
-    return bias + mask
 
 
 def _dropout(self: Any, rate: float) -> float:
@@ -197,9 +184,10 @@ def _bloom(
     if layer_past is not None:
         key, value = layer_past.update(key, value, self.layer_idx)
     bias = alibi.reshape(query.shape[0], self.num_heads, -1, alibi.shape[-1])
-    mask = _with_bias(bias, attention_mask, query, key, causal=True)
     rate = _dropout(self, self.attention_dropout.p)
-    out, weights = _attend(self, query, key, value, mask, self.inv_norm_factor, dropout=rate)
+    out, weights = _attend(
+        self, query, key, value, attention_mask, self.inv_norm_factor, dropout=rate, position_bias=bias
+    )
     out = residual + dropout(self.dense(out), p=self.hidden_dropout, training=self.training)
     return out, weights
 
@@ -237,11 +225,8 @@ def _mpnet(
 ) -> tuple[Tensor, ...]:
     dim = self.attention_head_size
     query, key, value = (_heads(project(hidden_states), dim) for project in (self.q, self.k, self.v))
-    mask = attention_mask
-    if position_bias is not None:
-        mask = _with_bias(position_bias, attention_mask, query, key, causal=False)
-    rate = _dropout(self, self.dropout.p)
-    out, weights = _attend(self, query, key, value, mask, dim**-0.5, dropout=rate, is_causal=False)
+    how = {"dropout": _dropout(self, self.dropout.p), "is_causal": False, "position_bias": position_bias}
+    out, weights = _attend(self, query, key, value, attention_mask, dim**-0.5, **how)
     return (self.o(out), weights) if output_attentions else (self.o(out),)
 
 

