@@ -117,10 +117,16 @@ def _formats(spec: ModelSpec) -> tuple[FormatReach, ...]:
             "grouped",
             True,
             tuple(range(1, heads)),
-            f"any groups: {names_that_run('grouped', family)}; "
-            f"with --kv-maps separate: {names_that_run('separate', family)}",
+            f"any groups: {names_that_run('grouped', family)}{_apart(family)}",
         ),
     )
+
+
+def _apart(family: str) -> str:
+    """What becomes of keys and values that are grouped apart."""
+    if names_that_run("separate", family) == "transformers":
+        return ""
+    return "; grouped with --kv-maps separate only transformers keeps the smaller cache"
 
 
 def why_not_uniform(spec: ModelSpec) -> str:

@@ -15,6 +15,7 @@ from gqakit.checkpoint.atomic import write_bytes
 from gqakit.core.grouping import Grouping, Partition
 from gqakit.engines import check_engine, kind_of, names_that_run
 from gqakit.errors import PlanError
+from gqakit.families import FAMILIES
 
 PLAN_VERSION = 1
 
@@ -132,6 +133,14 @@ class Plan(_Strict):
     def groupings(self) -> tuple[Grouping, ...]:
         """The partitions of every layer."""
         return tuple(layer.grouping for layer in self.layers)
+
+    @property
+    def sized(self) -> str:
+        """What the budget is about: what generation caches, or the keys and values that an encoder makes."""
+        family = FAMILIES.get(self.source.model_type)
+        stacks = () if family is None else family.stacks
+        chosen = [stack for stack in stacks if not self.source.stacks or stack.name in self.source.stacks]
+        return "KV cache" if not chosen or any(stack.cached for stack in chosen) else "keys and values"
 
     @property
     def engines(self) -> str:

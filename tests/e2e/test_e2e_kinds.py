@@ -56,6 +56,10 @@ def test_calibrate_convert_verify_evaluate(source: Path, kind: str) -> None:
     assert Path("out.moments.safetensors").is_file()
     assert json.loads(out.out)["plan"]["source"]["model_type"] == kind
     assert plan.source.stacks == (("decoder", "cross") if kind in ("whisper", "t5") else ())
+    said = "keys and values" if kind in ("bert", "mpnet", "dinov2") else "KV cache"
+    assert said in succeeds("plan", "show", "out/gqakit-plan.json").out
+    assert f"bytes of {said} per token" in Path("out/README.md").read_text(encoding="utf-8")
+    assert said in succeeds("inspect", source).out
     checked = succeeds("verify", source, "out")
     assert "FAILED" not in checked.out
     scored = json.loads(succeeds("evaluate", source, "out", *data, "--json").out)["checkpoints"]

@@ -129,7 +129,10 @@ def command(
             "grouping, merge",
             f"{result.plan.method}, {result.plan.merging.key} for keys, {result.plan.merging.value} for values",
         ),
-        ("KV cache", f"{made.kv_bytes_per_token_before:,} → {made.kv_bytes_per_token:,} bytes per token"),
+        (
+            result.plan.sized,
+            f"{made.kv_bytes_per_token_before:,} → {made.kv_bytes_per_token:,} bytes per token",
+        ),
         ("kv_ratio", f"{made.kv_ratio:.4g} ({made.asked})"),
         (
             "written",

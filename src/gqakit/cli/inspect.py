@@ -19,9 +19,18 @@ def command(model: Model, as_json: Json = False, quiet: Quiet = False, verbose: 
     if len({*found.key_heads, *found.value_heads}) == 1:
         kv = str(found.key_heads[0])
     rotary = f"{found.rotary_dim} of {found.head_dim} channels" if found.rotary_dim else "none"
+    cache = f"{found.kv_bytes_per_token:,} bytes per token, {found.kv_gib_at_32k:.2f} GiB at 32,768 tokens"
+    size = ("KV cache", cache)
+    if not found.cached:
+        size = (
+            "keys and values",
+            f"{found.kv_bytes_per_token:,} bytes per position while it is read, none kept",
+        )
+    elif len(found.stacks) > 1:  # which grow with different lengths
+        size = ("KV cache", f"{found.kv_bytes_per_token:,} bytes per position, all layers together")
     rows = [
         ("family", found.model_type),
-        ("layers", str(found.num_layers)),
+        ("attention layers", f"{found.num_layers} ({' and '.join(found.stacks)})"),
         ("query heads", str(found.num_heads)),
         ("KV heads a layer", kv),
         ("head width", str(found.head_dim)),
@@ -32,10 +41,7 @@ def command(model: Model, as_json: Json = False, quiet: Quiet = False, verbose: 
             "weights",
             f"{found.weight_bytes / 2**20:,.0f} MiB of {found.dtype} in {found.tensors} tensors, {found.shards} files",
         ),
-        (
-            "KV cache",
-            f"{found.kv_bytes_per_token:,} bytes per token, {found.kv_gib_at_32k:.2f} GiB at 32,768 tokens",
-        ),
+        size,
     ]
     screen.table(found.path, ("", ""), rows)
     screen.table(

@@ -169,7 +169,7 @@ def show_plan(screen: Screen, plan: Plan) -> None:
             "budget",
             f"{budget.asked}: kv_ratio {budget.kv_ratio_asked:.4g} asked, {budget.kv_ratio:.4g} reached{short}",
         ),
-        ("KV cache", f"{budget.kv_bytes_per_token_before:,} → {budget.kv_bytes_per_token:,} bytes per token"),
+        (plan.sized, f"{budget.kv_bytes_per_token_before:,} → {budget.kv_bytes_per_token:,} bytes per token"),
         ("format", f"{plan.format}: {plan.engines}"),
         ("grouping", f"{plan.method}{_options(plan.method_options)}, seed {plan.seed}"),
         ("allocation", f"{plan.allocation}{_options(plan.allocation_options)}{_loss(plan)}"),

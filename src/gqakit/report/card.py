@@ -38,12 +38,12 @@ def model_card(
     if len({n for c in counts for n in c}) == 1:
         heads = str(counts[0][0])
     body = [
-        f"# {plan.source.name} with a KV cache of {budget.kv_ratio:.0%}",
+        f"# {plan.source.name} with {_SIZED[plan.sized]} {budget.kv_ratio:.0%}",
         "",
         f"Converted by gqakit {__version__} from **{plan.source.name}** "
         f"({plan.source.num_kv_heads} KV heads in each of {plan.source.num_layers} layers) "
         f"to {heads} KV heads a layer: {budget.kv_bytes_per_token_before:,} → {budget.kv_bytes_per_token:,} "
-        f"bytes of KV cache per token. {_RECOVERY[repaired]}",
+        f"bytes of {plan.sized} per token. {_RECOVERY[repaired]}",
         "",
         f"- Licence: {licence or 'that of the base model, whose card states none that could be read'}"
         + (" (inherited from the base model)" if licence else ""),
@@ -77,9 +77,10 @@ _RECOVERY = {
     False: "No training was done.",
     True: "Attention layers were then fitted one by one to the base model's on text; nothing was trained end to end.",
 }
+_SIZED = {"KV cache": "a KV cache of", "keys and values": "keys and values of"}
 _LOADING = {
     "uniform": "an ordinary checkpoint of its family; any engine that runs the base model runs it",
-    "grouped": "`AutoModelForCausalLM.from_pretrained` with gqakit imported, or with `trust_remote_code=True`",
+    "grouped": "transformers' `Auto…` classes with gqakit imported, or with `trust_remote_code=True`",
 }
 
 
