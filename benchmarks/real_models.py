@@ -27,7 +27,7 @@ from common import Table, arguments, environment
 from gqakit.api import MeasureOptions
 from gqakit.api.calibrating import calibrate
 from gqakit.api.models import load_tokenizer
-from gqakit.api.samples import Source, opening, pixel_values, speech_features, transcribe
+from gqakit.api.samples import DataSource, opening, pixel_values, speech_features, transcribe
 from gqakit.calibration.samples import Images, Speech, read_speech
 from gqakit.calibration.store import MomentsFile
 from gqakit.calibration.text import read_text, token_windows
@@ -74,8 +74,8 @@ class Subject:
 
     name: str
     path: Path
-    calibrate_on: Source
-    weigh_on: Source
+    calibrate_on: DataSource
+    weigh_on: DataSource
     window: int
     tokens: int
     headings: tuple[str, ...]

@@ -5,8 +5,8 @@ python benchmarks/synthetic_checkpoint.py DIRECTORY
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from pathlib import Path
 
 import torch
@@ -20,8 +20,11 @@ from gqakit.inspection import open_model
 SHARDS = 4
 
 
-def main(directory: Path) -> None:
+def main() -> None:
     """Write the checkpoint and `synthetic-moments.safetensors` beside it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("directory", type=Path)
+    directory: Path = parser.parse_args().directory
     directory.mkdir(parents=True, exist_ok=True)
     generator = torch.Generator().manual_seed(0)
     hidden, inner, vocab = CONFIG["hidden_size"], CONFIG["intermediate_size"], CONFIG["vocab_size"]
@@ -91,4 +94,4 @@ def _write_moments(directory: Path, generator: torch.Generator) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main()
