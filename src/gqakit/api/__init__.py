@@ -18,8 +18,10 @@ from gqakit.api.planning import BudgetOptions, MeasureOptions, PlanOptions, expl
 from gqakit.api.repairing import RepairResult, repair
 from gqakit.api.uptraining import UptrainResult, uptrain
 from gqakit.api.verifying import verify
+from gqakit.api.vision_training import VisionResult, vision_train
 from gqakit.training.options import UptrainOptions
 from gqakit.training.repair import RepairOptions
+from gqakit.training.vision_options import VisionOptions
 
 __all__ = [
     "BudgetOptions",
@@ -31,6 +33,8 @@ __all__ = [
     "RepairResult",
     "UptrainOptions",
     "UptrainResult",
+    "VisionOptions",
+    "VisionResult",
     "calibrate",
     "convert",
     "correlate",
@@ -45,4 +49,5 @@ __all__ = [
     "repair",
     "uptrain",
     "verify",
+    "vision_train",
 ]

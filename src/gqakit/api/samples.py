@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from gqakit.api.models import load_tokenizer
+from gqakit.calibration.pixels import PixelTransform
 from gqakit.calibration.samples import Images, Speech, text_batches, translation_batches
 from gqakit.calibration.text import Text, read_text, token_windows
 from gqakit.checkpoint import Checkpoint
-from gqakit.errors import CheckpointError, DataError, UsageError
+from gqakit.errors import DataError, UsageError
 from gqakit.families import ModelSpec
 from gqakit.runtime import load
 
@@ -24,7 +25,6 @@ DataSource = Content | Sequence[str | Path]
 
 IMAGES_AT_ONCE = 8
 SPOKEN_TOKENS = 96
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _TAKES = {"text": Text, "embedding": Text, "translation": Text, "image": Images, "speech": Speech}
 _OPTION = {Text: "--text", Images: "--images", Speech: "--audio"}
 
@@ -64,9 +64,9 @@ def batches_of(
     """
     check_content(spec, content)
     if isinstance(content, Images):
-        pixels = pixel_values(source, content)[skip:]
-        if not len(pixels):
+        if len(content.pixels) <= skip:
             raise DataError(f"images {content.name}: {len(content.pixels)}, none left after the first {skip}")
+        pixels = PixelTransform(source)(content.pixels[skip:])
         return [{"pixel_values": part} for part in pixels.split(IMAGES_AT_ONCE)]
     if isinstance(content, Speech):
         return speech_batches(source, Speech(content.name, content.clips[skip:]))
@@ -85,33 +85,6 @@ def _longest(source: Checkpoint) -> int:
     if kind in ("roberta", "mpnet") and longest:
         longest -= 2  # their positions begin after the padding index
     return longest or 1 << 30
-
-
-def pixel_values(source: Checkpoint, images: Images) -> Tensor:
-    """Images as the model takes them, `[n, 3, height, width]`.
-
-    By the checkpoint's image processor; where it has none, resized to the config's size and normalised by ImageNet's
-    mean and deviation.
-    """
-    if (source.path / "preprocessor_config.json").is_file():
-        from transformers import AutoImageProcessor
-
-        try:
-            processor = AutoImageProcessor.from_pretrained(str(source.path), local_files_only=True)
-        except (OSError, ValueError, ImportError) as error:
-            raise CheckpointError(
-                f"{source.path}: its image processor does not load: {str(error).splitlines()[0]}"
-            ) from error
-        return processor(list(images.pixels), return_tensors="pt")["pixel_values"]
-    size = source.config.get("image_size") or images.pixels.shape[1]
-    size = size if isinstance(size, int) else size[0]
-    pixels = torch.from_numpy(images.pixels).movedim(-1, 1).float() / 255
-    if pixels.shape[-2:] != (size, size):
-        pixels = torch.nn.functional.interpolate(
-            pixels, size=(size, size), mode="bicubic", antialias=True, align_corners=False
-        ).clamp(0, 1)
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (_MEAN, _STD))
-    return (pixels - mean) / std
 
 
 def speech_batches(source: Checkpoint, speech: Speech) -> list[dict[str, Any]]:

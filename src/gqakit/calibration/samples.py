@@ -74,7 +74,7 @@ def read_images(source: str | Path, limit: int | None = None) -> Images:
     if path.suffix in (".npz", ".npy") and path.is_file():
         return Images(path.name, _array_of(path)[:limit])
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)[:limit]
+        files = image_files(path)[:limit]
         if files:
             return Images(path.name, _stacked([_opened(file) for file in files]))
         if not any(path.glob("*.json")) and not any(path.glob("*.arrow")):
@@ -82,6 +82,11 @@ def read_images(source: str | Path, limit: int | None = None) -> Images:
     elif path.exists():
         raise DataError(f"{path} is neither a folder of images nor an .npz or .npy")
     return Images(str(source), _stacked(_dataset_images(str(source), limit)))
+
+
+def image_files(folder: Path) -> list[Path]:
+    """Every image below a folder, by name."""
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
 
 
 def _array_of(path: Path) -> np.ndarray:

@@ -21,6 +21,7 @@ from gqakit.cli import (
     repair,
     uptrain,
     verify,
+    vision_train,
 )
 from gqakit.version import __version__
 
@@ -57,6 +58,7 @@ app.add_typer(plan.app, name="plan")
 app.command("convert")(convert.command)
 app.command("repair")(repair.command)
 app.command("uptrain")(uptrain.command)
+app.command("vision-train")(vision_train.command)
 app.command("verify")(verify.command)
 app.command("evaluate")(evaluate.command)
 app.command("correlate")(correlate.command)

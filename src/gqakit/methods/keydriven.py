@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
+from gqakit.core import key_allocation
 from gqakit.core.grouping import Partition
+from gqakit.core.key_allocation import min_max
 from gqakit.core.moments import HeadStats
 from gqakit.methods.base import GroupingMethod, LayerHeads, Sizes, cut, equal_blocks
 
@@ -52,23 +53,7 @@ def block_lengths(stats: HeadStats, num_groups: int) -> list[float]:
 def allot(importance: Sequence[float], num_heads: int, sizes: Sizes) -> list[int]:
     """Group sizes in proportion to min-max scaled importances, within `sizes`, by largest remainder.
 
-    From the least size on, each head goes to the group that is furthest below its share, the first of equals.
-    Without limits that rounds down first and then goes by largest remainder.
-
     Raises:
         ValueError: when an importance is not finite.
     """
-    if not all(map(math.isfinite, importance)):
-        raise ValueError(f"norms {list(importance)} are not finite, so no group sizes follow from them")
-    low, high = min(importance), max(importance)
-    if high - low <= 1e-9 * high:
-        scaled = [1.0] * len(importance)
-    else:
-        scaled = [(value - low) / (high - low) for value in importance]
-    shares = [num_heads * value / sum(scaled) for value in scaled]
-    given = [sizes.least] * len(shares)
-    for _ in range(num_heads - sum(given)):
-        open_groups = [g for g in range(len(given)) if given[g] < sizes.most]
-        furthest = max(open_groups, key=lambda g: shares[g] - given[g])
-        given[furthest] += 1
-    return given
+    return list(key_allocation.allot(min_max(importance), num_heads, sizes.least, sizes.most))

@@ -123,7 +123,9 @@ def from_main(accelerator: Accelerator, value: Any) -> Any:
 
 
 def trained_weights(prepared: Prepared) -> dict[str, Tensor]:
-    """The parameters that train, whole and on the CPU, by their names in the unwrapped model; empty but on rank 0.
+    """What training changes, whole and on the CPU, by its names in the unwrapped model; empty but on rank 0.
+
+    These are the parameters that train, and the buffers of modules that say `keeps_statistics`.
 
     Every process must call it.
     """
@@ -135,7 +137,25 @@ def trained_weights(prepared: Prepared) -> dict[str, Tensor]:
         return {}
     model = prepared.accelerator.unwrap_model(prepared.student)
     training = [name for name, p in model.named_parameters() if p.requires_grad]  # tied ones once
-    return {name: state[name] for name in training}
+    return {name: state[name] for name in [*training, *statistics(model)]}
+
+
+def statistics(model: nn.Module) -> dict[str, Tensor]:
+    """The buffers that training changes, by name: those of modules that say `keeps_statistics`."""
+    return {
+        f"{path}.{name}": buffer
+        for path, module in model.named_modules()
+        if getattr(module, "keeps_statistics", False)
+        for name, buffer in module.named_buffers(recurse=False)
+    }
+
+
+def put_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Copy what `trained_weights` gave into a model that is not wrapped."""
+    named = {**dict(model.named_parameters()), **statistics(model)}
+    with torch.no_grad():
+        for name, tensor in weights.items():
+            named[name].copy_(tensor)
 
 
 def restore_weights(prepared: Prepared, weights: Mapping[str, Tensor]) -> None:
@@ -144,10 +164,7 @@ def restore_weights(prepared: Prepared, weights: Mapping[str, Tensor]) -> None:
 
     model = prepared.accelerator.unwrap_model(prepared.student)
     if not prepared.accelerator.use_distributed:
-        named = dict(model.named_parameters())
-        with torch.no_grad():
-            for name, tensor in weights.items():
-                named[name].copy_(tensor)
+        put_weights(model, weights)
         return
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False)
     set_model_state_dict(prepared.student, dict(weights), options=options)

@@ -172,7 +172,7 @@ class Loop:
         scores = evaluate(self.prepared, self.task, self.options.per_device_batch_size)
         if not math.isfinite(scores["loss"]):
             raise TrainingError(
-                f"after step {progress.step} the loss on the held-out text is {scores['loss']}; "
+                f"after step {progress.step} the loss on what is held out is {scores['loss']}; "
                 f"{self.store.last_good()}. Start again with --restart and a lower --learning-rate."
             )
         self._log(progress, {f"eval_{name}": value for name, value in scores.items()})

@@ -105,7 +105,7 @@ class UptrainOptions:
             "lora_targets": ("all", "attention"),
         }
         return [
-            f"{_flag(name)} {getattr(self, name)!r} is not one of {', '.join(known)}"
+            f"{flag(name)} {getattr(self, name)!r} is not one of {', '.join(known)}"
             for name, known in names.items()
             if getattr(self, name) not in known
         ]
@@ -126,7 +126,7 @@ class UptrainOptions:
         for name, bound, holds, word in bounds:
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and holds(value)):
-                found.append(f"{_flag(name)} is {value}, expected {word} {bound}")
+                found.append(f"{flag(name)} is {value}, expected {word} {bound}")
         return found
 
     def weights(self, has_teacher: bool) -> LossWeights:
@@ -149,5 +149,6 @@ class UptrainOptions:
         return self.max_steps or max(1, math.ceil(self.epochs * examples / per_step))
 
 
-def _flag(name: str) -> str:
+def flag(name: str) -> str:
+    """A field as the command line spells it."""
     return "--" + name.replace("_", "-")
