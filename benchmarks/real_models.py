@@ -27,7 +27,8 @@ from common import Table, arguments, environment
 from gqakit.api import MeasureOptions
 from gqakit.api.calibrating import calibrate
 from gqakit.api.models import load_tokenizer
-from gqakit.api.samples import DataSource, opening, pixel_values, speech_features, transcribe
+from gqakit.api.samples import DataSource, opening, speech_features, transcribe
+from gqakit.calibration.pixels import PixelTransform
 from gqakit.calibration.samples import Images, Speech, read_speech
 from gqakit.calibration.store import MomentsFile
 from gqakit.calibration.text import read_text, token_windows
@@ -184,11 +185,10 @@ def dinov2(images: Path, size: int) -> Subject:
     labels = torch.from_numpy(
         next(data[name] for name in data.files if data[name].ndim == 1).astype(np.int64)
     )
-    source.config["image_size"] = size
+    transform = PixelTransform(source, size)
 
     def batches(part: str) -> list[dict[str, Tensor]]:
-        values = pixel_values(source, Images(part, pixels[IMAGES[part]]))
-        return [{"pixel_values": batch} for batch in values.split(50)]
+        return [{"pixel_values": batch} for batch in transform(pixels[IMAGES[part]]).split(50)]
 
     running = load(path, dtype=torch.float32)
     train, _ = embed(running, batches("train"), "first")
@@ -202,19 +202,10 @@ def dinov2(images: Path, size: int) -> Subject:
         right = float((guessed == labels[IMAGES["test"]]).double().mean())
         return f"{right:.3f}", f"{agreement(made, reference).cosine:.4f}"
 
-    small = {
-        part: Images(f"CIFAR-10 {part}", _enlarged(pixels[IMAGES[part]], size))
-        for part in ("calibrate", "weigh")
-    }
+    small = {part: Images(f"CIFAR-10 {part}", pixels[IMAGES[part]], size) for part in ("calibrate", "weigh")}
     return Subject(
         DINOV2_SMALL.name, path, small["calibrate"], small["weigh"], 1, 1, ("probe accuracy", "cosine"), score
     )
-
-
-def _enlarged(pixels: np.ndarray, size: int) -> np.ndarray:
-    whole = torch.from_numpy(pixels).movedim(-1, 1).float()
-    made = torch.nn.functional.interpolate(whole, size=(size, size), mode="bicubic", antialias=True)
-    return made.clamp(0, 255).round().byte().movedim(1, -1).numpy()
 
 
 def _ridge(features: Tensor, labels: Tensor, ridge: float = 30.0) -> Tensor:

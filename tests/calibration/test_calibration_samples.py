@@ -2,12 +2,14 @@
 
 import re
 import wave
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from gqakit.calibration.pixels import PixelTransform
 from gqakit.calibration.samples import read_images, read_speech
-from gqakit.errors import DataError
+from gqakit.errors import DataError, UsageError
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (5, 12, 10, 3), dtype=np.uint8)
@@ -92,3 +94,36 @@ def test_what_is_no_recording(tmp_path):
     write_wav(tmp_path / "a.wav", np.zeros(0))
     with pytest.raises(DataError, match=r"a\.wav is empty"):
         read_speech([tmp_path])
+
+
+def test_the_size_belongs_to_what_was_seen(tmp_path):
+    np.save(tmp_path / "a.npy", PIXELS)
+    plain, sized = read_images(tmp_path / "a.npy"), read_images(tmp_path / "a.npy", size=8)
+    assert sized.size == 8
+    assert sized.part(slice(2)).size == 8
+    assert sized.sha256 != plain.sha256
+    with pytest.raises(UsageError, match="--image-size is -1"):
+        read_images(tmp_path / "a.npy", size=-1)
+
+
+@pytest.mark.parametrize("processor", [False, True])
+def test_pixels_at_another_size(tmp_path, processor):
+    (tmp_path / "config.json").write_text('{"model_type": "vit", "image_size": 24, "patch_size": 4}')
+    if processor:
+        from transformers import ViTImageProcessor
+
+        made = ViTImageProcessor(size={"height": 24, "width": 24}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+        made.save_pretrained(tmp_path)
+    source = SimpleNamespace(path=tmp_path, config={"image_size": 24, "patch_size": 4})
+    one = np.full((1, 16, 16, 3), 255, np.uint8)
+    for size, expected in ((None, 24), (16, 16), (12, 12)):
+        transform = PixelTransform(source, size)
+        found = transform(one)
+        assert found.shape == (1, 3, expected, expected)
+        assert transform.interpolates == (expected != 24)
+        white = (
+            [1.0] * 3
+            if processor
+            else [(1 - m) / s for m, s in zip((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), strict=True)]
+        )
+        assert found[0, :, 3, 5].tolist() == pytest.approx(white, abs=1e-5)

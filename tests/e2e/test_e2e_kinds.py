@@ -88,3 +88,21 @@ def test_an_unknown_stack(tmp_path: Path) -> None:
     assert ran.code == 2
     assert "middle" in ran.err
     assert "encoder" in ran.err
+
+
+@pytest.mark.parametrize("kind", ["vit", "dinov2", "clip_vision_model"])
+def test_images_at_another_size(tmp_path: Path, kind: str) -> None:
+    folder = build_family(tmp_path / "model", kind)
+    data = data_for("vit")
+    moments = [tmp_path / f"{size}.safetensors" for size in ("own", "16")]
+    for path, more in zip(moments, ((), ("--image-size", "16")), strict=True):
+        succeeds("calibrate", folder, "-o", path, *data, *more)
+    assert moments[0].read_bytes() != moments[1].read_bytes()
+    out = succeeds("convert", folder, "-o", "out", "--kv-ratio", "0.5", *data, "--image-size", "16")
+    assert Path("out/config.json").is_file(), out.err
+    assert succeeds("evaluate", folder, "out", *data, "--image-size", "16")
+    ran = gqakit("calibrate", folder, "-o", "m.safetensors", *data, "--image-size", "13")
+    assert ran.code == 2
+    assert "--image-size 13 is no multiple of the model's patches of 8 pixels" in ran.err
+    assert not Path("m.safetensors").exists()
+    assert gqakit("calibrate", folder, "-o", "m.safetensors", *data, "--image-size", "0").code == 2

@@ -65,7 +65,9 @@ def evaluate(
             )
     batches = batches_of(source, source_spec, read_source(text), window=window, tokens=tokens)
     if source_spec.family.task == "image":
-        batches = [{"pixel_values": batch["pixel_values"].to(PRECISIONS[dtype])} for batch in batches]
+        batches = [
+            {**batch, "pixel_values": batch["pixel_values"].to(PRECISIONS[dtype])} for batch in batches
+        ]
     pooling = {"embedding": "mean", "image": "first"}.get(source_spec.family.task)
     rows: list[EvaluationRow] = []
     reference: Any = None

@@ -24,6 +24,8 @@ DataSource = Content | Sequence[str | Path]
 """What functions take: something that is read already, or names of text files."""
 
 IMAGES_AT_ONCE = 8
+# Families whose position embeddings follow another image size only when told to; DINOv2's always do.
+ASK_TO_INTERPOLATE = ("vit", "clip_vision_model")
 SPOKEN_TOKENS = 96
 _TAKES = {"text": Text, "embedding": Text, "translation": Text, "image": Images, "speech": Speech}
 _OPTION = {Text: "--text", Images: "--images", Speech: "--audio"}
@@ -66,8 +68,12 @@ def batches_of(
     if isinstance(content, Images):
         if len(content.pixels) <= skip:
             raise DataError(f"images {content.name}: {len(content.pixels)}, none left after the first {skip}")
-        pixels = PixelTransform(source)(content.pixels[skip:])
-        return [{"pixel_values": part} for part in pixels.split(IMAGES_AT_ONCE)]
+        transform = PixelTransform(source, content.size)
+        pixels = transform(content.pixels[skip:])
+        asks = {}
+        if transform.interpolates and spec.family.model_type in ASK_TO_INTERPOLATE:
+            asks["interpolate_pos_encoding"] = True
+        return [{"pixel_values": part, **asks} for part in pixels.split(IMAGES_AT_ONCE)]
     if isinstance(content, Speech):
         return speech_batches(source, Speech(content.name, content.clips[skip:]))
     window = min(window, _longest(source))

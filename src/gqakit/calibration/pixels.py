@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from gqakit.checkpoint import Checkpoint
-from gqakit.errors import CheckpointError
+from gqakit.errors import CheckpointError, UsageError
 
 PROCESSOR_FILE = "preprocessor_config.json"
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -22,12 +22,28 @@ class PixelTransform:
 
     By the checkpoint's image processor; where it has none, resized to the config's size and normalised by ImageNet's
     mean and deviation.
+
+    Args:
+        source: the model's checkpoint.
+        size: height and width to use instead of the checkpoint's.
+
+    Raises:
+        UsageError: the size is no multiple of the model's patches.
     """
 
-    def __init__(self, source: Checkpoint) -> None:
+    def __init__(self, source: Checkpoint, size: int | None = None) -> None:
         self.path = source.path
-        size = source.config.get("image_size")
-        self.size: int | None = size if isinstance(size, int) or size is None else size[0]
+        own = source.config.get("image_size")
+        self.own: int | None = own if isinstance(own, int) or own is None else own[0]
+        self.asked = size
+        patch = source.config.get("patch_size")
+        if size is not None and isinstance(patch, int) and size % patch:
+            raise UsageError(f"--image-size {size} is no multiple of the model's patches of {patch} pixels")
+
+    @property
+    def interpolates(self) -> bool:
+        """Whether the model's position embeddings are for another size."""
+        return self.asked not in (None, self.own)
 
     def __call__(self, pixels: np.ndarray) -> Tensor:
         """The input for some images.
@@ -36,13 +52,13 @@ class PixelTransform:
             CheckpointError: the image processor does not load.
         """
         if self._processor is not None:
-            return self._processor(list(pixels), return_tensors="pt")["pixel_values"]
-        size = self.size or pixels.shape[1]
+            if self.asked is None:
+                return self._processor(list(pixels), return_tensors="pt")["pixel_values"]
+            resized = _resized(torch.from_numpy(pixels).movedim(-1, 1).float(), self.asked, 255)
+            kept = {"do_resize": False, "do_center_crop": False}
+            return self._processor(list(resized.round().byte()), return_tensors="pt", **kept)["pixel_values"]
         values = torch.from_numpy(pixels).movedim(-1, 1).float() / 255
-        if values.shape[-2:] != (size, size):
-            values = interpolate(
-                values, size=(size, size), mode="bicubic", antialias=True, align_corners=False
-            ).clamp(0, 1)
+        values = _resized(values, self.asked or self.own or pixels.shape[1], 1)
         mean, std = (torch.tensor(numbers).view(3, 1, 1) for numbers in (_MEAN, _STD))
         return (values - mean) / std
 
@@ -58,3 +74,11 @@ class PixelTransform:
             raise CheckpointError(
                 f"{self.path}: its image processor does not load: {str(error).splitlines()[0]}"
             ) from error
+
+
+def _resized(values: Tensor, size: int, most: float) -> Tensor:
+    """`[n, 3, h, w]` to `[n, 3, size, size]`, values in 0..most."""
+    if values.shape[-2:] == (size, size):
+        return values
+    made = interpolate(values, size=(size, size), mode="bicubic", antialias=True, align_corners=False)
+    return made.clamp(0, most)

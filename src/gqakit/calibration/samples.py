@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import wave
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gqakit.errors import DataError, MissingDependencyError
+from gqakit.errors import DataError, MissingDependencyError, UsageError
 
 Batch = Mapping[str, Any]
 """Keyword arguments of one forward pass."""
@@ -32,15 +32,27 @@ def positions_of(batch: Batch) -> int:
 
 @dataclass(frozen=True)
 class Images:
-    """Some images, `[n, height, width, 3]` of bytes, and what to call them."""
+    """Some images, `[n, height, width, 3]` of bytes, and what to call them.
+
+    Attributes:
+        size: height and width at which a model is to see them; None for its own.
+    """
 
     name: str
     pixels: np.ndarray
+    size: int | None = None
 
     @property
     def sha256(self) -> str:
-        """Hash of the pixels."""
-        return hashlib.sha256(np.ascontiguousarray(self.pixels).tobytes()).hexdigest()
+        """Hash of the pixels and the size."""
+        digest = hashlib.sha256(np.ascontiguousarray(self.pixels).tobytes())
+        if self.size is not None:
+            digest.update(f"@{self.size}".encode())
+        return digest.hexdigest()
+
+    def part(self, which: slice) -> Images:
+        """Some of them."""
+        return replace(self, pixels=self.pixels[which])
 
 
 @dataclass(frozen=True)
@@ -59,29 +71,32 @@ class Speech:
         return digest.hexdigest()
 
 
-def read_images(source: str | Path, limit: int | None = None) -> Images:
+def read_images(source: str | Path, limit: int | None = None, size: int | None = None) -> Images:
     """Images of a folder, of an `.npz` or `.npy` with an array `[n, h, w, 3]` or `[n, h, w]`, or of a dataset by name.
 
     Args:
         source: the place.
         limit: at most so many; of a folder the first by name.
+        size: see `Images`.
 
     Raises:
-        DataError: nothing is there, or it holds no images.
+        DataError: nothing is there, or it holds no images. UsageError: no such size.
         MissingDependencyError: a folder without Pillow, a dataset without `datasets`.
     """
+    if size is not None and size < 1:
+        raise UsageError(f"--image-size is {size}, expected at least 1")
     path = Path(source)
     if path.suffix in (".npz", ".npy") and path.is_file():
-        return Images(path.name, _array_of(path)[:limit])
+        return Images(path.name, _array_of(path)[:limit], size)
     if path.is_dir():
         files = image_files(path)[:limit]
         if files:
-            return Images(path.name, _stacked([_opened(file) for file in files]))
+            return Images(path.name, _stacked([_opened(file) for file in files]), size)
         if not any(path.glob("*.json")) and not any(path.glob("*.arrow")):
             raise DataError(f"{path} holds no images; known endings: {', '.join(IMAGE_SUFFIXES)}")
     elif path.exists():
         raise DataError(f"{path} is neither a folder of images nor an .npz or .npy")
-    return Images(str(source), _stacked(_dataset_images(str(source), limit)))
+    return Images(str(source), _stacked(_dataset_images(str(source), limit)), size)
 
 
 def image_files(folder: Path) -> list[Path]:

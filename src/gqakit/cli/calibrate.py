@@ -16,6 +16,7 @@ from gqakit.cli.options import (
     Device,
     Dtype,
     Images,
+    ImageSize,
     Json,
     Model,
     Quiet,
@@ -35,6 +36,7 @@ def command(
     images: Images = None,
     audio: Audio = None,
     samples: Samples = None,
+    image_size: ImageSize = None,
     dataset: Dataset = None,
     dataset_split: DatasetSplit = "train",
     dataset_column: DatasetColumn = "text",
@@ -48,7 +50,9 @@ def command(
 ) -> None:
     """Run the model over some text once and keep the moments that every method works from."""
     screen = Screen(as_json=as_json, quiet=quiet, verbose=verbose)
-    source = data_source(text, dataset, dataset_split, dataset_column, "calibration", images, audio, samples)
+    source = data_source(
+        text, dataset, dataset_split, dataset_column, "calibration", images, audio, samples, image_size
+    )
     from gqakit.api import calibrate
 
     moments = calibrate(

@@ -16,6 +16,7 @@ from gqakit.cli.options import (
     DatasetSplit,
     Device,
     Images,
+    ImageSize,
     Json,
     Model,
     Quiet,
@@ -44,6 +45,7 @@ def command(
     images: Images = None,
     audio: Audio = None,
     samples: Samples = None,
+    image_size: ImageSize = None,
     dataset: Dataset = None,
     dataset_split: DatasetSplit = "train",
     dataset_column: DatasetColumn = "text",
@@ -88,7 +90,9 @@ def command(
     from gqakit.plan import Plan
 
     _refuse_beside_plan(ctx, plan)
-    content = data_source(text, dataset, dataset_split, dataset_column, "calibration", images, audio, samples)
+    content = data_source(
+        text, dataset, dataset_split, dataset_column, "calibration", images, audio, samples, image_size
+    )
     measure = MeasureOptions(
         content,
         tokens=min(flags.measure_tokens, tokens),

@@ -15,6 +15,7 @@ from gqakit.cli.options import (
     Device,
     Dtype,
     Images,
+    ImageSize,
     Json,
     Model,
     Quiet,
@@ -36,6 +37,7 @@ def command(
     images: Images = None,
     audio: Audio = None,
     samples: Samples = None,
+    image_size: ImageSize = None,
     dataset: Dataset = None,
     dataset_split: DatasetSplit = "test",
     dataset_column: DatasetColumn = "text",
@@ -49,7 +51,9 @@ def command(
 ) -> None:
     """Perplexity or agreement of embeddings, divergence from the source, and cache size as computed and as measured."""
     screen = Screen(as_json=as_json, quiet=quiet, verbose=verbose)
-    source = data_source(text, dataset, dataset_split, dataset_column, "evaluation", images, audio, samples)
+    source = data_source(
+        text, dataset, dataset_split, dataset_column, "evaluation", images, audio, samples, image_size
+    )
     from gqakit.api import evaluate
     from gqakit.report.evaluation import header
 

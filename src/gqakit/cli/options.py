@@ -63,6 +63,10 @@ Audio = Annotated[
 Samples = Annotated[
     int | None, typer.Option(help="At most so many images or recordings.", rich_help_panel=_DATA)
 ]
+ImageSize = Annotated[
+    int | None,
+    typer.Option(help="Height and width of --images for the model; default: its own.", rich_help_panel=_DATA),
+]
 Dataset = Annotated[
     str | None,
     typer.Option(help="A dataset (hub name or local directory) instead of --text.", rich_help_panel=_DATA),
@@ -96,6 +100,7 @@ def data_source(
     images: str | None = None,
     audio: list[str] | None = None,
     samples: int | None = None,
+    image_size: int | None = None,
 ) -> Any:
     """What `--text`, `--dataset`, `--images` or `--audio` name: file names, or what was read from them.
 
@@ -110,7 +115,7 @@ def data_source(
     if images is not None:
         from gqakit.calibration.samples import read_images
 
-        return read_images(images, samples)
+        return read_images(images, samples, image_size)
     if audio:
         from gqakit.calibration.samples import read_speech
 

@@ -17,6 +17,7 @@ from gqakit.cli.options import (
     DatasetSplit,
     Device,
     Images,
+    ImageSize,
     Json,
     Model,
     Quiet,
@@ -65,6 +66,7 @@ def make(
     images: Images = None,
     audio: Audio = None,
     samples: Samples = None,
+    image_size: ImageSize = None,
     dataset: Dataset = None,
     dataset_split: DatasetSplit = "train",
     dataset_column: DatasetColumn = "text",
@@ -86,7 +88,17 @@ def make(
     if flags.layer_loss == "measured" or text or dataset or images or audio or flags.losses:
         kept = output.with_name(output.stem + ".losses.jsonl") if output else None
         measure = MeasureOptions(
-            data_source(text, dataset, dataset_split, dataset_column, "calibration", images, audio, samples),
+            data_source(
+                text,
+                dataset,
+                dataset_split,
+                dataset_column,
+                "calibration",
+                images,
+                audio,
+                samples,
+                image_size,
+            ),
             tokens=flags.measure_tokens,
             window=window,
             losses=flags.losses or kept,

@@ -3,7 +3,7 @@
 Key-Driven Grouped Query Attention (arXiv 2408.08454). Query heads stay in order, so an allocation says everything: the
 first `allocation[0]` query heads read KV head 0, and so on. Each class stands in an attention module where `GroupedHeads`
 stands in a finished model, and does its work through it. How each differs from the paper is in docs/key-driven.md; the
-published behaviour is in `keydriven_published.py`. 
+published behaviour is in `keydriven_published.py`.
 Axes: B images, H query heads, G KV heads, T positions, d channels a head.
 """
 
