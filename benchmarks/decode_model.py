@@ -112,7 +112,7 @@ def _cache(model: Any, kind: str, batch: int, context: int, more: int) -> Any:
         states = [
             torch.randn(batch, heads, context, attention.head_dim, generator=dice) for heads in for_each
         ]
-        cache.update(*states, index)
+        cache.update(states[0], states[1], index)
     return cache
 
 

@@ -11,6 +11,7 @@ import argparse
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoTokenizer
@@ -20,7 +21,7 @@ from gqakit.api import export
 from gqakit.inspection import open_model
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "export"))
-from llama_cpp import CONTEXT, run
+from llama_cpp import CONTEXT, run  # pyright: ignore[reportMissingImports]
 
 PROMPTS = (
     "The best way to learn how to cook is",
@@ -37,7 +38,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=24)
     options = parser.parse_args()
     tokenizer = AutoTokenizer.from_pretrained(str(options.checkpoint))
-    model = gqakit.load(options.checkpoint, dtype=torch.float32)
+    model: Any = gqakit.load(options.checkpoint, dtype=torch.float32)
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "model.gguf"
         result = export(str(options.checkpoint), path, to="gguf", dtype="f32")

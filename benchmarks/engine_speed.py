@@ -21,13 +21,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-import xllamacpp
+import xllamacpp as _xllamacpp
 
 from common import Table, environment
 from gqakit.api import export
 from gqakit.inspection import open_model
 from gqakit.zoo import SMOLLM2, fetch
 
+xllamacpp: Any = _xllamacpp  # compiled, without types
 BYTES = {"f32": 4, "f16": 2, "bf16": 2}
 
 

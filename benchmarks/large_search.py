@@ -98,7 +98,7 @@ def clustered(spread: Spread, vectors: torch.Tensor, count: int) -> float:
     points = (basis * values.clamp_min(0).sqrt()).numpy()  # the same distances in few dimensions
     best = np.inf
     for seed in range(50):
-        _, labels = kmeans2(points, count, minit="++", seed=seed, iter=50, missing="warn")
+        _, labels = kmeans2(points, count, minit="++", seed=seed, iter=50, missing="warn")  # pyright: ignore[reportCallIssue]
         if len(set(labels.tolist())) == count:
             groups = tuple(tuple(np.flatnonzero(labels == g).tolist()) for g in range(count))
             best = min(best, total(spread, groups))

@@ -19,15 +19,15 @@ import torch
 
 from common import Table, arguments, environment
 from gqakit.calibration.store import MomentsFile
+from gqakit.choices import LayerStats
 from gqakit.core import moments as core_moments
 from gqakit.core import rotation
 from gqakit.core.grouping import Partition
 from gqakit.core.merging import RULES
 from gqakit.core.moments import HeadStats, LayerMoments
-from gqakit.families import read_layer
+from gqakit.methods import Sizes
 from gqakit.methods.search import best_partition
 from gqakit.plan import Plan
-from gqakit.planner import LayerStats
 from workbench import Workbench, cross, without
 
 Cells = tuple[str, ...]
@@ -104,7 +104,7 @@ def _metric(key: bool = False, value: bool = False) -> Iterator[None]:
         return changed
 
     with (
-        mock.patch.multiple("gqakit.planner", **_patched(plain, key, value)),
+        mock.patch.multiple("gqakit.choices", **_patched(plain, key, value)),
         mock.patch.multiple("gqakit.convert", **_patched(plain, key, value)),
     ):
         yield
@@ -123,8 +123,7 @@ def _grouped(bench: Workbench, moments: MomentsFile, kept: int, key: float = 0.0
     rule = RULES["fold"]
     layers = []
     for index, layer in enumerate(plan.layers):
-        weights = read_layer(bench.spec, index, bench.source.load)
-        stats = LayerStats.of(bench.spec, weights, moments.layer(index))
+        stats = LayerStats.read(bench.source, bench.spec, moments, index)
 
         @cache
         def cost(group: tuple[int, ...], stats: LayerStats = stats) -> float:
@@ -134,11 +133,13 @@ def _grouped(bench: Workbench, moments: MomentsFile, kept: int, key: float = 0.0
                     total += share * rule.error(side.select(group)) / float(side.energy().sum())
             return total
 
-        heads = weights.num_kv_heads
+        heads = stats.weights.num_kv_heads
+        sizes = Sizes.of(heads, kept)
+        assert sizes is not None
         partition = (
             Partition.identity(heads)
             if kept == heads
-            else best_partition(heads, kept, cost, equal=False, rng=random.Random(0))
+            else best_partition(heads, kept, cost, sizes=sizes, rng=random.Random(0))
         )
         layers.append(layer.model_copy(update={"key": partition.labels, "value": partition.labels}))
     return plan.model_copy(update={"layers": tuple(layers), "format": "grouped"})

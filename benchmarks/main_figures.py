@@ -50,9 +50,9 @@ def main() -> None:
     for kept in (2, 1):
         for name, method, merge in (("neighbour mean", "neighbour", "mean"), ("fold", "optimal", "fold")):
             plan = bench.plan(kept, moments, method=method, merge=merge)
-            scores = bench.score(plan, moments, (test, long))
+            short_score, long_score = bench.score(plan, moments, (test, long))
             asked = f"<= {FLOORS[kept]:g}" if merge == "fold" else ""
-            table.row(*row(name, f"{kept}/3", *scores, asked))
+            table.row(*row(name, f"{kept}/3", short_score, long_score, asked))
 
     spread = spread_heads(bench.source, bench.work / "nine-heads")
     table = Table(

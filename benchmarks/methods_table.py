@@ -102,7 +102,7 @@ class Scored:
             where = MeasureOptions(
                 [self.bench.wikitext / "valid.txt"], losses=self.bench.work / f"losses-{merge}.jsonl"
             )
-            measure = where.on(self.bench.source, self.moments, merge, silent)
+            measure = where.on(self.bench.source, self.bench.spec, self.moments, merge, silent)
         plan = make_plan(self.bench.source, self.bench.spec, asked, options, self.moments, measure=measure)
         return self.score(plan)
 

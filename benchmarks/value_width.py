@@ -113,7 +113,7 @@ def head_rows(scored: Scored) -> Iterator[tuple[str, str, str]]:
 
     bench = scored.bench
     measure = MeasureOptions([bench.wikitext / "valid.txt"], losses=bench.work / "losses-fold.jsonl").on(
-        bench.source, scored.moments, "fold", silent
+        bench.source, bench.spec, scored.moments, "fold", silent
     )
     options = PlanOptions(kv_maps="separate", allocation="knapsack")
     planned = explore(
