@@ -28,11 +28,12 @@ from gqakit.inspection import open_model
 from gqakit.progress import Reporter, silent
 from gqakit.report.vision_card import vision_card
 from gqakit.runtime import load, shipped_code
+from gqakit.runtime.heads_gqakit import read_layers
 from gqakit.training.classifier import CLASSIFIER, save_classifier, train_all_but
 from gqakit.training.devices import Prepared, accelerated, prepare, put_weights
 from gqakit.training.images import Classes, Features, ImageTask
 from gqakit.training.keydriven import Schedule
-from gqakit.training.keydriven_install import Allocation, freeze, install
+from gqakit.training.keydriven_install import Allocation, check_groups, freeze, install
 from gqakit.training.lock import locked
 from gqakit.training.loop import Loop, Pace, evaluate
 from gqakit.training.options import UptrainOptions
@@ -47,6 +48,7 @@ RECORD_FILE, METRICS_FILE, PREPARED_FILE = (
     "prepared.json",
 )
 CALIBRATION_IMAGES = 256
+FEATURE_IMAGES = 128  # of those held out, on which the distance from the source's features is told
 UPTRAIN, FINETUNE = "uptrain", "finetune"
 # A classifier has no part in the features, and a mask token none in images without masks.
 _NOT_TRAINED = {UPTRAIN: ("classifier", "mask_token"), FINETUNE: ("mask_token",)}
@@ -64,7 +66,8 @@ class VisionResult:
         accuracy, loss: of the written checkpoint on the held-out images.
         in_training: the same as the method has it in training, where that is not what is written (`as_published`: batches
             decide at evaluation); else the same numbers.
-        features: relative distance of its features from the source's, before and after uptraining; None without that.
+        features: relative distance of its features from the source's, before and after uptraining, on (at most) 128 of the
+            held-out images; None without that.
         allocation: for each layer, query heads of each KV head.
         train_images, held_out_images: how many.
         steps: of each phase. seconds: spent in training steps.
@@ -159,7 +162,9 @@ def vision_train(
         allocation = freeze(run.student, run.spec)
         task = Classes(train, held_out, run.transform)
         bare: Any = run.student
-        scores = evaluate(Prepared(accelerator, bare, None, None), task, options.batch_size)
+        scores = ended[FINETUNE].last or {}
+        if options.as_published:  # what is written is not what was evaluated in training
+            scores = evaluate(Prepared(accelerator, bare, None, None), task, options.batch_size)
         record = _record(model, teacher, train, held_out, options, job, ended, allocation, scores)
         _write(run, out, record, job, stores, overwrite, progress)
     shutil.rmtree(work, ignore_errors=True)
@@ -196,6 +201,10 @@ def check_start(start: Checkpoint, spec: ModelSpec, teacher: str | None, options
         start.config.get("patch_size"), int
     ):
         raise UsageError(f"{start.path}: vision-train takes square images and patches")
+    if options.image_size % start.config["patch_size"]:
+        raise UsageError(
+            f"--image-size {options.image_size} is no multiple of the model's patches of {start.config['patch_size']} pixels"
+        )
     if spec.is_grouped:
         if options.kv_heads or method == "fold":
             asked = "--kv-heads" if options.kv_heads else "--method fold"
@@ -206,18 +215,15 @@ def check_start(start: Checkpoint, spec: ModelSpec, teacher: str | None, options
             raise UsageError(
                 "uptraining a conversion needs the model it was made of: give it as --teacher, or --uptrain-epochs 0"
             )
+        check_groups(method, read_layers(start.config["gqakit"], spec.num_layers, spec.num_heads))
         return
     if teacher is not None:
         raise UsageError(
             "--teacher is for a conversion; of a model that is converted here it is the model itself"
         )
     count = kv_heads_of(spec, options)
-    if not 0 < count < spec.num_heads or spec.num_heads % count:
-        possible = [n for n in range(1, spec.num_heads) if spec.num_heads % n == 0]
-        raise BudgetError(
-            f"{spec.num_heads} query heads do not divide into {count} KV heads; possible: --kv-heads "
-            + ", ".join(map(str, possible))
-        )
+    if not 0 < count < spec.num_heads:
+        raise BudgetError(f"--kv-heads {count} of {spec.num_heads}: expected 1 to {spec.num_heads - 1}")
 
 
 def kv_heads_of(spec: ModelSpec, options: VisionOptions) -> int:
@@ -349,7 +355,8 @@ class _Run:
         ended: dict[str, Progress] = {}
         if self.options.uptrains:
             teacher = load(self.made.teacher, dtype=torch.float32)
-            ended[UPTRAIN] = self._phase(UPTRAIN, Features(train, held_out, self.transform), teacher)
+            few = held_out.take(range(min(FEATURE_IMAGES, len(held_out))))
+            ended[UPTRAIN] = self._phase(UPTRAIN, Features(train, few, self.transform), teacher)
         ended[FINETUNE] = self._phase(FINETUNE, Classes(train, held_out, self.transform), None)
         return ended
 

@@ -13,7 +13,7 @@ from torch import nn
 from gqakit.calibration.pixels import PROCESSOR_FILE
 from gqakit.checkpoint import Checkpoint, write_bytes
 from gqakit.checkpoint.jsonio import pretty
-from gqakit.errors import CheckpointError, UsageError
+from gqakit.errors import CheckpointError
 from gqakit.runtime import register
 
 CLASSIFIER = "AutoModelForImageClassification"
@@ -29,16 +29,13 @@ def save_classifier(
 
     Args:
         source: with or without a classifier; grouped or not.
-        image_size: pixels; 0 for the checkpoint's own.
+        image_size: pixels, a multiple of the patches'; 0 for the checkpoint's own.
         seed: of the new classifier.
 
     Raises:
-        CheckpointError: tensors are missing. UsageError: the resolution does not fit the patches.
+        CheckpointError: tensors are missing.
     """
     size = image_size or int(source.config["image_size"])
-    patch = source.config.get("patch_size")
-    if isinstance(patch, int) and size % patch:
-        raise UsageError(f"--image-size {size} is no multiple of the model's patches of {patch} pixels")
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         model = load_classifier(source, classes)
