@@ -27,6 +27,7 @@ from gqakit.runtime.attention_gqakit import GroupedHeads
 from gqakit.training.classifier import save_classifier
 from gqakit.training.keydriven import Schedule
 from gqakit.training.keydriven_install import VARIANTS, freeze, install
+from gqakit.training.lock import locked
 
 SHORT: dict[str, Any] = {
     "batch_size": 8,
@@ -222,6 +223,13 @@ def test_another_run_is_not_continued(sources, images):
     with pytest.raises(OutputError, match=r"window was 3, is now 2.*--restart"):
         run(sources["dinov2"], images, window=2)
     assert not run(sources["dinov2"], images, window=2, restart=True).resumed
+
+
+def test_one_run_at_a_time(sources, images):
+    work = work_directory(Path("out"))
+    work.mkdir()
+    with locked(work), pytest.raises(OutputError, match="in use by another run"):
+        run(sources["dinov2"], images)
 
 
 def test_seeds_decide(sources, images):
