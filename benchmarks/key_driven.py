@@ -294,7 +294,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--uptrain-steps", type=int, default=224)
     parser.add_argument("--steps", type=int, default=448)
     parser.add_argument("--uptrain-learning-rate", type=float, default=1e-4)
-    parser.add_argument("--learning-rate", type=float, default=5e-5)
+    parser.add_argument("--learning-rate", type=float, default=2e-5)
     parser.add_argument("--threads", type=int, default=0, help="processor threads; 0 for PyTorch's choice")
     return parser
 
