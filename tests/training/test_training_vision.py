@@ -345,16 +345,18 @@ def test_what_is_refused(sources, images, code, arguments, says):
 
 def test_what_is_refused_of_other_models(sources, images, model):
     run(sources["dinov2"], images, "made", method="kdgqa", kv_heads=2)
+    run(sources["dinov2"], images, "other", steps=1, uptrain_steps=1)
     unequal = json.loads(Path("made/config.json").read_text())
     unequal["gqakit"]["layers"][0]["key_head_of_query"] = [0, 1, 1, 1, 1, 1, 1, 1]
     Path("made/config.json").write_text(json.dumps(unequal))
     told = ["-o", "out", "--images", images]
     for code, source, arguments, says in (
         (2, model(), [], ["vision-train is for ViT and DINOv2", "llama"]),
-        (2, "made", [], ["give it as --teacher, or --uptrain-epochs 0"]),
+        (2, "other", [], ["give it as --teacher, or --uptrain-epochs 0"]),
         (2, "made", ["--method", "fold"], ["--method fold is for a model that is converted first"]),
         (2, "made", ["--kv-heads", "1"], ["--kv-heads is for a model"]),
         (7, sources["dinov2"], ["-o", "made"], ["made"]),
+        (7, "made", ["--teacher", "other", "-o", "other", "--overwrite"], ["other: is the teacher"]),
         (3, "nowhere", [], ["nowhere"]),
     ):
         refused(code, "vision-train", source, *told, *arguments, says=says)

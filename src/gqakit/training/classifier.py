@@ -12,6 +12,7 @@ from torch import nn
 
 from gqakit.calibration.pixels import PROCESSOR_FILE
 from gqakit.checkpoint import Checkpoint, write_bytes
+from gqakit.checkpoint.atomic import output_errors
 from gqakit.checkpoint.jsonio import pretty
 from gqakit.errors import CheckpointError
 from gqakit.runtime import register
@@ -33,7 +34,7 @@ def save_classifier(
         seed: of the new classifier.
 
     Raises:
-        CheckpointError: tensors are missing.
+        CheckpointError: tensors are missing. OutputError: it cannot be written.
     """
     size = image_size or int(source.config["image_size"])
     with torch.random.fork_rng([]):
@@ -41,7 +42,8 @@ def save_classifier(
         model = load_classifier(source, classes)
     if size != model.config.image_size:
         resize(model, size)
-    model.save_pretrained(str(directory))
+    with output_errors(directory):
+        model.save_pretrained(str(directory))
     processor = source.path / PROCESSOR_FILE
     if processor.is_file():
         settings = resized_processor(json.loads(processor.read_text(encoding="utf-8")), size)
