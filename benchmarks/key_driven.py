@@ -12,7 +12,7 @@ CIFAR-10 comes from an .npz with `images` and `labels`; Fashion-MNIST as the IDX
 (`apt-get download dataset-fashion-mnist && dpkg -x dataset-fashion-mnist_*.deb DIR`, where DIR is `--fashion`).
 
 Finished cells are kept in the scratch directory and an interrupted one goes on, so the same command finishes the
-table; all methods of a seed come before the next seed. `--show` prints and draws what is there and runs nothing.
+table; all methods of a seed come before the next seed. Two processes, one a dataset, may run side by side. `--show` prints and draws what is there and runs nothing.
 """
 
 from __future__ import annotations
@@ -45,6 +45,10 @@ CIFAR = Path(__file__).resolve().parents[2] / "shared" / "data" / "cifar10-9000.
 WINDOWS = (100, 300, 500)
 METHODS = ("gqa", "kdgqa", "dgqa-ema", "dgqa-diff", "pgqa", "fold")
 PUBLISHED_WINDOW = 300
+SETTINGS = (
+    *("image_size", "batch_size", "uptrain_steps", "steps", "samples", "held_out"),
+    *("uptrain_learning_rate", "learning_rate"),
+)
 FASHION = (
     *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
     *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
@@ -93,27 +97,25 @@ class Cell:
 
 
 class Bench:
-    """The cells, and what came of those that are finished."""
+    """The cells, and what came of those that are finished: a file a dataset, so that two processes may share them out."""
 
     def __init__(self, chosen: argparse.Namespace) -> None:
         self.chosen = chosen
-        self.path: Path = chosen.work / "key_driven.json"
-        settings = {
-            name: getattr(chosen, name)
-            for name in (
-                *("image_size", "batch_size", "uptrain_steps", "steps", "samples", "held_out"),
-                *("uptrain_learning_rate", "learning_rate"),
-            )
-        }
-        self.settings: dict[str, Any] = settings
-        kept: dict[str, Any] = {"settings": settings, "cells": {}}
-        if self.path.is_file():
-            kept = json.loads(self.path.read_text(encoding="utf-8"))
-            if kept["settings"] != settings:
-                raise SystemExit(
-                    f"{self.path} was made with {kept['settings']}; give those, or another --work"
-                )
-        self.cells: dict[str, dict[str, Any]] = kept["cells"]
+        self.settings: dict[str, Any] = {name: getattr(chosen, name) for name in SETTINGS}
+        self.kept: dict[str, dict[str, dict[str, Any]]] = {d: self._kept(d) for d in chosen.dataset}
+
+    def _path(self, dataset: str) -> Path:
+        return self.chosen.work / f"key_driven-{dataset}.json"
+
+    def _kept(self, dataset: str) -> dict[str, dict[str, Any]]:
+        """Finished cells of a dataset by name."""
+        path = self._path(dataset)
+        if not path.is_file():
+            return {}
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found["settings"] != self.settings:
+            raise SystemExit(f"{path} was made with {found['settings']}; give those, or another --work")
+        return found["cells"]
 
     def wanted(self) -> Iterator[Cell]:
         """What is asked for, in the order in which it is run."""
@@ -131,9 +133,9 @@ class Bench:
     def run(self) -> None:
         """Everything that is missing."""
         for cell in self.wanted():
-            if cell.key not in self.cells:
+            if cell.key not in self.kept[cell.dataset]:
                 self._run(cell)
-                print(f"{cell.key}: {self.cells[cell.key]['accuracy']:.1%}", flush=True)
+                print(f"{cell.key}: {self.kept[cell.dataset][cell.key]['accuracy']:.1%}", flush=True)
 
     def _run(self, cell: Cell) -> None:
         variant = cell.variant
@@ -159,7 +161,8 @@ class Bench:
             overwrite=True,
             progress=Screen().progress,
         )
-        self.cells[cell.key] = {
+        cells = self.kept[cell.dataset]
+        cells[cell.key] = {
             "accuracy": result.in_training["accuracy"],
             "loss": result.in_training["loss"],
             "frozen_accuracy": result.accuracy,
@@ -169,9 +172,9 @@ class Bench:
             "processor_seconds": time.process_time() - used,
             "environment": environment(),
         }
-        partial = self.path.with_suffix(".partial")
-        partial.write_text(json.dumps({"settings": self.settings, "cells": self.cells}, indent=1))
-        partial.replace(self.path)
+        partial = self._path(cell.dataset).with_suffix(".partial")
+        partial.write_text(json.dumps({"settings": self.settings, "cells": cells}, indent=1))
+        partial.replace(self._path(cell.dataset))
         shutil.rmtree(out)
 
     @cached_property
@@ -197,7 +200,7 @@ class Bench:
             table = Table(
                 f"{DATASETS[dataset]}: accuracy on {self.settings['held_out']:,} images not trained on",
                 *("method", "mean", "spread", "least to most", "seeds", "− gqa, same seeds", "cross-entropy"),
-                *("frozen", "unequal layers", "processor min"),
+                *("frozen", "distance from the source's features", "unequal layers", "processor min"),
             )
             for variant in done:
                 table.row(variant.name, *self._columns(dataset, variant))
@@ -205,7 +208,8 @@ class Bench:
 
     def of(self, dataset: str, variant: Variant) -> dict[int, dict[str, Any]]:
         """Finished cells by seed."""
-        cells = {seed: self.cells.get(Cell(dataset, variant, seed).key) for seed in self.chosen.seed}
+        kept = self.kept[dataset]
+        cells = {seed: kept.get(Cell(dataset, variant, seed).key) for seed in self.chosen.seed}
         return {seed: cell for seed, cell in cells.items() if cell is not None}
 
     def _columns(self, dataset: str, variant: Variant) -> Iterator[str]:
@@ -225,6 +229,8 @@ class Bench:
         yield "" if variant == OURS[0] or not pairs else f"{statistics.mean(pairs):+.1f}{spread}"
         yield f"{statistics.mean(cell['loss'] for cell in cells.values()):.3f}"
         yield f"{statistics.mean(cell['frozen_accuracy'] for cell in cells.values()):.1%}"
+        pairs_of_features = zip(*(cell["features"] for cell in cells.values()), strict=True)
+        yield " → ".join(f"{statistics.mean(each):.3f}" for each in pairs_of_features)
         unequal = [sum(len(set(a)) > 1 for a in cell["allocation"]) for cell in cells.values()]
         yield f"{statistics.mean(unequal):.1f} of {len(next(iter(cells.values()))['allocation'])}"
         yield f"{statistics.mean(cell['processor_seconds'] for cell in cells.values()) / 60:.1f}"
