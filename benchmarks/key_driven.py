@@ -12,7 +12,8 @@ CIFAR-10 comes from an .npz with `images` and `labels`; Fashion-MNIST as the IDX
 (`apt-get download dataset-fashion-mnist && dpkg -x dataset-fashion-mnist_*.deb DIR`, where DIR is `--fashion`).
 
 Finished cells are kept in the scratch directory and an interrupted one goes on, so the same command finishes the
-table; all methods of a seed come before the next seed. Two processes, one a dataset, may run side by side. `--show` prints and draws what is there and runs nothing.
+table; all methods of a seed come before the next seed. Two processes, one a dataset, may run side by side. `--show` prints
+and draws what is there and runs nothing.
 """
 
 from __future__ import annotations
