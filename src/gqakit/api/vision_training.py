@@ -12,23 +12,20 @@ from typing import Any
 
 import torch
 
-from gqakit.api.converting import convert
 from gqakit.api.models import check_device
-from gqakit.api.planning import BudgetOptions, PlanOptions, plan
-from gqakit.calibration.labelled import LabelledImages, read_labelled_images, split_images
+from gqakit.api.vision_start import Made, check_start, prepare_start, read_images_for
+from gqakit.calibration.labelled import LabelledImages
 from gqakit.calibration.pixels import PixelTransform
-from gqakit.calibration.samples import Images
-from gqakit.checkpoint import MANIFEST_NAME, Checkpoint, check_output, write_bytes, write_checkpoint
+from gqakit.checkpoint import MANIFEST_NAME, Checkpoint, check_output, write_checkpoint
 from gqakit.checkpoint.atomic import output_errors
-from gqakit.checkpoint.jsonio import canonical, pretty
+from gqakit.checkpoint.jsonio import pretty
 from gqakit.convert import CARD_FILE, CHECKSUM_FILE
-from gqakit.errors import BudgetError, DataError, UsageError
-from gqakit.families import ModelSpec
+from gqakit.errors import OutputError, UsageError
 from gqakit.inspection import open_model
 from gqakit.progress import Reporter, silent
 from gqakit.report.vision_card import vision_card
 from gqakit.runtime import load, shipped_code
-from gqakit.training.classifier import CLASSIFIER, save_classifier, train_all_but
+from gqakit.training.classifier import train_all_but
 from gqakit.training.devices import Prepared, accelerated, prepare, put_weights
 from gqakit.training.images import Classes, Features, ImageTask
 from gqakit.training.keydriven import Schedule
@@ -47,6 +44,7 @@ RECORD_FILE, METRICS_FILE, PREPARED_FILE = (
     "prepared.json",
 )
 CALIBRATION_IMAGES = 256
+FEATURE_IMAGES = 128  # of those held out, on which the distance from the source's features is told
 UPTRAIN, FINETUNE = "uptrain", "finetune"
 # A classifier has no part in the features, and a mask token none in images without masks.
 _NOT_TRAINED = {UPTRAIN: ("classifier", "mask_token"), FINETUNE: ("mask_token",)}
@@ -64,7 +62,8 @@ class VisionResult:
         accuracy, loss: of the written checkpoint on the held-out images.
         in_training: the same as the method has it in training, where that is not what is written (`as_published`: batches
             decide at evaluation); else the same numbers.
-        features: relative distance of its features from the source's, before and after uptraining; None without that.
+        features: relative distance of its features from the source's, before and after uptraining, on (at most) 128 of the
+            held-out images; None without that.
         allocation: for each layer, query heads of each KV head.
         train_images, held_out_images: how many.
         steps: of each phase. seconds: spent in training steps.
@@ -133,6 +132,8 @@ def vision_train(
     check_output(start, out, overwrite or (out / MANIFEST_NAME).exists())
     train, held_out = read_images_for(images, test_images, options)
     master = Checkpoint.open(teacher) if teacher else start
+    if out.exists() and out.resolve() == master.path.resolve():
+        raise OutputError(f"{out}: is the teacher, which is never written to. Choose another directory.")
     job: dict[str, Any] = {
         "model": start.fingerprint(),
         "teacher": master.fingerprint(),
@@ -159,7 +160,9 @@ def vision_train(
         allocation = freeze(run.student, run.spec)
         task = Classes(train, held_out, run.transform)
         bare: Any = run.student
-        scores = evaluate(Prepared(accelerator, bare, None, None), task, options.batch_size)
+        scores = ended[FINETUNE].last or {}
+        if options.as_published:  # what is written is not what was evaluated in training
+            scores = evaluate(Prepared(accelerator, bare, None, None), task, options.batch_size)
         record = _record(model, teacher, train, held_out, options, job, ended, allocation, scores)
         _write(run, out, record, job, stores, overwrite, progress)
     shutil.rmtree(work, ignore_errors=True)
@@ -181,143 +184,6 @@ def vision_train(
         seconds=sum(each.seconds for each in ended.values()),
         resumed=any(each.step for each in begun.values()),
     )
-
-
-def check_start(start: Checkpoint, spec: ModelSpec, teacher: str | None, options: VisionOptions) -> None:
-    """Refuse what cannot be trained like this.
-
-    Raises:
-        UsageError: naming the option. BudgetError: the number of KV heads.
-    """
-    family, method = spec.family, options.method
-    if CLASSIFIER not in family.classes:
-        raise UsageError(f"vision-train is for ViT and DINOv2; {start.path} is a {spec.model_type}")
-    if not isinstance(start.config.get("image_size"), int) or not isinstance(
-        start.config.get("patch_size"), int
-    ):
-        raise UsageError(f"{start.path}: vision-train takes square images and patches")
-    if spec.is_grouped:
-        if options.kv_heads or method == "fold":
-            asked = "--kv-heads" if options.kv_heads else "--method fold"
-            raise UsageError(
-                f"{asked} is for a model that is converted first; {start.path} is a conversion already"
-            )
-        if options.uptrains and teacher is None:
-            raise UsageError(
-                "uptraining a conversion needs the model it was made of: give it as --teacher, or --uptrain-epochs 0"
-            )
-        return
-    if teacher is not None:
-        raise UsageError(
-            "--teacher is for a conversion; of a model that is converted here it is the model itself"
-        )
-    count = kv_heads_of(spec, options)
-    if not 0 < count < spec.num_heads or spec.num_heads % count:
-        possible = [n for n in range(1, spec.num_heads) if spec.num_heads % n == 0]
-        raise BudgetError(
-            f"{spec.num_heads} query heads do not divide into {count} KV heads; possible: --kv-heads "
-            + ", ".join(map(str, possible))
-        )
-
-
-def kv_heads_of(spec: ModelSpec, options: VisionOptions) -> int:
-    """KV heads a layer."""
-    return options.kv_heads or spec.num_heads // 2
-
-
-def read_images_for(
-    images: LabelledImages | str | Path,
-    test_images: LabelledImages | str | Path | None,
-    options: VisionOptions,
-) -> tuple[LabelledImages, LabelledImages]:
-    """What to train on and what to evaluate on.
-
-    Raises:
-        DataError: too few of either, fewer than two classes, or other classes in one than in the other.
-    """
-    found = images if isinstance(images, LabelledImages) else read_labelled_images(images)
-    name = found.images.name
-    if len(found.classes) < 2:
-        raise DataError(f"images {name}: {len(found.classes)} class, expected two or more")
-    if test_images is None:
-        train, held_out = split_images(found, options.held_out or max(1, len(found) // 5))
-    else:
-        train = found
-        held_out = (
-            test_images if isinstance(test_images, LabelledImages) else read_labelled_images(test_images)
-        )
-        if held_out.classes != found.classes:
-            raise DataError(
-                f"images {held_out.images.name} have the classes {list(held_out.classes)[:5]}…, {name} has "
-                f"{list(found.classes)[:5]}…"
-            )
-        if options.held_out:
-            held_out = (
-                split_images(held_out, options.held_out)[1] if options.held_out < len(held_out) else held_out
-            )
-    if 0 < options.samples < len(train):
-        train = split_images(train, options.samples)[1]
-    return train, held_out
-
-
-@dataclass(frozen=True)
-class Made:
-    """What training begins with: a grouped classifier, and the teacher at the same resolution."""
-
-    student: Path
-    teacher: Path
-
-
-def prepare_start(
-    start: Checkpoint,
-    spec: ModelSpec,
-    master: Checkpoint,
-    work: Path,
-    train: LabelledImages,
-    job: Mapping[str, Any],
-    options: VisionOptions,
-    device: str,
-    progress: Reporter,
-) -> Made:
-    """The classifier at the resolution asked for, and its conversion; once a run."""
-    made = Made(work / "student", work / "teacher")
-    asked = canonical(dict(job))
-    if (work / PREPARED_FILE).is_file() and (work / PREPARED_FILE).read_bytes() == asked:
-        return made
-    with output_errors(work):
-        (work / PREPARED_FILE).unlink(missing_ok=True)
-        for path in (made.student, made.teacher):
-            shutil.rmtree(path, ignore_errors=True)
-    save_classifier(master, made.teacher, train.classes, options.image_size, options.seed)
-    if spec.is_grouped:
-        save_classifier(start, made.student, train.classes, options.image_size, options.seed)
-    else:
-        _convert(made, kv_heads_of(spec, options), train, options, device, progress)
-    write_bytes(work / PREPARED_FILE, asked)
-    return made
-
-
-def _convert(
-    made: Made, kv_heads: int, train: LabelledImages, options: VisionOptions, device: str, progress: Reporter
-) -> None:
-    """Convert the classifier: consecutive groups and means, or (fold) what `convert` does with some of the images."""
-    budget, teacher = BudgetOptions(kv_heads=kv_heads), str(made.teacher)
-    if options.method == "fold":
-        some = Images(train.images.name, train.images.pixels[:CALIBRATION_IMAGES])
-        convert(
-            teacher,
-            made.student,
-            budget=budget,
-            options=PlanOptions(allocation="uniform", seed=options.seed),
-            text=some,
-            measure=False,
-            device=device,
-            progress=progress,
-            overwrite=True,
-        )
-        return
-    plain = PlanOptions(method="neighbour", merge="mean", allocation="uniform", format="grouped")
-    convert(teacher, made.student, plan=plan(teacher, budget, plain), measure=False, overwrite=True)
 
 
 class _Run:
@@ -349,7 +215,8 @@ class _Run:
         ended: dict[str, Progress] = {}
         if self.options.uptrains:
             teacher = load(self.made.teacher, dtype=torch.float32)
-            ended[UPTRAIN] = self._phase(UPTRAIN, Features(train, held_out, self.transform), teacher)
+            few = held_out.take(range(min(FEATURE_IMAGES, len(held_out))))
+            ended[UPTRAIN] = self._phase(UPTRAIN, Features(train, few, self.transform), teacher)
         ended[FINETUNE] = self._phase(FINETUNE, Classes(train, held_out, self.transform), None)
         return ended
 
@@ -369,6 +236,7 @@ class _Run:
             lr=phase.learning_rate,
             betas=(phase.adam_beta1, phase.adam_beta2),
             eps=phase.adam_epsilon,
+            fused=True,  # a small model's step is short, and its optimiser a fifth of it otherwise
         )
         prepared = prepare(self.accelerator, self.student, teacher, optimizer, ())
         pace = Pace.of(phase, task.sizes[0], phase.per_device_batch_size)
@@ -465,6 +333,3 @@ def _record(
             "accelerate": accelerate.__version__,
         },
     }
-
-
-__all__ = ["VisionOptions", "VisionResult", "vision_train", "work_directory"]

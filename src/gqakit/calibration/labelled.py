@@ -32,8 +32,9 @@ class LabelledImages:
 
     @property
     def sha256(self) -> str:
-        """Hash of pixels and labels."""
-        return hashlib.sha256(self.images.sha256.encode() + self.labels.astype("<i8").tobytes()).hexdigest()
+        """Hash of pixels, labels and names."""
+        said = f"{self.images.sha256}\n{self.classes}\n".encode()
+        return hashlib.sha256(said + self.labels.astype("<i8").tobytes()).hexdigest()
 
     def take(self, indices: Sequence[int] | np.ndarray) -> LabelledImages:
         """Those images."""

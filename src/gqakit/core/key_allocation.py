@@ -21,7 +21,7 @@ def contiguous_map(allocation: Sequence[int]) -> tuple[int, ...]:
     return tuple(group for group, count in enumerate(allocation) for _ in range(count))
 
 
-def min_max(values: Sequence[float]) -> list[float]:
+def min_max(values: Sequence[int | float]) -> list[float]:
     """The values scaled to 0..1 by their least and greatest; equal ones, up to rounding, are all 1.
 
     Raises:
@@ -35,7 +35,7 @@ def min_max(values: Sequence[float]) -> list[float]:
 
 
 def allot(
-    weights: Sequence[float], num_heads: int, least: int = 1, most: int | None = None
+    weights: Sequence[int | float], num_heads: int, least: int = 1, most: int | None = None
 ) -> tuple[int, ...]:
     """Query heads in proportion to weights, by largest remainder, each KV head between `least` and `most`.
 
@@ -63,7 +63,7 @@ def allot(
     return tuple(given)
 
 
-def published_by_norm(norms: Sequence[float], num_heads: int) -> tuple[int, ...]:
+def published_by_norm(norms: Sequence[int | float], num_heads: int) -> tuple[int, ...]:
     """KDGQA as published: min-max scaled norms, shares rounded one by one, mended at the largest or the smallest.
 
     The KV head with the shortest keys gets none, unless mending gives it some.
@@ -86,7 +86,7 @@ def published_by_norm(norms: Sequence[float], num_heads: int) -> tuple[int, ...]
 
 
 def published_by_share(
-    weights: Sequence[float], num_heads: int, draw: Callable[[int], int]
+    weights: Sequence[int | float], num_heads: int, draw: Callable[[int], int]
 ) -> tuple[int, ...]:
     """DGQA as published: shares rounded one by one, mended at KV heads drawn by chance. Any may get none.
 
@@ -109,7 +109,7 @@ def published_by_share(
     return tuple(given)
 
 
-def check_finite(values: Sequence[float]) -> None:
+def check_finite(values: Sequence[int | float]) -> None:
     """Raise ValueError where a value is infinite or no number."""
     if not all(map(math.isfinite, values)):
         raise ValueError(f"norms {list(values)} are not finite, so no group sizes follow from them")

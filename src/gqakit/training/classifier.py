@@ -12,8 +12,9 @@ from torch import nn
 
 from gqakit.calibration.pixels import PROCESSOR_FILE
 from gqakit.checkpoint import Checkpoint, write_bytes
+from gqakit.checkpoint.atomic import output_errors
 from gqakit.checkpoint.jsonio import pretty
-from gqakit.errors import CheckpointError, UsageError
+from gqakit.errors import CheckpointError
 from gqakit.runtime import register
 
 CLASSIFIER = "AutoModelForImageClassification"
@@ -29,22 +30,20 @@ def save_classifier(
 
     Args:
         source: with or without a classifier; grouped or not.
-        image_size: pixels; 0 for the checkpoint's own.
+        image_size: pixels, a multiple of the patches'; 0 for the checkpoint's own.
         seed: of the new classifier.
 
     Raises:
-        CheckpointError: tensors are missing. UsageError: the resolution does not fit the patches.
+        CheckpointError: tensors are missing. OutputError: it cannot be written.
     """
     size = image_size or int(source.config["image_size"])
-    patch = source.config.get("patch_size")
-    if isinstance(patch, int) and size % patch:
-        raise UsageError(f"--image-size {size} is no multiple of the model's patches of {patch} pixels")
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         model = load_classifier(source, classes)
     if size != model.config.image_size:
         resize(model, size)
-    model.save_pretrained(str(directory))
+    with output_errors(directory):
+        model.save_pretrained(str(directory))
     processor = source.path / PROCESSOR_FILE
     if processor.is_file():
         settings = resized_processor(json.loads(processor.read_text(encoding="utf-8")), size)

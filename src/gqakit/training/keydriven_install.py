@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -44,22 +44,33 @@ def install(model: Any, spec: ModelSpec, method: str, schedule: Schedule, *, as_
     """Give every attention layer of a grouped model the method's attention; methods without one change nothing.
 
     Raises:
-        UsageError: a layer's groups are not what all methods begin from, consecutive and equal.
+        UsageError: see `check_groups`.
     """
     if method not in VARIANTS:
         return
     make = VARIANTS[method][as_published]
-    for layer, heads in enumerate(model.config.layer_heads()):
-        count = heads.num_key_heads
-        equal = contiguous_map(equal_allocation(spec.num_heads, count))
-        if heads != LayerHeads(equal, equal):
-            raise UsageError(
-                f"method {method} begins with consecutive equal groups; layer {layer} has others "
-                f"({list(heads.key_head_of_query)}). Give the model as it was before conversion, or --method gqa"
-            )
+    maps = model.config.layer_heads()
+    check_groups(method, maps)
+    for layer, heads in enumerate(maps):
         module: Any = spec.attention_module(model, layer)
         device = next(module.parameters()).device
-        module.grouped_heads = make(spec.num_heads, count, layer, schedule).to(device)
+        module.grouped_heads = make(spec.num_heads, heads.num_key_heads, layer, schedule).to(device)
+
+
+def check_groups(method: str, maps: Sequence[LayerHeads]) -> None:
+    """Refuse groups that are not what key-driven methods begin from: consecutive, and as equal as can be.
+
+    Raises:
+        UsageError: naming the layer.
+    """
+    for layer, heads in enumerate(maps):
+        labels = heads.key_head_of_query
+        equal = contiguous_map(equal_allocation(len(labels), heads.num_key_heads))
+        if method in VARIANTS and heads != LayerHeads(equal, equal):
+            raise UsageError(
+                f"method {method} begins with consecutive equal groups; layer {layer} has others ({list(labels)}). "
+                "Give the model as it was before conversion, or --method gqa"
+            )
 
 
 def freeze(model: Any, spec: ModelSpec) -> list[Allocation]:

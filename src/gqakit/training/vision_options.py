@@ -53,7 +53,7 @@ class VisionOptions:
     steps: int = _option(0, _STEPS, "So many steps of that instead.")
     batch_size: int = _option(32, _STEPS, "Images a step.")
     uptrain_learning_rate: float = _option(1e-4, _STEPS, "While uptraining, after the warm-up.")
-    learning_rate: float = _option(5e-5, _STEPS, "While fine-tuning, after the warm-up.")
+    learning_rate: float = _option(2e-5, _STEPS, "While fine-tuning, after the warm-up.")
     lr_scheduler_type: str = _option("cosine", _STEPS, "cosine, linear or constant; each after a warm-up.")
     warmup_steps: int = _option(10, _STEPS, "Steps up to the full learning rate, in each phase.")
     weight_decay: float = _option(0.01, _STEPS, "AdamW's, on matrices.")
