@@ -106,3 +106,15 @@ def test_images_at_another_size(tmp_path: Path, kind: str) -> None:
     assert "--image-size 13 is no multiple of the model's patches of 8 pixels" in ran.err
     assert not Path("m.safetensors").exists()
     assert gqakit("calibrate", folder, "-o", "m.safetensors", *data, "--image-size", "0").code == 2
+
+
+def test_too_little_to_calibrate_on_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = build_family(tmp_path / "model", "bert")
+    tokenizer().save_pretrained(folder)
+    few = ("calibrate", folder, "-o", "m.safetensors", "--window", "16", "--tokens")
+    succeeds(*few, "32")
+    assert "only 32 tokens, fewer than the model is wide (64)" in caplog.text
+    caplog.clear()
+    succeeds(*few, "32", "--quiet")
+    succeeds(*few, "64")
+    assert "fewer than the model is wide" not in caplog.text

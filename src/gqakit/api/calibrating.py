@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from gqakit.api.models import load_model
@@ -18,6 +19,8 @@ from gqakit.runtime import look_on
 
 WINDOW = 512
 TOKENS = 12288
+
+LOG = logging.getLogger("gqakit")
 
 
 def calibrate(
@@ -84,6 +87,14 @@ def calibrate_opened(
     check_content(spec, content)
     batches = batches_of(source, spec, content, window=window, tokens=tokens)
     positions = sum(map(positions_of, batches))
+    if spec.family.task != "image" and positions < spec.hidden_size:  # an image has many positions
+        LOG.warning(
+            "%s: only %d tokens, fewer than the model is wide (%d), so the moments say nothing about most directions. "
+            "Calibrate on more.",
+            content.name,
+            positions,
+            spec.hidden_size,
+        )
     model = load_model(source, dtype, device)
     look_on(model, spec)
     try:

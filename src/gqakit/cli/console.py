@@ -20,13 +20,15 @@ class Screen:
     """Where a command's words go. Results on standard output, everything else on standard error.
 
     Args:
-        as_json: results as JSON. quiet: no progress, no remarks. verbose: logging at INFO.
+        as_json: results as JSON. quiet: no progress, no remarks, no warnings. verbose: logging at INFO.
     """
 
     def __init__(self, *, as_json: bool = False, quiet: bool = False, verbose: bool = False) -> None:
         self.as_json, self.quiet = as_json, quiet
         level = logging.INFO if verbose else logging.ERROR
         logging.basicConfig(level=level, stream=sys.stderr, format="%(name)s: %(message)s")
+        ours = logging.INFO if verbose else logging.ERROR if quiet else logging.WARNING
+        logging.getLogger("gqakit").setLevel(ours)
         _calm_transformers(verbose)
 
     @property
