@@ -84,15 +84,16 @@ class Language:
     def _teacher(self) -> nn.Module:
         return Remembering(load(self.bench.source.path, dtype=torch.float32))
 
-    def source(self, seed: int) -> Path:
-        """The same for all seeds."""
+    @property
+    def source(self) -> Path:
+        """As it comes."""
         return self.bench.source.path
 
-    def moments(self, seed: int) -> MomentsFile:
-        """On valid, the same for all seeds."""
+    def moments(self) -> MomentsFile:
+        """On valid."""
         return self.bench.moments()
 
-    def measure(self, seed: int, merge: str) -> Measure:
+    def measure(self, merge: str) -> Measure:
         """On the beginning of valid."""
         path = self.bench.wikitext / "valid.txt"
         text = [path] if path.is_file() else ["calibration"]
@@ -100,7 +101,7 @@ class Language:
         where = MeasureOptions(text, tokens=self.measured, window=512, losses=kept, replace=True)
         return where.on(self.bench.source, self.bench.spec, self.bench.moments(), merge, silent)
 
-    def student(self, path: Path, seed: int) -> nn.Module:
+    def student(self, path: Path) -> nn.Module:
         """A conversion with its attention to train."""
         _, spec = open_model(str(path))
         return prepare_student(load(path, dtype=torch.float32), spec, self.options)

@@ -1,8 +1,8 @@
 """MiniLM-L6 (12 heads a layer, no grouping of its own) as a classifier of short movie reviews: a subject for experiments.
 
-For each seed a source is made first: the encoder with a linear classifier on the mean of its tokens, the classifier begun as
-a ridge regression on the pretrained embeddings, then both fine-tuned. That source is converted, and its conversion
-fine-tuned on the same reviews. Embeddings stay as they are; there is no dropout.
+First a source is made: the encoder with a linear classifier on the mean of its tokens, the classifier begun as a ridge
+regression on the pretrained embeddings, then both fine-tuned. That source is converted, and its conversion fine-tuned on
+other reviews, which a seed draws. Embeddings stay as they are; there is no dropout.
 """
 
 from __future__ import annotations
@@ -102,18 +102,25 @@ class Sentiment:
 
     Args:
         work: scratch directory.
-        reviews: to train on; each seed draws its own. test: to score on, the same for all seeds.
+        reviews: to fine-tune a conversion on. test: to score on, the same for all seeds.
         longest: tokens of the longest review that is used.
-        source_epochs: of the source's fine-tuning before conversion.
+        source_reviews, source_epochs: of the source's fine-tuning before conversion, the same for all seeds.
     """
 
     name, score, higher = "MiniLM-L6, movie reviews", "accuracy", True
 
     def __init__(
-        self, work: Path, *, reviews: int = 512, test: int = 600, longest: int = 96, source_epochs: int = 2
+        self,
+        work: Path,
+        *,
+        reviews: int = 400,
+        test: int = 500,
+        longest: int = 96,
+        source_reviews: int = 512,
+        source_epochs: int = 2,
     ) -> None:
-        self.work, self.reviews, self.test = work, reviews, test
-        self.longest, self.source_epochs = longest, source_epochs
+        self.work, self.reviews, self.test, self.longest = work, reviews, test, longest
+        self.source_reviews, self.source_epochs = source_reviews, source_epochs
         self.options = UptrainOptions(
             learning_rate=1e-4,
             per_device_batch_size=16,
@@ -125,8 +132,9 @@ class Sentiment:
     def settings(self) -> dict[str, Any]:
         """What a table should say."""
         return {
-            "train reviews a seed": self.reviews, "test reviews": self.test, "longest review": self.longest,
-            "source epochs": self.source_epochs, "learning rate": self.options.learning_rate, "reviews a step": 16,
+            "fine-tuning reviews": self.reviews, "test reviews": self.test, "longest review": self.longest,
+            "reviews for the source": self.source_reviews, "epochs for the source": self.source_epochs,
+            "reviews a step": self.options.per_device_batch_size, "learning rate": self.options.learning_rate,
         }  # fmt: skip
 
     @cached_property
@@ -145,22 +153,30 @@ class Sentiment:
         return short_reviews(self.tokenizer, self.longest)
 
     def task(self, seed: int) -> SentimentTask:
-        """The seed's reviews, and the common ones to score on, in order of length to save padding."""
-        test, others = self.all_reviews[: self.test], self.all_reviews[self.test :]
-        chosen = Random(seed).sample(others, self.reviews)
-        return SentimentTask(
-            chosen, sorted(test, key=lambda review: len(review.ids)), self.tokenizer.pad_token_id
-        )
+        """Reviews that the seed draws."""
+        return self._task(Random(seed).sample(self._parts[2], self.reviews))
 
-    def source(self, seed: int) -> Path:
+    @cached_property
+    def _parts(self) -> tuple[list[Review], list[Review], list[Review]]:
+        """To score on, for the source, and the rest."""
+        everything, here = short_reviews(self.tokenizer, self.longest), self.test + self.source_reviews
+        return everything[: self.test], everything[self.test : here], everything[here:]
+
+    def _task(self, train_on: list[Review]) -> SentimentTask:
+        """Reviews to score on go by length, to save padding."""
+        test = sorted(self._parts[0], key=lambda review: len(review.ids))
+        return SentimentTask(train_on, test, self.tokenizer.pad_token_id)
+
+    @cached_property
+    def source(self) -> Path:
         """The fine-tuned encoder; made on first use."""
-        path = self.work / f"source-{seed}"
+        path = self.work / "source"
         if not path.is_dir():
-            task = self.task(seed)
+            task = self._task(self._parts[1])
             student = self._classifier(self.path)
             _begin(student, task)
-            train(student, None, task, self.options, self.source_epochs, seed, self.work, f"source-{seed}")
-            save_file({k: v.detach() for k, v in student.head.state_dict().items()}, self._head(seed))
+            train(student, None, task, self.options, self.source_epochs, 0, self.work, "source")
+            save_file({k: v.detach() for k, v in student.head.state_dict().items()}, self._head)
             partial = self.work / "source-partial"
             shutil.rmtree(partial, ignore_errors=True)
             encoder: Any = student.encoder
@@ -171,34 +187,36 @@ class Sentiment:
             partial.rename(path)
         return path
 
-    def moments(self, seed: int) -> MomentsFile:
-        """Of the source on the seed's training reviews."""
-        path = self.work / f"moments-{seed}.safetensors"
+    def moments(self) -> MomentsFile:
+        """Of the source on its training reviews."""
+        path = self.work / "moments.safetensors"
         if not path.is_file():
-            calibrate(str(self.source(seed)), path, text=self._text(seed), tokens=128 * WINDOW, window=WINDOW)
+            calibrate(str(self.source), path, text=self._text, tokens=128 * WINDOW, window=WINDOW)
         return MomentsFile.open(path)
 
-    def measure(self, seed: int, merge: str) -> Measure:
-        """On the seed's training reviews."""
-        source, spec = open_model(str(self.source(seed)))
-        kept = self.work / f"losses-{seed}.jsonl"
-        where = MeasureOptions(self._text(seed), tokens=16 * WINDOW, window=WINDOW, losses=kept, replace=True)
-        return where.on(source, spec, self.moments(seed), merge, silent)
+    def measure(self, merge: str) -> Measure:
+        """On the source's training reviews."""
+        source, spec = open_model(str(self.source))
+        kept = self.work / f"losses-{merge}.jsonl"
+        where = MeasureOptions(self._text, tokens=16 * WINDOW, window=WINDOW, losses=kept, replace=True)
+        return where.on(source, spec, self.moments(), merge, silent)
 
-    def student(self, path: Path, seed: int) -> nn.Module:
+    def student(self, path: Path) -> nn.Module:
         """The converted encoder under the source's classifier."""
         student = self._classifier(path)
-        student.head.load_state_dict(load_file(self._head(seed)))
+        student.head.load_state_dict(load_file(self._head))
         return student
 
     def teacher(self) -> None:
         """None: it learns from labels."""
 
-    def _head(self, seed: int) -> Path:
-        return self.work / f"head-{seed}.safetensors"
+    @property
+    def _head(self) -> Path:
+        return self.work / "head.safetensors"
 
-    def _text(self, seed: int) -> Text:
-        return Text("training reviews", "\n\n".join(review.text for review in self.task(seed).train))
+    @property
+    def _text(self) -> Text:
+        return Text("reviews of the source", "\n\n".join(review.text for review in self._parts[1]))
 
     def _classifier(self, path: Path) -> Classifier:
         encoder = load(path, dtype=torch.float32)

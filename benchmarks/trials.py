@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -42,6 +43,7 @@ Ways = Mapping[str, Mapping[str, Any]]
 SOURCE, WHOLE = "source", "1"
 """A conversion that changes nothing, trained as the others are: its way and its size."""
 _UNCHANGED = {"method": "neighbour", "merge": "mean", "allocation": "uniform"}
+_BY_CHANCE = ("asymgqa", "qcqa")
 REACHED = 0.95
 """A plan that keeps less than so much of the bytes asked for is of another size: the way has none of this one."""
 
@@ -57,19 +59,20 @@ class Subject(Protocol):
     options: UptrainOptions
     """How it is trained; `epochs` and `seed` are the experiment's."""
 
-    def source(self, seed: int) -> Path:
+    @property
+    def source(self) -> Path:
         """The checkpoint to convert."""
         ...
 
-    def moments(self, seed: int) -> MomentsFile:
+    def moments(self) -> MomentsFile:
         """Its moments."""
         ...
 
-    def measure(self, seed: int, merge: str) -> Measure | None:
+    def measure(self, merge: str) -> Measure:
         """Measures what a layer's choices lose."""
         ...
 
-    def student(self, path: Path, seed: int) -> nn.Module:
+    def student(self, path: Path) -> nn.Module:
         """A converted checkpoint, loaded, with what trains marked."""
         ...
 
@@ -78,7 +81,7 @@ class Subject(Protocol):
         ...
 
     def task(self, seed: int) -> Task:
-        """Trains on what the seed chose, and is scored on the same for all seeds."""
+        """Trains as the seed says, and is scored on the same for all seeds."""
         ...
 
 
@@ -173,30 +176,38 @@ def run_cell(
 ) -> Cell:
     """Plan, convert, train and score."""
     began = time.process_time()
-    source, spec = open_model(str(subject.source(seed)))
-    asked = resolve_budget(spec.cache, kv_ratio=float(Fraction(size)))
-    chosen = PlanOptions(**options, seed=seed)
-    moments = subject.moments(seed)
-    weighs = chosen.allocation == "knapsack" or (chosen.allocation == "auto" and chosen.method == "optimal")
-    measure = subject.measure(seed, chosen.merge) if weighs else None
-    plan = make_plan(source, spec, asked, chosen, moments, measure=measure)
-    kept, groups = plan.budget.kv_ratio, _digest(plan)
+    source, spec = open_model(str(subject.source))
+    plan = _plan(subject, way, options, size, seed, work)
+    ratio, groups = plan.budget.kv_ratio, _digest(plan)
     same = cells.same(subject.name, groups, seed)
     curve: tuple[Scores, ...] = ()
-    if kept < REACHED * asked.kv_ratio:
+    if ratio < REACHED * plan.budget.kv_ratio_asked:
         groups = ""
     elif same is not None:
         curve = same.curve
     else:
         converted = work / "converted"
         shutil.rmtree(converted, ignore_errors=True)
-        convert_checkpoint(source, spec, plan, moments, converted, "")
-        student = subject.student(converted, seed)
-        curve = train(
-            student, subject.teacher(), subject.task(seed), subject.options, epochs, seed, work, groups
-        )
+        convert_checkpoint(source, spec, plan, subject.moments(), converted, "")
+        student, task = subject.student(converted), subject.task(seed)
+        curve = train(student, subject.teacher(), task, subject.options, epochs, seed, work, groups)
         shutil.rmtree(converted)
-    return Cell(subject.name, way, size, seed, kept, groups, curve, time.process_time() - began)
+    return Cell(subject.name, way, size, seed, ratio, groups, curve, time.process_time() - began)
+
+
+def _plan(subject: Subject, way: str, options: Mapping[str, Any], size: str, seed: int, work: Path) -> Plan:
+    """What a way makes of a size; kept, and for a method without chance the same for all seeds."""
+    chosen = PlanOptions(**options, seed=seed if options["method"] in _BY_CHANCE else 0)
+    slug = re.sub(r"[^a-z0-9]+", "-", f"{way} {size} {chosen.seed}".lower())
+    kept = work / f"plan-{slug}.json"
+    if not kept.is_file():
+        source, spec = open_model(str(subject.source))
+        budget = resolve_budget(spec.cache, kv_ratio=float(Fraction(size)))
+        weighs = chosen.allocation_for(budget, True).loss == "measured"
+        measure = subject.measure(chosen.merge) if weighs else None
+        made = make_plan(source, spec, budget, chosen, subject.moments(), measure=measure)
+        made.save(kept)
+    return Plan.load(kept)
 
 
 def train(
