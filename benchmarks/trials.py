@@ -64,8 +64,8 @@ class Subject(Protocol):
         """The checkpoint to convert."""
         ...
 
-    def moments(self) -> MomentsFile:
-        """Its moments."""
+    def moments(self) -> MomentsFile | None:
+        """Its moments; None where weights alone decide."""
         ...
 
     def measure(self, merge: str) -> Measure:
