@@ -16,7 +16,8 @@ from typing import Any
 from common import arguments, environment
 from language_trials import Language
 from sentiment import Sentiment
-from trials import Cells, Ways, plot, run, tables
+from trial_tables import plot, tables
+from trials import Cells, Ways, run
 
 BASELINE = "neighbour (GQA)"
 _MEAN = {"merge": "mean", "allocation": "uniform"}

@@ -20,7 +20,8 @@ from common import arguments, environment
 from language_trials import Language
 from sentiment import Sentiment
 from speech_trials import SpokenSentences
-from trials import Cells, Ways, plot, run, tables
+from trial_tables import plot, tables
+from trials import Cells, Ways, run
 
 BASELINE = "GQA"
 WAYS: Ways = {

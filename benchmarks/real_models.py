@@ -196,7 +196,7 @@ def dinov2(images: Path, size: int) -> Subject:
     train, _ = embed(running, batches("train"), "first")
     held = batches("test")
     reference = embed(running, held, "first")
-    probe = _ridge(train, labels[IMAGES["train"]])
+    probe = ridge(train, torch.nn.functional.one_hot(labels[IMAGES["train"]]), 30.0)
 
     def score(running: Any) -> tuple[str, ...]:
         made = embed(running, held, "first")
@@ -210,12 +210,11 @@ def dinov2(images: Path, size: int) -> Subject:
     )
 
 
-def _ridge(features: Tensor, labels: Tensor, ridge: float = 30.0) -> Tensor:
-    """Least squares on the labels' indicators, `[D + 1, classes]`."""
+def ridge(features: Tensor, wanted: Tensor, penalty: float) -> Tensor:
+    """Least squares with a penalty, `[D + 1, targets]` float64; the last row is the constant."""
     rows = torch.cat([features, torch.ones(len(features), 1)], dim=1).double()
-    wanted = torch.nn.functional.one_hot(labels).double()
-    penalty = ridge * torch.eye(rows.shape[1], dtype=torch.float64)
-    return torch.linalg.solve(rows.T @ rows + penalty, rows.T @ wanted)
+    penalties = penalty * torch.eye(rows.shape[1], dtype=torch.float64)
+    return torch.linalg.solve(rows.T @ rows + penalties, rows.T @ wanted.double())
 
 
 def whisper(model: PackagedModel, speech: Path, spoken: Path | None) -> Subject:

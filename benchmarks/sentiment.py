@@ -33,6 +33,7 @@ from gqakit.training.options import UptrainOptions
 from gqakit.training.task import Batch, Losses
 from gqakit.zoo import MINILM, fetch
 from movies import Review, short_reviews
+from real_models import ridge
 from trials import train
 
 RIDGE = 10.0
@@ -235,12 +236,8 @@ def _begin(student: Classifier, task: SentimentTask) -> None:
         task.batch(range(at, min(at + 32, task.sizes[0])), held_out=False)
         for at in range(0, task.sizes[0], 32)
     ]
-    rows = torch.cat(
-        [student.embed(batch["input_ids"], batch["attention_mask"]) for batch in batches]
-    ).double()
-    wanted = torch.cat([batch["labels"] for batch in batches]).double() * 4 - 2
-    rows = torch.cat([rows, torch.ones(len(rows), 1, dtype=torch.float64)], 1)
-    penalty = RIDGE * torch.eye(rows.shape[1], dtype=torch.float64)
-    found = torch.linalg.solve(rows.T @ rows + penalty, rows.T @ wanted).float()
+    features = torch.cat([student.embed(batch["input_ids"], batch["attention_mask"]) for batch in batches])
+    wanted = torch.cat([batch["labels"] for batch in batches]) * 4 - 2
+    found = ridge(features, wanted[:, None], RIDGE).float().squeeze(1)
     student.head.weight.copy_(found[None, :-1])
     student.head.bias.copy_(found[-1:])

@@ -15,13 +15,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 
-from common import Table
 from gqakit.calibration.store import MomentsFile
 from gqakit.convert import convert_checkpoint
 from gqakit.core.capacity import resolve_budget
@@ -29,7 +27,6 @@ from gqakit.inspection import open_model
 from gqakit.options import PlanOptions
 from gqakit.plan import Plan
 from gqakit.planner import Measure, make_plan
-from gqakit.report.drawing import COLOURS, axes_of, figure
 from gqakit.training.devices import accelerated, prepare
 from gqakit.training.loop import Loop, Pace
 from gqakit.training.options import UptrainOptions
@@ -178,6 +175,7 @@ def run_cell(
     began = time.process_time()
     source, spec = open_model(str(subject.source))
     plan = _plan(subject, way, options, size, seed, work)
+    plan.check_source(source.fingerprint(), str(source.path))
     ratio, groups = plan.budget.kv_ratio, _digest(plan)
     same = cells.same(subject.name, groups, seed)
     curve: tuple[Scores, ...] = ()
@@ -261,67 +259,3 @@ def _digest(plan: Plan) -> str:
     merging = [plan.merging.key, plan.merging.value]
     content = json.dumps([merging, [[layer.key, layer.value] for layer in plan.layers]])
     return hashlib.sha256(content.encode()).hexdigest()[:16]
-
-
-def tables(
-    cells: Cells, subject: Subject, ways: Ways, sizes: Sequence[str], epochs: int, baseline: str
-) -> None:
-    """Mean ± standard deviation over seeds after each epoch, and the difference to a baseline, seed by seed."""
-    better = "more" if subject.higher else "less"
-    after = [f"after {epoch}" for epoch in range(1, epochs + 1)]
-    for size in sizes:
-        rows = {way: [c for c in cells.of(subject.name, way, size) if c.curve] for way in ways}
-        if not any(rows.values()):
-            continue
-        rows = {SOURCE: cells.of(subject.name, SOURCE, WHOLE), **rows}
-        table = Table(
-            f"{subject.name}, {size} of the KV bytes: {subject.score} ({better} is better)",
-            "way", "kept", "seeds", "before training", *after, f"last, against {baseline}",
-        )  # fmt: skip
-        others = {cell.seed: cell for cell in rows[baseline]}
-        for way, found in rows.items():
-            if not found:
-                table.row(way, "-", "-", *["-"] * (epochs + 2))
-                continue
-            scores = [[cell.curve[epoch][subject.score] for cell in found] for epoch in range(epochs + 1)]
-            gains = [
-                cell.curve[-1][subject.score] - others[cell.seed].curve[-1][subject.score]
-                for cell in found
-                if cell.seed in others
-            ]
-            kept = mean(cell.kept for cell in found)
-            against = spread(gains, "+") if gains and way != baseline else ""
-            table.row(way, f"{kept:.3f}", str(len(found)), *map(spread, scores), against)
-    seconds = sum(cell.seconds for cell in cells.found.values() if cell.subject == subject.name)
-    print(f"\n{seconds:,.0f} s of processor time in these cells.")
-
-
-def spread(values: Sequence[float], sign: str = "") -> str:
-    """Mean ± standard deviation of a sample."""
-    deviation = f" ± {stdev(values):.3f}" if len(values) > 1 else ""
-    return f"{mean(values):{sign}.3f}{deviation}"
-
-
-def plot(path: Path, cells: Cells, subject: Subject, ways: Ways, sizes: Sequence[str], epochs: int) -> None:
-    """Scores against KV bytes before training and after it, with bars of one deviation."""
-    if not any(key[0] == subject.name for key in cells.found):
-        return
-    when = {"before training": 0, f"after {epochs} epoch{'s' if epochs > 1 else ''}": epochs}
-    with figure(path, columns=2, size=(7.2, 3.6)) as axes:
-        for place, (title, epoch) in zip(axes, when.items(), strict=True):
-            _draw(place, cells, subject, ways, sizes, epoch)
-            axes_of(place, f"{subject.name}, {title}", "KV bytes kept", subject.score)
-        axes[0].legend(frameon=False, fontsize=8)
-
-
-def _draw(axes: Any, cells: Cells, subject: Subject, ways: Ways, sizes: Sequence[str], epoch: int) -> None:
-    for number, (way, colour) in enumerate(zip(ways, COLOURS, strict=False)):
-        points: list[tuple[float, float, float]] = []
-        for size in sizes:
-            scores = [c.curve[epoch][subject.score] for c in cells.of(subject.name, way, size) if c.curve]
-            if scores:
-                deviation = stdev(scores) if len(scores) > 1 else 0.0
-                points.append((float(Fraction(size)) + 0.004 * number, mean(scores), deviation))
-        if points:
-            x, y, error = zip(*sorted(points), strict=True)
-            axes.errorbar(x, y, yerr=error, marker="o", capsize=3, label=way, color=colour)

@@ -89,6 +89,11 @@ def trials():
     return importlib.import_module("trials")
 
 
+@pytest.fixture
+def tables():
+    return importlib.import_module("trial_tables")
+
+
 def run(trials, subject, work, ways=WAYS, sizes=("1/2",), seeds=2):
     work.mkdir(exist_ok=True)
     cells = trials.Cells(work / "cells.json", {"a": 1})
@@ -150,18 +155,26 @@ def test_cells_of_other_settings_are_refused(trials, tiny, tmp_path):
         trials.Cells(tmp_path / "cells.json", {"a": 2})
 
 
-def test_the_table_says_mean_spread_and_the_difference_seed_by_seed(trials, tmp_path, capsys, tiny):
+def test_the_table_says_mean_spread_and_the_difference_seed_by_seed(trials, tables, tmp_path, capsys, tiny):
     cells = trials.Cells(tmp_path / "cells.json", {})
     for way, scores in {"a": (1.0, 3.0), "b": (2.0, 5.0)}.items():
         for seed, score in enumerate(scores):
             curve = ({"perplexity": 9.0}, {"perplexity": score})
             cells.add(trials.Cell("tiny", way, "1/2", seed, 0.5, way, curve, 1.0))
-    trials.tables(cells, tiny, {"a": {}, "b": {}}, ["1/2", "1/3"], 1, "a")
+    tables.tables(cells, tiny, {"a": {}, "b": {}}, ["1/2", "1/3"], 1, "a")
     printed = capsys.readouterr().out
     assert "| a | 0.500 | 2 | 9.000 ± 0.000 | 2.000 ± 1.414 |  |" in printed
     assert "| b | 0.500 | 2 | 9.000 ± 0.000 | 3.500 ± 2.121 | +1.500 ± 0.707 |" in printed
     assert "1/3" not in printed
-    trials.plot(tmp_path / "plot.png", cells, tiny, {"a": {}, "b": {}}, ["1/2", "1/3"], 1)
+
+
+def test_a_plot_is_drawn_of_what_there_is(trials, tables, tmp_path, tiny):
+    pytest.importorskip("matplotlib")
+    cells = trials.Cells(tmp_path / "cells.json", {})
+    tables.plot(tmp_path / "plot.png", cells, tiny, {"a": {}}, ["1/2"], 1)
+    assert not (tmp_path / "plot.png").exists()
+    cells.add(trials.Cell("tiny", "a", "1/2", 0, 0.5, "", ({"perplexity": 9.0}, {"perplexity": 1.0}), 1.0))
+    tables.plot(tmp_path / "plot.png", cells, tiny, {"a": {}, "b": {}}, ["1/2", "1/3"], 1)
     assert (tmp_path / "plot.png").stat().st_size > 1000
 
 
