@@ -1,10 +1,10 @@
 """AsymGQA's comparison: does grouping by activations, and in unequal groups, beat neighbours after equal fine-tuning?
 
-    python benchmarks/asymgqa_experiment.py [--subject minilm] [--seeds 3] [--table]
+    python benchmarks/asymgqa_experiment.py [--subject minilm] [--seeds 3] [--show]
 
 Average groups of 2, 3 and 4 heads. MiniLM-L6 (12 heads) is scored by accuracy on short movie reviews; SmolLM2 has 3 KV
 heads, so groups of 1.5 (with three ways to make them) and of 3 (with one). Every way keeps as many heads in every layer, one
-map for keys and values. Finished cells are kept in the scratch directory, so an interrupted run goes on; --table prints what
+map for keys and values. Finished cells are kept in the scratch directory, so an interrupted run goes on; --show prints what
 there is, with a plot beside it.
 """
 
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--subject", action="append", choices=tuple(SIZES), help="which (default: all)")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=1, help="of fine-tuning after the conversion")
-    parser.add_argument("--table", action="store_true", help="run nothing, print what is finished")
+    parser.add_argument("--show", action="store_true", help="run nothing, print what is finished")
     options = parser.parse_args()
     make: dict[str, Callable[..., Any]] = {
         "minilm": lambda work: Sentiment(work),
@@ -54,7 +54,7 @@ def main() -> None:
         subject = make[name](work)
         settings = {**subject.settings, "epochs": options.epochs}
         cells = Cells(work / "asymgqa.json", settings)
-        if not options.table:
+        if not options.show:
             run(cells, subject, WAYS, SIZES[name], options.seeds, options.epochs, work)
         print(f"\n{subject.name}: {', '.join(f'{key} {value}' for key, value in settings.items())}")
         tables(cells, subject, WAYS, SIZES[name], options.epochs, BASELINE)

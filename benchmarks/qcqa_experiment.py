@@ -1,12 +1,12 @@
 """QCQA's comparison (figures 1 and 3): quality at several KV sizes, before training and after 1, 2, 3 epochs of it.
 
-    python benchmarks/qcqa_experiment.py [--subject whisper] [--seeds 3] [--table]
+    python benchmarks/qcqa_experiment.py [--subject whisper] [--seeds 3] [--show]
 
 GQA (mean of neighbours, the same number of heads in every layer) against QCQA with equal and with arbitrary groups (mean,
 layers by their weight-sharing error, as the paper has it), and gqakit's default (fold, layers by measured losses), all
 trained for the same steps. SmolLM2 has 3 KV heads a layer, so GQA has no 1/2 there and at 1/3 everything but fold is
-one conversion; Whisper tiny.en has 6 heads and little speech to train on; MiniLM-L6 has 12 heads and is fine-tuned on
-movie reviews. Finished cells are kept in the scratch directory, so an interrupted run goes on; --table prints what
+one conversion; Whisper tiny.en has 6 heads and is distilled on synthetic speech; MiniLM-L6 has 12 heads and is fine-tuned on
+movie reviews. Finished cells are kept in the scratch directory, so an interrupted run goes on; --show prints what
 there is, with a plot beside it.
 """
 
@@ -44,10 +44,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=3, help="of training after the conversion")
     parser.add_argument("--speech", type=Path, default=Path("/usr/share/pocketsphinx/test/data"))
-    parser.add_argument("--table", action="store_true", help="run nothing, print what is finished")
+    parser.add_argument("--spoken", type=Path, help="recordings to train Whisper on, from spoken.py")
+    parser.add_argument("--show", action="store_true", help="run nothing, print what is finished")
     options = parser.parse_args()
     make: dict[str, Callable[..., Any]] = {
-        "whisper": lambda work: SpokenSentences(options.speech, work),
+        "whisper": lambda work: SpokenSentences(options.speech, options.spoken, work),
         "smollm2": lambda work: Language(options.wikitext, work),
         "minilm": lambda work: Sentiment(work),
     }
@@ -58,7 +59,7 @@ def main() -> None:
         subject = make[name](work)
         settings = {**subject.settings, "epochs": options.epochs}
         cells = Cells(work / "qcqa.json", settings)
-        if not options.table:
+        if not options.show:
             run(cells, subject, WAYS, SIZES[name], options.seeds, options.epochs, work)
         print(f"\n{subject.name}: {', '.join(f'{key} {value}' for key, value in settings.items())}")
         tables(cells, subject, WAYS, SIZES[name], options.epochs, BASELINE)

@@ -1,8 +1,9 @@
 """Whisper tiny.en (6 heads a layer, in the decoder and between encoder and decoder): a subject for experiments.
 
 Only those layers are converted, so the encoder runs once for each recording. Attention is distilled from the source on
-what the source hears in eight short recordings, which are all there is to train on, and scored by the loss of the
-transcripts of five sentences that another voice reads. A seed is an order of the recordings, and what a search starts from.
+what the source hears in sentences that `spoken.py` made, or in eight short recordings, which are few. It is scored by the
+loss of the transcripts of five sentences that a person reads. A seed is an order of the recordings, and what a search
+starts from.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from gqakit.api import MeasureOptions
 from gqakit.api.calibrating import calibrate
 from gqakit.api.samples import opening, speech_batches
+from gqakit.calibration.samples import Speech, read_speech
 from gqakit.calibration.store import MomentsFile
 from gqakit.inspection import open_model
 from gqakit.planner import Measure
@@ -30,7 +32,7 @@ from gqakit.training.options import UptrainOptions
 from gqakit.training.task import Batch, Losses
 from gqakit.training.trainable import prepare_student
 from gqakit.zoo import WHISPER_TINY, fetch
-from real_models import other_recordings, sentence_batches
+from real_models import WEIGHED_CLIPS, other_recordings, sentence_batches, transcripts
 
 
 class Decoder(nn.Module):
@@ -92,22 +94,25 @@ class SpokenSentences:
     """Whisper tiny.en on the recordings of the Debian package pocketsphinx-testdata.
 
     Args:
-        speech: the package's `test/data`. work: scratch directory.
+        speech: the package's `test/data`.
+        spoken: directory of recordings to calibrate and train on; None for the package's own that are not scored.
+        work: scratch directory.
     """
 
     name, score, higher = "Whisper tiny.en, read sentences", "loss per token", False
 
-    def __init__(self, speech: Path, work: Path) -> None:
-        self.speech, self.work = speech, work
+    def __init__(self, speech: Path, spoken: Path | None, work: Path) -> None:
+        self.speech, self.spoken, self.work = speech, spoken, work
         self.options = UptrainOptions(
-            train="attention", learning_rate=1e-4, per_device_batch_size=1, gradient_accumulation_steps=1
+            train="attention", learning_rate=1e-4, per_device_batch_size=1, gradient_accumulation_steps=4
         )
 
     @property
     def settings(self) -> dict[str, Any]:
         """What a table should say."""
         return {
-            "train recordings": 8, "test recordings": 5, "recordings a step": 1,
+            "train recordings": len(self._recordings.clips), "test recordings": len(transcripts(self.speech)),
+            "recordings a step": self.options.gradient_accumulation_steps,
             "learning rate": self.options.learning_rate, "trained": "attention of decoder and cross",
         }  # fmt: skip
 
@@ -115,6 +120,11 @@ class SpokenSentences:
     def path(self) -> Path:
         """The model."""
         return fetch(WHISPER_TINY)
+
+    @cached_property
+    def _recordings(self) -> Speech:
+        """To calibrate and to train on."""
+        return read_speech([self.spoken]) if self.spoken is not None else other_recordings(self.speech)
 
     @cached_property
     def _task(self) -> SpeechTask:
@@ -131,7 +141,7 @@ class SpokenSentences:
                     "logits": Decoder(running)(encoded, ids),
                 }
 
-        train = [heard(batch) for batch in speech_batches(source, other_recordings(self.speech))]
+        train = [heard(batch) for batch in speech_batches(source, self._recordings)]
         test = [heard(batch) for batch in sentence_batches(source, self.speech)]
         return SpeechTask(train, test, len(opening(source)))
 
@@ -144,14 +154,15 @@ class SpokenSentences:
         """On the recordings to train on."""
         path = self.work / "moments.safetensors"
         if not path.is_file():
-            calibrate(str(self.path), path, text=other_recordings(self.speech), window=1, tokens=1)
+            calibrate(str(self.path), path, text=self._recordings, window=1, tokens=1)
         return MomentsFile.open(path)
 
     def measure(self, merge: str) -> Measure:
         """On the recordings to train on."""
         source, spec = open_model(str(self.path))
+        weighed = Speech(self._recordings.name, self._recordings.clips[:WEIGHED_CLIPS])
         kept = self.work / f"losses-{merge}.jsonl"
-        where = MeasureOptions(other_recordings(self.speech), tokens=1, window=1, losses=kept, replace=True)
+        where = MeasureOptions(weighed, tokens=1, window=1, losses=kept, replace=True)
         return where.on(source, spec, self.moments(), merge, silent)
 
     def student(self, path: Path) -> nn.Module:
