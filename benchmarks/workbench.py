@@ -101,8 +101,11 @@ class Remembering(torch.nn.Module):
         self.model = model
         self.seen: dict[bytes, Any] = {}
 
-    def forward(self, input_ids: torch.Tensor, use_cache: bool) -> Any:
-        """The model's output."""
+    def forward(
+        self, input_ids: torch.Tensor, use_cache: bool = False, output_hidden_states: bool = False
+    ) -> Any:
+        """The model's output; hidden states are not kept."""
+        assert not output_hidden_states
         key = input_ids.numpy().tobytes()
         if key not in self.seen:
             self.seen[key] = self.model(input_ids=input_ids, use_cache=use_cache)

@@ -1,0 +1,65 @@
+"""AsymGQA's comparison: does grouping by activations, and in unequal groups, beat neighbours after equal fine-tuning?
+
+    python benchmarks/asymgqa_experiment.py [--subject minilm] [--seeds 3] [--show]
+
+Average groups of 2, 3 and 4 heads. MiniLM-L6 (12 heads) is scored by accuracy on short movie reviews; SmolLM2 has 3 KV
+heads, so groups of 1.5 (with three ways to make them) and of 3 (with one). Every way keeps as many heads in every layer, one
+map for keys and values. Finished cells are kept in the scratch directory, so an interrupted run goes on; --show prints what
+there is, with a plot beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from common import arguments, environment
+from language_trials import Language
+from sentiment import Sentiment
+from trial_tables import plot, tables
+from trials import Cells, Ways, run
+
+BASELINE = "neighbour (GQA)"
+_MEAN = {"merge": "mean", "allocation": "uniform"}
+WAYS: Ways = {
+    BASELINE: {"method": "neighbour", **_MEAN},
+    "activation, symmetric": {"method": "asymgqa", "method_options": {"symmetric": True}, **_MEAN},
+    "activation, asymmetric": {"method": "asymgqa", **_MEAN},
+    "weights, symmetric": {
+        "method": "asymgqa",
+        "method_options": {"symmetric": True, "similarity": "weight"},
+        **_MEAN,
+    },
+    "fold": {"method": "optimal", "merge": "fold", "allocation": "uniform"},
+}
+SIZES = {"minilm": ("1/2", "1/3", "1/4"), "smollm2": ("2/3", "1/3")}
+
+
+def main() -> None:
+    """Run and print."""
+    parser = arguments(__doc__ or "")
+    parser.add_argument("--subject", action="append", choices=tuple(SIZES), help="which (default: all)")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=1, help="of fine-tuning after the conversion")
+    parser.add_argument("--show", action="store_true", help="run nothing, print what is finished")
+    options = parser.parse_args()
+    make: dict[str, Callable[..., Any]] = {
+        "minilm": lambda work: Sentiment(work),
+        "smollm2": lambda work: Language(options.wikitext, work),
+    }
+    print(environment(), flush=True)
+    for name in options.subject or SIZES:
+        work = options.work / name
+        work.mkdir(parents=True, exist_ok=True)
+        subject = make[name](work)
+        settings = {**subject.settings, "epochs": options.epochs}
+        cells = Cells(work / "asymgqa.json", settings)
+        if not options.show:
+            run(cells, subject, WAYS, SIZES[name], options.seeds, options.epochs, work)
+        print(f"\n{subject.name}: {', '.join(f'{key} {value}' for key, value in settings.items())}")
+        tables(cells, subject, WAYS, SIZES[name], options.epochs, BASELINE)
+        plot(work / f"asymgqa-{name}.png", cells, subject, WAYS, SIZES[name], options.epochs)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""What trials came to: tables and a plot of the cells that are finished."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from common import Table
+from gqakit.report.drawing import COLOURS, axes_of, figure
+from trials import SOURCE, WHOLE, Cells, Subject, Ways
+
+
+def tables(
+    cells: Cells, subject: Subject, ways: Ways, sizes: Sequence[str], epochs: int, baseline: str
+) -> None:
+    """Mean ± standard deviation over seeds after each epoch, and the difference to a baseline, seed by seed."""
+    better = "more" if subject.higher else "less"
+    after = [f"after {epoch}" for epoch in range(1, epochs + 1)]
+    for size in sizes:
+        rows = {way: [c for c in cells.of(subject.name, way, size) if c.curve] for way in ways}
+        if not any(rows.values()):
+            continue
+        rows = {SOURCE: cells.of(subject.name, SOURCE, WHOLE), **rows}
+        table = Table(
+            f"{subject.name}, {size} of the KV bytes: {subject.score} ({better} is better)",
+            "way", "kept", "seeds", "before training", *after, f"last, against {baseline}",
+        )  # fmt: skip
+        others = {cell.seed: cell for cell in rows[baseline]}
+        for way, found in rows.items():
+            if not found:
+                table.row(way, "-", "-", *["-"] * (epochs + 2))
+                continue
+            scores = [[cell.curve[epoch][subject.score] for cell in found] for epoch in range(epochs + 1)]
+            gains = [
+                cell.curve[-1][subject.score] - others[cell.seed].curve[-1][subject.score]
+                for cell in found
+                if cell.seed in others
+            ]
+            kept = mean(cell.kept for cell in found)
+            against = spread(gains, "+") if gains and way != baseline else ""
+            table.row(way, f"{kept:.3f}", str(len(found)), *map(spread, scores), against)
+    seconds = sum(cell.seconds for cell in cells.found.values() if cell.subject == subject.name)
+    print(f"\n{seconds:,.0f} s of processor time in these cells.")
+
+
+def spread(values: Sequence[float], sign: str = "") -> str:
+    """Mean ± standard deviation of a sample."""
+    deviation = f" ± {stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{mean(values):{sign}.3f}{deviation}"
+
+
+def plot(path: Path, cells: Cells, subject: Subject, ways: Ways, sizes: Sequence[str], epochs: int) -> None:
+    """Scores against KV bytes before training and after it, with bars of one deviation."""
+    if not any(key[0] == subject.name for key in cells.found):
+        return
+    when = {"before training": 0, f"after {epochs} epoch{'s' if epochs > 1 else ''}": epochs}
+    with figure(path, columns=2, size=(7.2, 3.6)) as axes:
+        for place, (title, epoch) in zip(axes, when.items(), strict=True):
+            _draw(place, cells, subject, ways, sizes, epoch)
+            axes_of(place, f"{subject.name}, {title}", "KV bytes kept", subject.score)
+        axes[0].legend(frameon=False, fontsize=8)
+
+
+def _draw(axes: Any, cells: Cells, subject: Subject, ways: Ways, sizes: Sequence[str], epoch: int) -> None:
+    for number, (way, colour) in enumerate(zip(ways, COLOURS, strict=False)):
+        points: list[tuple[float, float, float]] = []
+        for size in sizes:
+            scores = [c.curve[epoch][subject.score] for c in cells.of(subject.name, way, size) if c.curve]
+            if scores:
+                deviation = stdev(scores) if len(scores) > 1 else 0.0
+                points.append((float(Fraction(size)) + 0.004 * number, mean(scores), deviation))
+        if points:
+            x, y, error = zip(*sorted(points), strict=True)
+            axes.errorbar(x, y, yerr=error, marker="o", capsize=3, label=way, color=colour)
