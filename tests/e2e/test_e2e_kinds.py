@@ -118,3 +118,15 @@ def test_too_little_to_calibrate_on_is_said(tmp_path: Path, caplog: pytest.LogCa
     succeeds(*few, "32", "--quiet")
     succeeds(*few, "64")
     assert "fewer than the model is wide" not in caplog.text
+
+
+def test_a_sentence_embedder_saved_without_the_head_its_config_names(tmp_path: Path) -> None:
+    folder = build_family(tmp_path / "model", "mpnet")
+    tokenizer().save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["architectures"] = ["MPNetForMaskedLM"]
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    data = data_for("mpnet")
+    succeeds("convert", folder, "-o", "out", "--kv-ratio", "0.5", *data)
+    assert "FAILED" not in succeeds("verify", folder, "out").out
+    succeeds("evaluate", folder, "out", *data)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from gqakit.families import ModelSpec
+    from gqakit.families import Family, ModelSpec
 
 
 def load(
@@ -44,23 +44,12 @@ def load(
             f"{path}: no weights here. Expected *.safetensors (or *.bin) beside config.json."
         )
 
-    import transformers
-
     config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    auto = getattr(transformers, auto_class(config))
     register(str(config.get("model_type")))
-    # The annotation: transformers' own says nothing of output_loading_info, which makes it a pair.
-    loaded: Any = auto.from_pretrained(
-        str(path),
-        dtype="auto" if dtype is None else dtype,
-        device_map=device_map,
-        trust_remote_code=trust_remote_code,
-        local_files_only=True,
-        output_loading_info=True,
-    )
-    model, info = loaded
-    # An encoder's pooler is often left out, and what gqakit does has no use for it.
-    missing = sorted(name for name in info["missing_keys"] if "pooler." not in name)
+    named = auto_class(config)
+    model, missing = _loaded(path, named, dtype, device_map, trust_remote_code)
+    if missing and _headless(config, named, model, missing):
+        model, missing = _loaded(path, "AutoModel", dtype, device_map, trust_remote_code)
     if missing:
         raise CheckpointError(
             f"{path}: {len(missing)} tensors of the model are missing, first {missing[0]!r}. "
@@ -69,11 +58,39 @@ def load(
     return model.eval()
 
 
+def _loaded(
+    path: Path,
+    auto: str,
+    dtype: torch.dtype | None,
+    device_map: str | dict[str, Any] | None,
+    trust_remote_code: bool,
+) -> tuple[PreTrainedModel, list[str]]:
+    """The model by one of transformers' auto classes, and what the checkpoint lacks."""
+    import transformers
+
+    model, info = getattr(transformers, auto).from_pretrained(
+        str(path),
+        dtype="auto" if dtype is None else dtype,
+        device_map=device_map,
+        trust_remote_code=trust_remote_code,
+        local_files_only=True,
+        output_loading_info=True,
+    )
+    # An encoder's pooler is often left out, and what gqakit does has no use for it.
+    return model, sorted(name for name in info["missing_keys"] if "pooler." not in name)
+
+
+def _headless(config: dict[str, Any], auto: str, model: PreTrainedModel, missing: list[str]) -> bool:
+    """Whether an encoder is all there but the head of the class that its config names, as in many sentence embedders."""
+    family = _family(config)
+    if family is None or auto == "AutoModel" or any(stack.cached for stack in family.stacks):
+        return False
+    return not any(name.startswith(f"{model.base_model_prefix}.") for name in missing)
+
+
 def auto_class(config: dict[str, Any]) -> str:
     """The auto class of transformers that loads a checkpoint as what its config says it is."""
-    from gqakit.families import FAMILIES, GROUPED_PREFIX
-
-    family = FAMILIES.get(str(config.get("model_type")).removeprefix(GROUPED_PREFIX))
+    family = _family(config)
     if family is None:
         return "AutoModelForCausalLM"
     named = [name.removeprefix("Gqakit") for name in config.get("architectures") or []]
@@ -82,6 +99,12 @@ def auto_class(config: dict[str, Any]) -> str:
             return auto
     decodes = any(stack.cached for stack in family.stacks)
     return next(auto for auto in family.classes if (auto != "AutoModel") == decodes)
+
+
+def _family(config: dict[str, Any]) -> Family | None:
+    from gqakit.families import FAMILIES, GROUPED_PREFIX
+
+    return FAMILIES.get(str(config.get("model_type")).removeprefix(GROUPED_PREFIX))
 
 
 def look_on(model: PreTrainedModel, spec: ModelSpec) -> None:
