@@ -204,10 +204,23 @@ def dinov2(images: Path, size: int) -> Subject:
         right = float((guessed == labels[IMAGES["test"]]).double().mean())
         return f"{right:.3f}", f"{agreement(made, reference).cosine:.4f}"
 
-    small = {part: Images(f"CIFAR-10 {part}", pixels[IMAGES[part]], size) for part in ("calibrate", "weigh")}
     return Subject(
-        DINOV2_SMALL.name, path, small["calibrate"], small["weigh"], 1, 1, ("probe accuracy", "cosine"), score
+        DINOV2_SMALL.name,
+        path,
+        images_of(images, "calibrate", size),
+        images_of(images, "weigh", size),
+        1,
+        1,
+        ("probe accuracy", "cosine"),
+        score,
     )
+
+
+def images_of(images: Path, part: str, size: int) -> Images:
+    """A part of CIFAR-10, to be run on at a size."""
+    data = np.load(images)
+    pixels = next(data[name] for name in data.files if data[name].ndim == 4)
+    return Images(f"CIFAR-10 {part}", pixels[IMAGES[part]], size)
 
 
 def ridge(features: Tensor, wanted: Tensor, penalty: float) -> Tensor:

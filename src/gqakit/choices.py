@@ -47,8 +47,8 @@ class LayerStats:
         for name, side in (("key", stats.key), ("value", stats.value)):
             if not bool(torch.isfinite(side.gram).all() and torch.isfinite(side.metric).all()):
                 raise PlanError(
-                    f"layer {layer}: the scores of its {name} heads are not finite, so no grouping can be trusted; "
-                    f"the moments{f' {moments.path}' if moments else ''} are damaged: run `gqakit calibrate` again"
+                    f"layer {spec.name(layer)}: the scores of its {name} heads are not finite, so no grouping can be "
+                    f"trusted; the moments{f' {moments.path}' if moments else ''} are damaged: run `gqakit calibrate` again"
                 )
         return stats
 

@@ -283,7 +283,7 @@ def _source(name: str, spec: ModelSpec, fingerprint: str) -> Source:
     return Source(
         name=name,
         model_type=spec.model_type,
-        stacks=spec.stacks if len(spec.family.stacks) > 1 else (),
+        stacks=spec.stacks_to_tell,
         fingerprint=fingerprint,
         num_layers=spec.num_layers,
         num_heads=spec.num_heads,

@@ -138,8 +138,8 @@ def test_qcqa_writes_its_fronts(model: Models, moments: Models, stages: str) -> 
 
 
 def test_correlate_prints_a_table_and_draws(model: Models, moments: Models) -> None:
-    source = model()
-    how = ("--layers", 2, "--samples", 3, "--kv-heads", 3, *MEASURE)
+    source = model(kv_heads=4)
+    how = ("--layers", 2, "--random", 3, "--kv-heads", 3, *MEASURE)
     ran = succeeds("correlate", source, "--moments", moments(source), *how, "--plot", "c.png", "--json")
     found = json.loads(ran.out)
     assert {row["proxy"] for row in found["rows"]} >= {"optimal", "qcqa", "activation_similarity"}
@@ -148,4 +148,6 @@ def test_correlate_prints_a_table_and_draws(model: Models, moments: Models) -> N
     assert Path("c.png").read_bytes().startswith(b"\x89PNG")
     table = succeeds("correlate", source, "--moments", moments(source), *how, "-q").out
     assert "weight-sharing error (QCQA)" in table
-    refused(2, "correlate", source, "--moments", moments(source), "--kv-heads", 8, says=("must be 1 to 7",))
+    assert "KL to the source" in table
+    assert "the measured loss itself" in table
+    refused(2, "correlate", source, "--moments", moments(source), "--kv-heads", 4, says=("must be 1 to 3",))

@@ -82,6 +82,62 @@ def test_what_a_model_does_not_run_on(source: Path, kind: str) -> None:
     assert not Path("m.safetensors").exists()
 
 
+STACKS_OF = {"whisper": ("decoder", "cross")}
+
+
+@pytest.mark.parametrize("kind", ["bert", "whisper"], indirect=True)
+def test_correlate_samples_the_layers_that_a_plan_would_convert(source: Path, kind: str) -> None:
+    data = data_for(kind)
+    succeeds("calibrate", source, "-o", "m.safetensors", *data)
+    run_on = [part for part in data if part not in ("--tokens", "96")]
+    how = ("--moments", "m.safetensors", "--kv-heads", 3, "--random", 2, "--measure-tokens", 32, *run_on)
+    ran = succeeds("correlate", source, *how, "--plot", "c.png", "--json")
+    found = json.loads(ran.out)
+    named = [f"{stack} {n}" for stack in STACKS_OF.get(kind, ("",)) for n in range(2)]
+    assert {sample["layer"] for sample in found["samples"]} == {name.strip() for name in named}
+    for sample in found[
+        "samples"
+    ]:  # in the noise a decoder hears one token, so its own attention has no choice
+        alone = sample["layer"].startswith("decoder")
+        assert abs(sample["loss"]) < 1e-6 if alone else sample["loss"] > 1e-6
+    assert ("KL" if kind == "whisper" else "squared error") in found["loss"]
+    assert all(0 < found["best"]["ratio"] <= row["picked"]["ratio"] for row in found["rows"])
+    assert Path("c.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_correlate_of_some_stacks_and_losses_that_are_kept(tmp_path: Path) -> None:
+    source = build_family(tmp_path / "model", "whisper")
+    data = data_for("whisper")
+    succeeds("calibrate", source, "-o", "m.safetensors", *data)
+    how = ("--moments", "m.safetensors", "--kv-heads", 3, "--random", 1, "--layers", 1, *data)
+    kept = (*how, "--losses", "l.jsonl", "--json")
+    encoder, again = (
+        json.loads(succeeds("correlate", source, *kept, "--stacks", "encoder").out) for _ in range(2)
+    )
+    assert again == encoder
+    assert {sample["layer"] for sample in encoder["samples"]} == {"encoder 1"}
+    lines = Path("l.jsonl").read_text()
+    ran = gqakit("correlate", source, *kept, "--stacks", "cross")
+    assert ran.code == 6
+    assert "measured with another stacks" in ran.err
+    assert Path("l.jsonl").read_text() == lines
+    cross = json.loads(succeeds("correlate", source, *how, "--json", "--stacks", "cross").out)
+    assert {sample["loss"] for sample in cross["samples"]}.isdisjoint(s["loss"] for s in encoder["samples"])
+
+
+def test_correlate_refuses_what_the_model_does_not_run_on_and_what_is_grouped(tmp_path: Path) -> None:
+    source = build_family(tmp_path / "model", "whisper")
+    data = data_for("whisper")
+    succeeds("calibrate", source, "-o", "m.safetensors", *data)
+    ran = gqakit("correlate", source, "--moments", "m.safetensors")
+    assert ran.code == 2
+    assert "give --audio" in ran.err
+    succeeds("convert", source, "-o", "out", "--kv-heads", 4, "--moments", "m.safetensors", "--no-evaluate")
+    ran = gqakit("correlate", "out", "--moments", "m.safetensors", *data)
+    assert ran.code == 2
+    assert "already a grouped checkpoint" in ran.err
+
+
 def test_an_unknown_stack(tmp_path: Path) -> None:
     folder = build_family(tmp_path / "model", "whisper")
     ran = gqakit("plan", folder, "--kv-ratio", "0.5", "--stacks", "decoder,middle")

@@ -8,6 +8,7 @@ import pytest
 import torch
 from tiny_fixtures import Models
 from tiny_models import prompt_ids
+from transformers import BertConfig, BertForQuestionAnswering
 
 import gqakit
 from gqakit.api import BudgetOptions, MeasureOptions, PlanOptions, explore
@@ -17,7 +18,7 @@ from gqakit.convert import convert_checkpoint
 from gqakit.core.grouping import Partition
 from gqakit.evaluation.measuring import Bench, Prober
 from gqakit.evaluation.probe import LayerProbe
-from gqakit.families import read_layer, tensors_of_layer
+from gqakit.families import parameters_of_layer, read_layer, tensors_of_layer
 from gqakit.inspection import open_model
 
 
@@ -82,3 +83,28 @@ def test_two_workers_find_what_one_finds(model: Models, moments: Models) -> None
     one, two = (sorted(Path(f"{workers}.jsonl").read_text().splitlines()) for workers in (1, 2))
     assert one == two
     assert len(one) == 1 + 4 * 3
+
+
+def test_a_model_that_answers_questions_is_measured_by_where_it_puts_the_answer(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = BertConfig(vocab_size=60, hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
+    BertForQuestionAnswering(config).save_pretrained(tmp_path / "bert")
+    opened, spec = open_model(str(tmp_path / "bert"))
+    running = gqakit.load(tmp_path / "bert", dtype=torch.float32)
+    windows = torch.arange(4, 28).view(2, 12)
+    probe = LayerProbe(running, spec, text_batches(windows, cached=False))
+    tensors = tensors_of_layer(spec, 1, read_layer(spec, 1, opened.load))
+    assert probe.divergence(1, tensors) == 0.0
+    changed = {name: 2 * tensor for name, tensor in tensors.items()}
+    parameters = parameters_of_layer(spec, running, 1)
+    with torch.inference_mode():
+        before = running(input_ids=windows)
+        found = probe.divergence(1, changed)
+        for name, tensor in changed.items():
+            parameters[name].copy_(tensor)
+        after = running(input_ids=windows)
+    expected = 0.0
+    for one, other in ((before.start_logits, after.start_logits), (before.end_logits, after.end_logits)):
+        logp, logq = one.log_softmax(-1), other.log_softmax(-1)
+        expected += float((logp.exp() * (logp - logq)).sum(-1).mean()) / 2
+    assert found == pytest.approx(expected, rel=1e-4)

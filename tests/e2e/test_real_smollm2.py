@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from pretrained import fetch_or_skip
 
 import gqakit
 from gqakit import api
-from gqakit.errors import CheckpointError
 from gqakit.report.evaluation import EvaluationRow
-from gqakit.zoo import SMOLLM2, fetch
+from gqakit.zoo import SMOLLM2
 
 pytestmark = pytest.mark.real
 
@@ -54,10 +54,7 @@ class Real:
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Real]:
     """Converted with the bundled calibration text at reduced length, scored on the bundled held-out text."""
-    try:
-        source = fetch(SMOLLM2)
-    except CheckpointError as error:
-        pytest.skip(f"the model cannot be fetched: {error}")
+    source = fetch_or_skip(SMOLLM2)
     folder = tmp_path_factory.mktemp("real")
     moments = api.calibrate(str(source), folder / "m.safetensors", tokens=2048, window=256)
     converted: dict[str, Path] = {}

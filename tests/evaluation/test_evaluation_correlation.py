@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from gqakit.evaluation.correlation import rank_correlation, stratified_correlation
+from gqakit.evaluation.correlation import picked_loss, rank_correlation, stratified_correlation
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -41,3 +41,18 @@ def test_strata_are_looked_at_one_by_one() -> None:
 def test_nothing_to_rank_is_no_correlation() -> None:
     assert math.isnan(rank_correlation([1.0, 1.0, 1.0], [1.0, 2.0, 3.0], 0).rho)
     assert stratified_correlation([1, 2], [1, 2], ["a", "b"], 0).samples == 0
+
+
+def test_what_a_score_picks() -> None:
+    losses = [1.0, 4.0, 16.0, 2.0, 2.0, 16.0, 9.0, 9.0]
+    strata = ["a"] * 3 + ["b"] * 3 + ["c"] * 2  # two samples are no choice
+    found = picked_loss([0, 1, 2, 5, 5, 6, 0, 1], losses, strata, 0)
+    assert found.sets == 2
+    assert found.ratio == pytest.approx((1 / 4 * 2 / 4) ** 0.5)  # the geometric mean of each set is 4
+    assert found.low == pytest.approx(1 / 4)
+    assert found.high == pytest.approx(1 / 2)
+    worst = picked_loss([2, 1, 0, 2, 2, 1, 0, 0], losses, strata, 0)
+    assert worst.ratio == pytest.approx(4)
+    tied = picked_loss([7.0] * 8, losses, strata, 0)
+    assert tied.ratio == pytest.approx(1)  # a score that says nothing picks the average
+    assert picked_loss([1, 2], [1, 2], ["a", "b"], 0).sets == 0

@@ -103,6 +103,7 @@ class MeasureOptions:
         bench = Bench(source.path, path, merge, batches, spec.stacks, device, threads)
         header = LossHeader(
             source=source.fingerprint(),
+            stacks=spec.stacks_to_tell,
             moments=None if moments is None else moments.fingerprint,
             merge=merge,
             text_sha256=content.sha256,

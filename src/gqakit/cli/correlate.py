@@ -7,20 +7,26 @@ from typing import Annotated
 
 import typer
 
-from gqakit.cli.console import Screen
+from gqakit.cli.console import Screen, interruptible
 from gqakit.cli.options import (
+    Audio,
     Dataset,
     DatasetColumn,
     DatasetSplit,
     Device,
+    Images,
+    ImageSize,
     Json,
     Model,
     Quiet,
+    Samples,
     Seed,
+    Stacks,
     Text,
     Verbose,
     Window,
     data_source,
+    names_of,
 )
 
 
@@ -33,10 +39,13 @@ def command(
         typer.Option(help="Group to so many heads; may be repeated. Default: every number."),
     ] = None,
     layers: Annotated[int, typer.Option(min=1, help="So many layers, evenly spaced.")] = 8,
-    samples: Annotated[
+    random_groupings: Annotated[
         int,
-        typer.Option(min=0, help="Random groupings for each layer and number, besides the searched ones."),
+        typer.Option(
+            "--random", min=0, help="Random groupings for each layer and number, besides the searched ones."
+        ),
     ] = 8,
+    stacks: Stacks = None,
     losses: Annotated[
         Path | None, typer.Option(help="File of measured losses; what it holds is not measured again.")
     ] = None,
@@ -44,6 +53,10 @@ def command(
     measure_tokens: Annotated[int, typer.Option(help="Measure on at most so many tokens.")] = 1536,
     workers: Annotated[int, typer.Option(min=1, help="Processes that measure, each with the model.")] = 1,
     text: Text = None,
+    images: Images = None,
+    audio: Audio = None,
+    samples: Samples = None,
+    image_size: ImageSize = None,
     dataset: Dataset = None,
     dataset_split: DatasetSplit = "train",
     dataset_column: DatasetColumn = "text",
@@ -56,42 +69,51 @@ def command(
 ) -> None:
     """Ask whether the scores that methods keep small say anything about what a grouping costs this model.
 
-    Converts one layer at a time to random and searched groupings, measures the divergence of the model's output, and
-    prints the rank correlation of each score with it.
+    Converts one layer at a time to random and searched groupings, measures how far the model's output moves, and prints the
+    rank correlation of each score with that, and what the grouping of the lowest score loses against the average one.
     """
     screen = Screen(as_json=as_json, quiet=quiet, verbose=verbose)
     from gqakit.api import MeasureOptions, correlate
 
-    found = correlate(
-        model,
-        moments=moments,
-        merge=merge,
-        kv_heads=kv_heads or (),
-        layers=layers,
-        samples=samples,
-        seed=seed,
-        measure=MeasureOptions(
-            data_source(text, dataset, dataset_split, dataset_column, "calibration"),
-            tokens=measure_tokens,
-            window=window,
-            losses=losses,
-            workers=workers,
-            device=device,
+    measure = MeasureOptions(
+        data_source(
+            text, dataset, dataset_split, dataset_column, "calibration", images, audio, samples, image_size
         ),
-        progress=screen.progress,
+        tokens=measure_tokens,
+        window=window,
+        losses=losses,
+        workers=workers,
+        device=device,
     )
+    kept = f"; what was measured is kept in {losses}, the same command goes on" if losses else ""
+    with interruptible(screen, kept):
+        found = correlate(
+            model,
+            moments=moments,
+            merge=merge,
+            kv_heads=kv_heads or (),
+            layers=layers,
+            random_groupings=random_groupings,
+            stacks=names_of(stacks),
+            seed=seed,
+            measure=measure,
+            progress=screen.progress,
+        )
     if plot is not None:
         from gqakit.report.correlation import plot_correlation
 
-        plot_correlation(plot, f"{Path(model).name}, merge rule {merge}", found.rows, found.samples)
+        plot_correlation(
+            plot, f"{Path(model).name}, merge rule {merge}", found.rows, found.samples, found.loss
+        )
     if as_json:
         screen.json(found)
         return
-    from gqakit.report.correlation import HEADER, cells
+    from gqakit.report.correlation import HEADER, lines
 
     title = (
-        f"Scores against measured loss, {len(found.samples)} groupings of single layers, merge rule {merge}"
+        f"Scores against measured loss ({found.loss}), {len(found.samples)} groupings of single layers, "
+        f"merge rule {merge}"
     )
-    screen.table(title, HEADER, [cells(row) for row in found.rows])
+    screen.table(title, HEADER, lines(found.rows, found.best))
     if plot is not None:
         screen.line(f"plot written to {plot}")

@@ -18,6 +18,8 @@ from gqakit.cli.options import (
     KvRatio,
     Moments,
     Seed,
+    Stacks,
+    names_of,
 )
 
 if TYPE_CHECKING:
@@ -63,13 +65,7 @@ class PlanFlags:
     kv_maps: Annotated[
         str, _option(_HOW, "shared, or separate: keys and values grouped and budgeted apart (fewer engines).")
     ] = "shared"
-    stacks: Annotated[
-        str | None,
-        _option(
-            _HOW,
-            "Kinds of attention layers to convert, such as decoder,cross (see `gqakit families`). Default: what is cached.",
-        ),
-    ] = None
+    stacks: Stacks = None
     seed: Seed = 0
     engine: Annotated[
         str | None,
@@ -185,7 +181,7 @@ class PlanFlags:
                 )
         return PlanOptions(
             **{name: getattr(self, name) for name in names},
-            stacks=tuple(filter(None, (self.stacks or "").split(","))),
+            stacks=names_of(self.stacks),
             method_options={name: value for name, value in given.items() if name in method},
             allocation_options={name: value for name, value in given.items() if name in allocation},
         )

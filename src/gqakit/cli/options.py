@@ -35,6 +35,13 @@ Context = Annotated[
 Batch = Annotated[int | None, typer.Option(help="Sequences, for --kv-gib (1).", rich_help_panel=_BUDGET)]
 
 Seed = Annotated[int, typer.Option(help="Of everything random.", rich_help_panel=_HOW)]
+Stacks = Annotated[
+    str | None,
+    typer.Option(
+        help="Kinds of attention layers to convert, such as decoder,cross (see `gqakit families`). Default: what is cached.",
+        rich_help_panel=_HOW,
+    ),
+]
 Moments = Annotated[
     Path | None,
     typer.Option(help="Moments made by `gqakit calibrate`.", rich_help_panel=_DATA, show_default=False),
@@ -89,6 +96,11 @@ Json = Annotated[
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no remarks.", rich_help_panel=_SHOW)]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log what is done.", rich_help_panel=_SHOW)]
+
+
+def names_of(listed: str | None) -> tuple[str, ...]:
+    """Names that an option lists with commas between them."""
+    return tuple(filter(None, (listed or "").split(",")))
 
 
 def data_source(

@@ -20,12 +20,16 @@ Key = tuple[int, Side, tuple[int, ...]]
 
 
 class LossHeader(BaseModel):
-    """What losses were measured on; only losses of the same may be used together."""
+    """What losses were measured on; only losses of the same may be used together.
+
+    `stacks` says what layers are counted through, where a family has several kinds.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     gqakit_losses: Literal[1] = 1
     source: str
+    stacks: tuple[str, ...] = ()
     moments: str | None
     merge: str
     text_sha256: str

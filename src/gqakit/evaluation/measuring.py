@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from gqakit.calibration.store import MomentsFile
+from gqakit.checkpoint import Checkpoint
 from gqakit.choices import LayerStats, SlotChoices
 from gqakit.core.apply import apply_grouping, in_source_shape
 from gqakit.core.grouping import Grouping, Partition
@@ -25,6 +26,13 @@ from gqakit.families import tensors_of_layer
 from gqakit.inspection import open_model
 from gqakit.progress import Reporter
 from gqakit.runtime import load
+from gqakit.runtime.load import auto_class
+
+
+def what_is_measured(source: Checkpoint) -> str:
+    """What `LayerProbe.divergence` gives for a model, in words."""
+    without_head = auto_class(source.config) == "AutoModel"
+    return "relative squared error of the output" if without_head else "KL to the source, nats"
 
 
 @dataclass(frozen=True)

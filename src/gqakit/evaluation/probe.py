@@ -162,6 +162,8 @@ class _Output:
     @classmethod
     def of(cls, output: Any) -> _Output:
         logits = getattr(output, "logits", None)
+        if hasattr(output, "start_logits"):  # question answering: where an answer begins and ends
+            logits = torch.stack((output.start_logits, output.end_logits), dim=1)
         if logits is not None:
             return cls(logits.float().log_softmax(-1), True)
         return cls(output.last_hidden_state.float(), False)

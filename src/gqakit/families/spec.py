@@ -71,6 +71,11 @@ class ModelSpec:
         return tuple(dict.fromkeys(site.stack.name for site in self.sites))
 
     @property
+    def stacks_to_tell(self) -> tuple[str, ...]:
+        """`stacks` as files note them: empty where the family has only one kind."""
+        return self.stacks if len(self.family.stacks) > 1 else ()
+
+    @property
     def cache(self) -> CacheShape:
         """What is kept for a token; in an encoder, what is made for it."""
         return CacheShape(self.key_heads, self.value_heads, self.head_dim, self.element_bytes)

@@ -5,12 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from gqakit.evaluation.correlation import Correlation
-from gqakit.report.drawing import COLOURS, axes_of, figure
+from gqakit.evaluation.correlation import Correlation, Picked
+from gqakit.report.drawing import axes_of, figure, shades
 
-HEADER = ("score", "method", "rank correlation, all samples", "same layer and number of heads")
+HEADER = (
+    "score",
+    "method",
+    "rank correlation, all samples",
+    "same layer and number of heads",
+    "loss of its pick / average",
+)
 
 
 class Row(Protocol):
@@ -24,6 +30,8 @@ class Row(Protocol):
     def overall(self) -> Correlation: ...
     @property
     def like(self) -> Correlation: ...
+    @property
+    def picked(self) -> Picked: ...
 
 
 class Point(Protocol):
@@ -37,9 +45,19 @@ class Point(Protocol):
     def loss(self) -> float: ...
 
 
-def cells(row: Row) -> tuple[str, ...]:
-    """A line of the table, in the order of `HEADER`."""
-    return row.meaning, row.proxy, _interval(row.overall, "samples"), _interval(row.like, "sets")
+def lines(rows: Sequence[Row], best: Picked) -> list[tuple[str, ...]]:
+    """The table under `HEADER`: every score, then what measuring itself would pick."""
+    made = [
+        (
+            row.meaning,
+            row.proxy,
+            _interval(row.overall, "samples"),
+            _interval(row.like, "sets"),
+            _ratio(row.picked),
+        )
+        for row in rows
+    ]
+    return [*made, ("the measured loss itself", "-", "-", "-", _ratio(best))]
 
 
 def _interval(found: Correlation, unit: str) -> str:
@@ -48,28 +66,44 @@ def _interval(found: Correlation, unit: str) -> str:
     return f"{found.rho:+.2f} ({found.low:+.2f} to {found.high:+.2f}, {found.samples} {unit})"
 
 
-def plot_correlation(path: Path, title: str, rows: Sequence[Row], samples: Sequence[Point]) -> None:
+def _ratio(found: Picked) -> str:
+    return "-" if math.isnan(found.ratio) else f"{found.ratio:.2f} ({found.low:.2f} to {found.high:.2f})"
+
+
+def plot_correlation(
+    path: Path, title: str, rows: Sequence[Row], samples: Sequence[Point], loss: str
+) -> None:
     """One panel a score: every sample's score against its measured loss, coloured by the heads that are left.
+
+    `loss` says what the losses are. Samples that lose nothing have no place on the logarithmic axis and are left out.
 
     Raises:
         MissingDependencyError: without matplotlib.
     """
-    counts = sorted({sample.kv_heads for sample in samples})
-    with figure(path, columns=min(3, len(rows)), rows=-(-len(rows) // 3), size=(6.0, 3.4)) as axes:
-        panels = [panel for line in axes for panel in line] if len(rows) > 3 else list(axes)
-        for panel, row in zip(panels, rows, strict=False):
-            for index, count in enumerate(counts):
-                here = [sample for sample in samples if sample.kv_heads == count]
+    drawn = [sample for sample in samples if sample.loss > 0]
+    counts = sorted({sample.kv_heads for sample in drawn})
+    columns = min(3, len(rows))
+    with figure(path, columns=columns, rows=-(-len(rows) // columns), size=(6.0, 3.4)) as axes:
+        panels: list[Any] = [panel for line in axes for panel in line] if len(rows) > 3 else list(axes)
+        for index, (panel, row) in enumerate(zip(panels, rows, strict=False)):
+            for count, colour in zip(counts, shades(len(counts)), strict=True):
+                here = [sample for sample in drawn if sample.kv_heads == count]
                 panel.scatter(
                     [sample.proxies[row.proxy] for sample in here],
-                    [max(sample.loss, 1e-6) for sample in here],
+                    [sample.loss for sample in here],
                     s=11,
                     alpha=0.7,
-                    color=COLOURS[index % len(COLOURS)],
+                    color=colour,
                     label=f"{count} head{'s' if count > 1 else ''}",
                 )
             panel.set_yscale("log")
-            rho = f"ρ = {row.overall.rho:.2f} overall, {row.like.rho:.2f} among like"
-            axes_of(panel, f"{row.meaning}\n{rho}", "score", "KL of this layer alone")
-        panels[0].legend(frameon=False, fontsize=7)
-        panels[0].figure.suptitle(title)
+            rho = f"ρ = {_short(row.overall)} overall, {_short(row.like)} among like"
+            axes_of(panel, f"{row.meaning}\n{rho}", "score", "" if index % columns else loss)
+        drawing = panels[0].figure
+        drawing.suptitle(f"{title}: converting one layer alone")
+        handles, labels = panels[0].get_legend_handles_labels()
+        drawing.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=8)
+
+
+def _short(found: Correlation) -> str:
+    return "-" if math.isnan(found.rho) else f"{found.rho:.2f}"

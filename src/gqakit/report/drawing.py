@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,15 @@ def figure(
         drawing.savefig(path, dpi=150)
     finally:
         plt.close(drawing)
+
+
+def shades(count: int) -> Sequence[Any]:
+    """So many colours, in an order that the eye sees where they are more than a few. Only inside `figure`."""
+    if count <= len(COLOURS):
+        return COLOURS[:count]
+    from matplotlib import colormaps
+
+    return [colormaps["viridis"](0.95 * index / (count - 1)) for index in range(count)]
 
 
 def axes_of(axes: Any, title: str, x: str, y: str) -> None:

@@ -1,0 +1,107 @@
+"""What calibration costs over a plain forward pass on the same input.
+
+    OMP_NUM_THREADS=1 python benchmarks/calibration_overhead.py [--model minilm] …
+
+The stock model, and the same model with its moments collected, take turns in every round, in turn first and second. Times
+are of the processor, of one thread; ratios are medians over the rounds of the two times of one round, with the quartiles in
+brackets. A language model is compared with itself giving the logits of the last position only, as calibration needs none.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from common import Table, arguments, environment
+from gqakit.api.calibrating import spec_of_all
+from gqakit.api.samples import DataSource, batches_of, read_source
+from gqakit.calibration.collect import collect_moments
+from gqakit.inspection import open_model
+from gqakit.runtime import load
+from gqakit.zoo import DINOV2_SMALL, MINILM, SMOLLM2, PackagedModel, fetch
+from real_models import images_of
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = arguments(__doc__ or "")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--model", action="append", help="smollm2, minilm, dinov2 (default: all)")
+    parser.add_argument("--images", type=Path, default=Path("../shared/data/cifar10-9000.npz"))
+    parser.add_argument("--image-size", type=int, nargs="+", default=[112, 224])
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    print(environment())
+    table = Table(
+        "Calibration against the plain forward pass",
+        "model",
+        "input",
+        "plain, ms",
+        "calibrating, ms",
+        "ratio",
+    )
+    file = options.wikitext / "valid.txt"
+    text: DataSource = [file] if file.is_file() else ["calibration"]
+    for name in options.model or ("smollm2", "minilm", "dinov2"):
+        if name == "smollm2":
+            _rows(table, SMOLLM2, [(text, 512, 1024), (text, 2048, 2048)], options.rounds)
+        elif name == "minilm":
+            _rows(table, MINILM, [(text, 96, 1536), (text, 512, 2048)], options.rounds)
+        else:
+            inputs = [(images_of(options.images, "weigh", size), size, 1) for size in options.image_size]
+            _rows(table, DINOV2_SMALL, inputs, options.rounds)
+
+
+def _rows(
+    table: Table, which: PackagedModel, inputs: Sequence[tuple[DataSource, int, int]], rounds: int
+) -> None:
+    """One model on each of its inputs: what to read; of text, tokens a window and in all."""
+    path = fetch(which)
+    source, _ = open_model(str(path))
+    spec = spec_of_all(source)
+    model = load(path, dtype=torch.float32)
+    keep = {"logits_to_keep": 1} if spec.family.task == "text" else {}
+    for content, window, tokens in inputs:
+        batches = batches_of(source, spec, read_source(content), window=window, tokens=tokens)
+        plain = _plain(model, batches, keep)
+        calibrating = lambda batches=batches: collect_moments(model, spec, batches)  # noqa: E731
+        first = next(iter(batches[0].values()))
+        _row(table, which.name, f"{len(batches)} × {list(first.shape)}", [plain, calibrating], rounds)
+
+
+def _plain(model: PreTrainedModel, batches: list[dict[str, Any]], keep: dict[str, int]) -> Callable[[], None]:
+    def run() -> None:
+        with torch.inference_mode():
+            for batch in batches:
+                model(**batch, **keep)
+
+    return run
+
+
+def _row(table: Table, name: str, what: str, work: list[Callable[[], object]], rounds: int) -> None:
+    times: list[list[float]] = [[], []]
+    for each in work:
+        each()
+    for turn in range(rounds):
+        for index in (0, 1) if turn % 2 else (1, 0):
+            start = time.thread_time()
+            work[index]()
+            times[index].append(time.thread_time() - start)
+    ratios = [ours / plain for plain, ours in zip(*times, strict=True)]
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    table.row(
+        name,
+        what,
+        *(f"{statistics.median(each) * 1e3:.0f}" for each in times),
+        f"{middle:.3f} ({low:.3f}–{high:.3f})",
+    )
+
+
+if __name__ == "__main__":
+    main()
