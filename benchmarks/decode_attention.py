@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from common import Table, environment
+from gqakit.runtime import attention_gqakit
 from gqakit.runtime.attention_gqakit import GroupedHeads
 from gqakit.runtime.heads_gqakit import LayerHeads
 
@@ -107,6 +108,17 @@ def _ways(batch: int, positions: int, dtype: torch.dtype) -> tuple[dict[str, Cal
     def attend(heads: GroupedHeads) -> Callable[[], Tensor]:
         return lambda: heads.attend(query, key, value, None, 0.0, HEAD_DIM**-0.5, False)
 
+    def without_numba(way: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        def run() -> Tensor:
+            compiled = attention_gqakit.compiled_kernels
+            attention_gqakit.compiled_kernels = lambda: None
+            try:
+                return way()
+            finally:
+                attention_gqakit.compiled_kernels = compiled
+
+        return run
+
     def multi_head() -> Tensor:
         return scaled_dot_product_attention(query, all_keys, all_values)
 
@@ -120,6 +132,7 @@ def _ways(batch: int, positions: int, dtype: torch.dtype) -> tuple[dict[str, Cal
     ways["unequal groups"] = attend(unequal)
     ways["unequal groups, keys and values grouped apart"] = attend(two_maps)
     ways["equal groups in any order"] = attend(equal)
+    ways["unequal groups, without numba"] = without_numba(attend(unequal))
     ways["equal groups in order, SDPA with enable_gqa"] = lambda: scaled_dot_product_attention(
         query, key, value, enable_gqa=True
     )

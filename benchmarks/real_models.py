@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from common import Table, arguments, environment
+from gqakit import planner
 from gqakit.api import MeasureOptions
 from gqakit.api.calibrating import calibrate
 from gqakit.api.models import load_tokenizer
@@ -33,14 +34,16 @@ from gqakit.calibration.samples import Images, Speech, read_speech
 from gqakit.calibration.store import MomentsFile
 from gqakit.calibration.text import read_text, token_windows
 from gqakit.checkpoint import Checkpoint
-from gqakit.choices import LayerStats
+from gqakit.choices import LayerStats, SlotChoices, SlotShape, choices_of_slot
 from gqakit.core.apply import apply_grouping, in_source_shape
 from gqakit.core.capacity import resolve_budget
-from gqakit.core.merging import RULES
+from gqakit.core.merging import RULES, MergeRule
+from gqakit.errors import BudgetError
 from gqakit.evaluation.agreement import agreement, embed
 from gqakit.evaluation.language import score_language
 from gqakit.families import parameters_of_layer, tensors_of_layer
 from gqakit.inspection import open_model
+from gqakit.methods import GroupingMethod
 from gqakit.options import PlanOptions
 from gqakit.plan import Plan
 from gqakit.planner import make_plan
@@ -85,11 +88,33 @@ class Subject:
     score: Callable[[Any], tuple[str, ...]]
 
 
+def remember_choices() -> None:
+    """The budgets of a way share its search, which does not depend on them. Forgets what was found before."""
+    found: dict[tuple[Any, ...], SlotChoices] = {}
+
+    def once(
+        shape: SlotShape,
+        read: Callable[[], LayerStats],
+        method: GroupingMethod,
+        rule: MergeRule,
+        seed: int,
+        *,
+        compare: bool = False,
+    ) -> SlotChoices:
+        key = shape.layer, shape.side, tuple(shape.counts.items()), method.name, rule.name, seed, compare
+        if key not in found:
+            found[key] = choices_of_slot(shape, read, method, rule, seed, compare=compare)
+        return found[key]
+
+    planner.choices_of_slot = once
+
+
 class Converter:
     """A source in memory whose weights are overwritten by what a plan makes of them, KV heads repeated."""
 
     def __init__(self, subject: Subject, work: Path) -> None:
         self.subject, self.work = subject, work
+        remember_choices()
         self.source, self.spec = open_model(str(subject.path))
         self.model = load(subject.path, dtype=torch.float32)
         path = work / f"moments-{subject.name}.safetensors"
@@ -357,7 +382,10 @@ def main() -> None:
         table.row("source", "1.000", *converter.scores["source"])
         for asked in options.ratio or RATIOS:
             for way in WAYS:
-                kept, *scores = converter.row(way, RATIOS[asked])
+                try:
+                    kept, *scores = converter.row(way, RATIOS[asked])
+                except BudgetError:  # fewer than one head in every layer
+                    kept, *scores = "cannot be reached", *("-" for _ in subject.headings)
                 table.row(f"{way}, {asked}", kept, *scores)
 
 

@@ -84,10 +84,13 @@ def test_generation_goes_on_from_a_filled_cache(maps, added):
 
 @pytest.mark.parametrize("maps", MAPS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_ragged_calls_generate_the_same(maps, dtype, monkeypatch):
+@pytest.mark.parametrize("compiled", [False, True], ids=["ragged", "compiled"])
+def test_long_caches_generate_the_same(maps, dtype, compiled, monkeypatch):
     model = pair("qwen3", MAPS[maps])[0].to(dtype)
     options = {"attention_mask": PADDED, "do_sample": False, "output_logits": True}
     logits = []
+    if not compiled:
+        monkeypatch.setattr(attention_gqakit, "compiled_kernels", lambda: None)
     for limit in (1 << 62, 0):
         monkeypatch.setattr(attention_gqakit, "MANY_CACHED", limit)
         out = generate(model, tokens() * PADDED, return_dict_in_generate=True, **options)

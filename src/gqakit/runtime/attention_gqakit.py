@@ -6,6 +6,8 @@ This file is copied into every grouped checkpoint, so it imports nothing of gqak
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -27,6 +29,9 @@ PACKED_QUERY_LIMIT = 32
 # From so many cached numbers a head and call, a CPU gains more by leaving out padding rows than calls cost.
 MANY_CACHED = 1 << 18
 
+# For so many new positions the compiled kernels take over there, where numba is installed.
+KERNEL_QUERIES = 8
+
 # Explicit scores are held for so many new positions at a time.
 QUERY_BLOCK = 256
 
@@ -47,6 +52,16 @@ def rows_on_cpu(group: int) -> int:
     return -(-group // step) * step
 
 
+@cache
+def compiled_kernels() -> Any:
+    """The kernels for decoding on a CPU, or None where numba is not installed."""
+    try:
+        from .kernels_gqakit import GroupRows, mixture, scores, usable
+    except ImportError:
+        return None
+    return SimpleNamespace(GroupRows=GroupRows, mixture=mixture, scores=scores, usable=usable)
+
+
 class GroupedHeads:
     """Attention for one layer's head maps. Batch B, query heads H, new positions T, cached positions S.
 
@@ -55,7 +70,7 @@ class GroupedHeads:
     """
 
     def __init__(self, heads: LayerHeads) -> None:
-        maps = heads.key_head_of_query, heads.value_head_of_query
+        self.maps = maps = heads.key_head_of_query, heads.value_head_of_query
         self.same_maps = maps[0] == maps[1]
         self.padded = _Layout(maps)
         self.ragged = _Layout(maps, on_cpu=True)
@@ -63,6 +78,7 @@ class GroupedHeads:
         self.ordinary = self.same_maps and self.padded.keys.in_order
         self.multi_head = self.ordinary and heads.num_key_heads == len(maps[0])
         self._head_of_query = [DeviceIndex(each) for each in maps]
+        self.kernel_rows: list[Any] = []
 
     def attend(
         self,
@@ -94,18 +110,40 @@ class GroupedHeads:
         if is_causal:  # an empty static cache is longer than its first input
             key, value = key[:, :, :length], value[:, :, :length]
         half = query.dtype in HALF_PRECISION
+        many = query.device.type == "cpu" and not torch.compiler.is_compiling()
+        many = many and key.shape[0] * key.shape[2] * key.shape[3] >= MANY_CACHED
+        if many and length <= KERNEL_QUERIES and not (dropout or is_causal or (self.multi_head and not half)):
+            kernels = compiled_kernels()
+            if kernels is not None and kernels.usable(query, key, value):
+                return self._compiled(kernels, query, key, value, mask, scaling, softcap)
         if softcap is None:
             # For ordinary heads these are bit for bit what transformers' own function computes.
             if is_causal or length > PACKED_QUERY_LIMIT or (self.multi_head and not half):
                 return self._spread(query, key, value, mask, dropout, scaling, is_causal)
             if self.multi_head or (self.ordinary and mask is not None):
                 return self.padded.fused(query, key, value, mask, dropout, scaling)
-        ragged = query.device.type == "cpu" and not torch.compiler.is_compiling()
-        ragged = ragged and key.shape[0] * key.shape[2] * key.shape[3] >= MANY_CACHED
-        layout = self.ragged if ragged else self.padded
-        if softcap is not None or not self.same_maps or (ragged and not half):
+        layout = self.ragged if many else self.padded
+        if softcap is not None or not self.same_maps or (many and not half):
             return layout.explicit(query, key, value, mask, dropout, scaling, is_causal, softcap)
         return layout.fused(query, key, value, mask, dropout, scaling)
+
+    def _compiled(
+        self,
+        kernels: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        scaling: float,
+        softcap: float | None,
+    ) -> Tensor:
+        """Kernels read the cache as it lies; what is between them is small."""
+        if not self.kernel_rows:
+            self.kernel_rows = [kernels.GroupRows(each) for each in self.maps]
+        scores = kernels.scores(query.float() * scaling, key, self.kernel_rows[0])
+        scores = _masked(scores, mask, softcap)
+        torch.softmax(scores, -1, out=scores)
+        return kernels.mixture(scores, value, self.kernel_rows[1]).to(value.dtype)
 
     def _spread(
         self,
@@ -215,13 +253,7 @@ class _Layout:
         for rows, keys, rows_mask in zip(packing.pack(query), packing.cached(key), masks, strict=True):
             # Transposed, a product of few rows streams the keys; the other way round it is half as fast.
             scores = _product(keys, rows.transpose(-1, -2)).transpose(-1, -2).contiguous()
-            if softcap is not None:
-                scores = softcap * (scores / softcap).tanh()
-            if rows_mask is not None and rows_mask.dtype == torch.bool:
-                # Not -inf: a position that sees nothing at all must stay finite.
-                scores = scores.masked_fill(~rows_mask, torch.finfo(scores.dtype).min)
-            elif rows_mask is not None:
-                scores = scores + rows_mask
+            scores = _masked(scores, rows_mask, softcap)
             yield scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
 
     def _mix(self, weights: Iterable[Tensor], value: Tensor, length: int) -> Tensor:
@@ -233,6 +265,18 @@ class _Layout:
             _mixture(each, values) for each, values in zip(weights, self.values.cached(value), strict=True)
         ]
         return self.values.unpack(outs, length)
+
+
+def _masked(scores: Tensor, mask: Tensor | None, softcap: float | None) -> Tensor:
+    """Scores capped, then masked by what broadcasts over them."""
+    if softcap is not None:
+        scores = softcap * (scores / softcap).tanh()
+    if mask is not None and mask.dtype == torch.bool:
+        # Not -inf: a position that sees nothing at all must stay finite.
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    elif mask is not None:
+        scores = scores + mask
+    return scores
 
 
 def _product(keys: Tensor, rows: Tensor) -> Tensor:

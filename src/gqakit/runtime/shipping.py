@@ -9,6 +9,7 @@ SHIPPED_FILES = (
     "attention_gqakit.py",
     "configuration_gqakit.py",
     "heads_gqakit.py",
+    "kernels_gqakit.py",
     "modeling_gqakit.py",
     "packing_gqakit.py",
 )

@@ -1,0 +1,135 @@
+"""The compiled products at decode against plain sums in float64."""
+
+import builtins
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+
+from gqakit.runtime import attention_gqakit, kernels_gqakit
+from gqakit.runtime.attention_gqakit import GroupedHeads
+from gqakit.runtime.heads_gqakit import LayerHeads
+from gqakit.runtime.kernels_gqakit import GroupRows, mixture, scores, usable
+
+
+def groups_of(sizes):
+    """Labels of groups of these sizes, mixed up."""
+    labels = [head for head, size in enumerate(sizes) for _ in range(size)]
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0)).tolist()
+    return [labels[place] for place in order]
+
+
+def check(labels, keys, values, length=1):
+    torch.manual_seed(1)
+    query = torch.randn(keys.shape[0], len(labels), length, keys.shape[-1])
+    rows = GroupRows(labels)
+    found = scores(query, keys, rows)
+    expected = query.double() @ keys.double()[:, labels].mT
+    torch.testing.assert_close(found.double(), expected, atol=1e-4, rtol=1e-5)
+    weights = found.softmax(-1)
+    mixed = mixture(weights, values, rows)
+    torch.testing.assert_close(
+        mixed.double(), weights.double() @ values.double()[:, labels], atol=1e-5, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("positions", [1, 2, 7, 16, 33, 100])
+@pytest.mark.parametrize("dim", [8, 24, 64, 128])
+def test_every_size_of_group(dim, positions, dtype):
+    torch.manual_seed(dim + positions)
+    labels = groups_of((8, 7, 6, 5, 4, 3, 2, 1))
+    keys, values = (torch.randn(2, 8, positions, each).to(dtype) for each in (dim, dim + 8))
+    for length in (1, 3):
+        check(labels, keys, values, length)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_caches_that_are_no_block_of_memory(dtype):
+    torch.manual_seed(0)
+    whole = torch.randn(3, 4, 50, 16).to(dtype)
+    labels = groups_of((1, 3, 2, 5))
+    turned = torch.randn(2, 30, 4, 16).to(dtype).transpose(1, 2)
+    for states in (whole[:, :, :37], whole[1:, :, 5:40], turned, whole[:1].expand(2, -1, -1, -1)):
+        check(labels, states, states.flip(0) if states.stride(0) else states)
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_threads_share_the_cache(threads, monkeypatch):
+    monkeypatch.setattr(kernels_gqakit, "SHARED", 0)
+    monkeypatch.setattr(kernels_gqakit, "PIECE", 40)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    torch.manual_seed(0)
+    check(groups_of((3, 1, 4)), torch.randn(2, 3, 130, 32), torch.randn(2, 3, 130, 16), length=2)
+
+
+def test_callers_in_several_threads_do_not_meet():
+    torch.manual_seed(0)
+    labels, keys = groups_of((4, 2)), torch.randn(1, 2, 4096, 64)
+    query, rows = torch.randn(1, 6, 1, 64), GroupRows(labels)
+    alone, found = scores(query, keys, rows), {}
+
+    def call(name):
+        found[name] = scores(query, keys, rows)
+
+    callers = [threading.Thread(target=call, args=(name,)) for name in range(4)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert len(found) == 4
+    assert all(torch.equal(each, alone) for each in found.values())
+
+
+def test_what_the_kernels_take():
+    states = torch.randn(1, 2, 5, 8)
+    assert usable(states, states)
+    with torch.no_grad():
+        assert usable(states.clone().requires_grad_())
+    assert not usable(states, states.clone().requires_grad_())
+    assert not usable(states.double())
+    assert not usable(states[..., :4])
+    assert not usable(states.mT)
+    assert not usable(states.to("meta"))
+
+
+def test_few_new_positions_over_a_long_cache_take_them(monkeypatch):
+    heads = GroupedHeads(LayerHeads((0, 1, 0), (0, 1, 0)))
+    called = []
+    monkeypatch.setattr(heads, "_compiled", lambda *args: called.append(1))
+    long, short = torch.randn(1, 2, 40_000, 8), torch.randn(1, 2, 100, 8)
+    query = torch.randn(1, 3, 1, 8)
+    heads.attend(query, long, long, None, 0.0, 1.0, False)
+    assert called == [1]
+    heads.attend(query, short, short, None, 0.0, 1.0, False)
+    heads.attend(query.requires_grad_(), long, long, None, 0.0, 1.0, False)
+    heads.attend(torch.randn(1, 3, 9, 8), long, long, None, 0.0, 1.0, False)
+    assert called == [1]
+
+
+def test_without_numba_pytorch_does_it(monkeypatch):
+    real = builtins.__import__
+
+    def refuse(name, *args, **kwargs):
+        if name.split(".")[0] in ("numba", "llvmlite"):
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.delitem(sys.modules, "gqakit.runtime.kernels_gqakit")
+    monkeypatch.delattr("gqakit.runtime.kernels_gqakit")
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    attention_gqakit.compiled_kernels.cache_clear()
+    try:
+        assert attention_gqakit.compiled_kernels() is None
+        heads = GroupedHeads(LayerHeads((0, 1, 0), (0, 1, 0)))
+        long = torch.randn(1, 2, 40_000, 8)
+        assert heads.attend(torch.randn(1, 3, 1, 8), long, long, None, 0.0, 1.0, False).shape == (1, 3, 1, 8)
+    finally:
+        attention_gqakit.compiled_kernels.cache_clear()
+
+
+def test_numba_is_not_loaded_before_it_is_needed():
+    code = "import sys, gqakit.runtime; assert 'numba' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
