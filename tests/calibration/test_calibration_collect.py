@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from gqakit.calibration.collect import collect_moments
+from gqakit.calibration.collect import LEAST_SAMPLED, collect_moments, sampled_positions
 from gqakit.errors import DataError
 from gqakit.inspection import open_model
 
@@ -44,7 +44,7 @@ def by_hand(path, windows: Tensor, kv_heads: int) -> list[tuple[Tensor, Tensor, 
                 x = torch.cat([inputs[layer], torch.ones(length, 1).double()], 1)
                 sums[layer][0] += x.T @ x
                 for head in range(HEADS):
-                    for position in range(head % min(HEADS, length), length, HEADS):
+                    for position in sampled_positions(HEADS, length)[head].tolist():
                         share = attentions[layer][0, head, position]
                         delivered = share @ x
                         sums[layer][1] += torch.outer(delivered, delivered)
@@ -54,7 +54,7 @@ def by_hand(path, windows: Tensor, kv_heads: int) -> list[tuple[Tensor, Tensor, 
     return [(a / windows.numel(), b / rows, c / c.sum(1, keepdim=True)) for a, b, c in sums]
 
 
-@pytest.mark.parametrize(("kv_heads", "length"), [(8, 12), (4, 19), (4, 5)])
+@pytest.mark.parametrize(("kv_heads", "length"), [(8, 12), (4, 19), (4, 50), (2, 400)])
 def test_moments_are_the_averages(tiny_llama, kv_heads, length):
     path = tiny_llama(kv_heads)
     _, spec = open_model(str(path))
@@ -69,6 +69,36 @@ def test_moments_are_the_averages(tiny_llama, kv_heads, length):
         assert moments.input[-1, -1] == pytest.approx(1.0)
         assert moments.value[-1, -1] == pytest.approx(1.0)
         assert moments.input.dtype == moments.value.dtype == moments.distances.dtype == torch.float64
+
+
+@pytest.mark.parametrize("heads", [1, 3, 8, 12, 96])
+@pytest.mark.parametrize("length", [1, 2, 7, 64, 96, 511, 2048])
+def test_heads_share_the_positions_evenly(heads, length):
+    places = sampled_positions(heads, length)
+    assert len(places) == heads
+    assert places.min() == 0 or length > 1
+    assert 0 <= places.min() <= places.max() < length
+    each = places.shape[1]
+    assert each == min(length, max(1, max(length // 2, LEAST_SAMPLED) // heads))
+    assert all(len(set(row)) == each for row in places.tolist())  # a head looks at no position twice
+    assert (places.diff(dim=1) >= length // each).all()
+    counts = torch.bincount(places.flatten(), minlength=length)
+    assert counts.max() - counts.min() <= 1  # nor do heads crowd anywhere
+    if each == length:
+        assert (counts == heads).all()
+
+
+def test_attention_under_a_mask_is_what_the_model_computes(tiny_llama):
+    """A window that slides: the mask comes in, and positions beyond it have no weight."""
+    path = tiny_llama(4)
+    _, spec = open_model(str(path))
+    model = load(path)
+    windows = windows_of(40)[:1]
+    mask = torch.ones(40, 40, dtype=torch.bool).tril().triu(-5)[None, None]
+    found = collect_moments(model, spec, [{"input_ids": windows, "attention_mask": mask}])
+    for moments in found.values():
+        assert moments.distances[:, :6].sum() == pytest.approx(4)
+        assert moments.distances[:, 6:].abs().max() == 0
 
 
 def test_frequencies_are_the_models_own(tiny_llama):

@@ -14,44 +14,40 @@ from gqakit.zoo import DINOV2_SMALL
 
 pytestmark = pytest.mark.real
 
-SIDE = 96
+SIDE = 168  # pixels, 12 × 12 patches
 
 
 def drawn(count: int, seed: int) -> Images:
-    """Discs and boxes of any colour over smooth noise, lit from one side: nothing natural, but edges, textures, objects."""
+    """Discs and boxes of any colour over smooth noise, lit from one side: not natural, but edges, textures and objects."""
     dice = np.random.default_rng(seed)
     y, x = np.mgrid[:SIDE, :SIDE] / SIDE
     frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(SIDE), np.fft.fftfreq(SIDE))) + 1 / SIDE
     images = np.empty((count, SIDE, SIDE, 3))
     for image in images:
-        noise = np.fft.fft2(dice.normal(size=(3, SIDE, SIDE))) / frequency
-        texture = np.moveaxis(np.fft.ifft2(noise).real, 0, -1)
-        image[:] = dice.uniform(60, 200, 3) + 40 * texture / texture.std()
+        noise = np.fft.ifft2(np.fft.fft2(dice.normal(size=(3, SIDE, SIDE))) / frequency).real
+        texture = np.moveaxis(noise / noise.std(), 0, -1)
+        image[:] = dice.uniform(60, 200, 3) + 40 * texture
         for _ in range(dice.integers(1, 5)):
-            across, down, size = (*dice.uniform(0, 1, 2), dice.uniform(0.08, 0.35))
-            far = (
-                np.hypot(x - across, y - down)
-                if dice.random() < 0.5
-                else np.maximum(abs(x - across), abs(y - down))
-            )
-            image[far < size] = dice.uniform(0, 255, 3) + 10 * texture[far < size] / texture.std()
-        image *= (0.7 + 0.6 * (x if dice.random() < 0.5 else y))[..., None]
-    return Images(f"{count} drawings", images.clip(0, 255).round().astype(np.uint8))
+            across, down = abs(x - dice.uniform()), abs(y - dice.uniform())
+            distance = np.hypot(across, down) if dice.uniform() < 0.5 else np.maximum(across, down)
+            inside = distance < dice.uniform(0.08, 0.35)
+            image[inside] = dice.uniform(0, 255, 3) + 10 * texture[inside]
+        image *= (0.7 + 0.6 * x)[..., None]
+    return Images(f"{count} drawings", images.clip(0, 255).round().astype(np.uint8), SIDE)
 
 
 def test_half_of_the_heads_keep_the_features_and_neighbour_mean_does_not(tmp_path: Path) -> None:
     source = str(fetch_or_skip(DINOV2_SMALL))
-    moments = api.calibrate(source, tmp_path / "m.safetensors", text=drawn(6, seed=0))
+    moments = api.calibrate(source, tmp_path / "m.safetensors", text=drawn(32, seed=0))
     fold = api.PlanOptions(method="aligned", merge="fold", allocation="uniform", format="grouped")
     made: list[str] = []
     for name, options in {"fold": fold, "plainest": PLAINEST}.items():
         made.append(str(tmp_path / name))
         half = api.BudgetOptions(kv_ratio=0.5)
         api.convert(source, Path(made[-1]), budget=half, options=options, moments=moments.path, measure=False)
-    rows = api.evaluate(source, made, text=drawn(3, seed=1))
+    rows = api.evaluate(source, made, text=drawn(16, seed=1))
     cosine = [row.scores.cosine for row in rows]
     assert [row.kv_ratio for row in rows] == [1, 0.5, 0.5]
     assert cosine[0] == pytest.approx(1.0, abs=1e-6)
-    print(rows)
-    assert cosine[1] > 0.8, cosine
-    assert 1 - cosine[1] < 0.25 * (1 - cosine[2]), cosine
+    assert cosine[1] > 0.95, cosine  # measured: 0.971
+    assert cosine[2] < 0.75, cosine  # measured: 0.546

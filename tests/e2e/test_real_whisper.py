@@ -93,6 +93,7 @@ def test_half_of_the_caches_lose_under_a_tenth_of_what_neighbour_mean_loses(tmp_
         assert plan.source.stacks == ("decoder", "cross")
         api.convert(str(source), tmp_path / name, plan=plan, moments=moments.path)
         losses[name] = loss(tmp_path / name, batches)
+    # measured: 0.506; 0.511 converted the best way, 8.04 by neighbour mean
     assert losses["source"] < 0.7, losses
     assert losses["plainest"] > 5, losses
     assert losses["best"] - losses["source"] < 0.1 * (losses["plainest"] - losses["source"]), losses
@@ -101,4 +102,3 @@ def test_half_of_the_caches_lose_under_a_tenth_of_what_neighbour_mean_loses(tmp_
         for folder in (source, tmp_path / "best")
     ]
     assert bytes_of[1] == pytest.approx(bytes_of[0] / 2)
-    print(losses)

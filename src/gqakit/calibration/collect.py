@@ -9,11 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from gqakit.calibration.samples import Batch, as_batches, positions_of
+from gqakit.calibration.second_moment import SecondMoment
 from gqakit.core.moments import LayerMoments
 from gqakit.errors import DataError
 from gqakit.families import ModelSpec
@@ -21,6 +23,9 @@ from gqakit.runtime.attention_gqakit import GroupedHeads, mask_with_bias
 from gqakit.runtime.heads_gqakit import LayerHeads
 
 _NAME = "gqakit_calibration"
+LEAST_SAMPLED = 48
+CAUSAL_PARTS = 4
+"""Samples of causal attention are looked at in so many parts, each with the keys up to its last position."""
 
 
 def collect_moments(
@@ -31,9 +36,7 @@ def collect_moments(
 ) -> dict[int, LayerMoments]:
     """Moments of every attention layer over some input, from one forward pass a batch.
 
-    Input moments take every position. What attention does is sampled: each query head is followed at every
-    `num_heads`-th position, another one for each head, so that it costs about as much as the input moments.
-    Products in float32, sums in float64.
+    Input moments take every position. What attention does is sampled; see `sampled_positions`.
 
     Args:
         model: a loaded model, in eval mode; its attention modules ask transformers' attention interface.
@@ -59,61 +62,92 @@ def _on(value: Any, device: torch.device) -> Any:
     return value.to(device) if isinstance(value, Tensor) else value
 
 
+def sampled_positions(heads: int, length: int) -> Tensor:
+    """Where each query head is followed, `[heads, positions]`: half as many in all as the input is long.
+
+    Heads take turns and are spread evenly over the input. A short input is cheap and says little, so at least
+    `LEAST_SAMPLED` are taken where there are so many.
+    """
+    each = min(length, max(1, max(length // 2, LEAST_SAMPLED) // heads))
+    turn = torch.arange(each)[None] * heads + torch.arange(heads)[:, None]
+    return turn * length // (each * heads)
+
+
 class _LayerSums:
     """The running sums of one layer."""
 
     def __init__(self, spec: ModelSpec, layer: int) -> None:
         self.name = spec.name(layer)
         self.num_kv_heads = spec.key_heads[layer]
-        self.input = _Second(spec.hidden_size)
-        self.value = _Second(spec.hidden_size)
-        self.query = _Second(spec.hidden_size) if spec.sites[layer].stack.cross else None
+        self.input = SecondMoment(spec.hidden_size)
+        self.value = SecondMoment(spec.hidden_size)
+        self.query = SecondMoment(spec.hidden_size) if spec.sites[layer].stack.cross else None
         self.rotates = bool(spec.channels.first)
         self.distances = torch.zeros(self.num_kv_heads, 0, dtype=torch.float64)
         self.rows: Tensor | None = None  # the layer's present input, between its two hooks
 
     def see_input(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         """The input of the key projection is the layer's, `[B, S, D]`."""
-        self.rows = _augmented(args[0])
+        self.rows = args[0].detach().float()
         self.input.add(self.rows)
 
     def see_query(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         """The input of the query projection, where that is another."""
         assert self.query is not None
-        self.query.add(_augmented(args[0]))
+        self.query.add(args[0].detach())
 
     def see_attention(
         self, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, causal: bool, cap: float | None
     ) -> None:
         """Queries `[B, H, T, d]` and keys `[B, heads, S, d]`, as they meet after normalisation and rotation."""
-        assert self.rows is not None
-        heads, length, positions = query.shape[1], query.shape[2], key.shape[2]
-        per_head = heads // key.shape[1]  # some families give keys already repeated
-        position = torch.arange(positions, device=query.device)
-        for head in range(heads):
-            sampled = torch.arange(head % min(heads, length), length, heads, device=query.device)
-            scores = query[:, head, sampled].float() @ key[:, head // per_head].float().mT * scaling
-            if cap is not None:
-                scores = cap * torch.tanh(scores / cap)
-            if mask is not None:
-                rows = mask[:, head if mask.shape[1] > 1 else 0][..., :positions]
-                rows = rows[:, sampled] if rows.shape[1] > 1 else rows
-                added = rows.dtype != torch.bool
-                scores = scores + rows if added else scores.masked_fill(~rows, -torch.inf)
-            elif causal:
-                scores = scores.masked_fill(position[None] > sampled[:, None], -torch.inf)
-            weights = scores.softmax(-1)  # [B, sampled, S]
-            self.value.add(weights @ self.rows)
-            if self.rotates:
-                self._see_distances(head * self.num_kv_heads // heads, sampled, position, weights)
+        heads, length = query.shape[1:3]
+        places = sampled_positions(heads, length).to(query.device)
+        if self.rotates and key.shape[2] > self.distances.shape[1]:
+            self.distances = pad(self.distances, (0, key.shape[2] - self.distances.shape[1]))
+        key = key.float()  # some families give keys already repeated
+        parts = CAUSAL_PARTS if causal else 1
+        for part in places.chunk(parts, dim=1):
+            seen = int(part.max()) + 1 if causal else key.shape[2]  # what comes later has no weight
+            self._see_part(query, key[:, :, :seen], mask, scaling, causal, cap, part)
 
-    def _see_distances(self, kv_head: int, sampled: Tensor, position: Tensor, weights: Tensor) -> None:
-        if len(position) > self.distances.shape[1]:
-            grown = self.distances.new_zeros(self.num_kv_heads, len(position))
-            grown[:, : self.distances.shape[1]] = self.distances
-            self.distances = grown
-        distance = (sampled[:, None] - position[None]).clamp_min(0).flatten().cpu()
-        self.distances[kv_head].index_add_(0, distance, weights.sum(0).flatten().double().cpu())
+    def _see_part(
+        self,
+        query: Tensor,
+        key: Tensor,
+        mask: Tensor | None,
+        scaling: float,
+        causal: bool,
+        cap: float | None,
+        places: Tensor,
+    ) -> None:
+        """`see_attention` at some of the sampled positions, `[H, n]`."""
+        assert self.rows is not None
+        head = torch.arange(query.shape[1], device=query.device)[:, None]
+        asking = (query[:, head, places].float() * scaling).unflatten(1, (key.shape[1], -1)).flatten(2, 3)
+        scores = (asking @ key.mT).flatten(1, 2).unflatten(1, places.shape)  # [B, H, n, S]
+        if cap is not None:
+            scores = cap * torch.tanh(scores / cap)
+        if mask is not None:
+            of_head = head if mask.shape[1] > 1 else torch.zeros_like(head)
+            added = mask[:, of_head, places if mask.shape[2] > 1 else 0][..., : key.shape[2]]
+            scores = scores.masked_fill_(~added, -torch.inf) if added.dtype == torch.bool else scores + added
+        elif causal:
+            position = torch.arange(key.shape[2], device=query.device)
+            scores = scores.masked_fill_(position > places[..., None], -torch.inf)
+        weights = scores.softmax(-1)
+        self.value.add(weights.flatten(1, 2) @ self.rows[:, : key.shape[2]])
+        if self.rotates:
+            self._see_distances(places, weights.sum(0))
+
+    def _see_distances(self, places: Tensor, weights: Tensor) -> None:
+        """Weights `[H, n, S]` of the positions `places`, `[H, n]`."""
+        heads, _, length = weights.shape
+        position = torch.arange(length, device=places.device, dtype=torch.int32)
+        reader = torch.arange(heads, device=places.device) * self.num_kv_heads // heads
+        index = (places.int()[..., None] - position).clamp_min_(0) + (length * reader.int())[:, None, None]
+        found = weights.new_zeros(self.num_kv_heads, length)
+        found.view(-1).index_add_(0, index.flatten(), weights.flatten())
+        self.distances[:, :length] += found.cpu()
 
     def moments(self, frequencies: Tensor | None) -> LayerMoments:
         """The averages."""
@@ -121,7 +155,7 @@ class _LayerSums:
         value = self.value.mean() if self.value.count else None
         query = None if self.query is None else self.query.mean()
         for moment in (inputs, value, query):
-            if moment is not None and not bool(torch.isfinite(moment).all()):
+            if moment is not None and not bool(torch.isfinite(moment.sum())):
                 raise DataError(
                     f"layer {self.name}: activations of its attention are not finite on this input; is the model sound?"
                 )
@@ -129,29 +163,6 @@ class _LayerSums:
             return LayerMoments(inputs, value, query=query)
         distances = self.distances / self.distances.sum(1, keepdim=True)
         return LayerMoments(inputs, value, distances, frequencies, query)
-
-
-def _augmented(states: Tensor) -> Tensor:
-    rows = states.detach().float()
-    return torch.cat([rows, rows.new_ones(*rows.shape[:-1], 1)], dim=-1)
-
-
-class _Second:
-    """`Σ x̃ x̃ᵀ` over all rows seen."""
-
-    def __init__(self, width: int) -> None:
-        self.total = torch.zeros(width + 1, width + 1, dtype=torch.float64)
-        self.count = 0
-
-    def add(self, rows: Tensor) -> None:
-        """Add rows `[..., width + 1]`."""
-        rows = rows.flatten(0, -2)
-        self.total += (rows.T @ rows).cpu()
-        self.count += len(rows)
-
-    def mean(self) -> Tensor:
-        """`E[x̃ x̃ᵀ]`."""
-        return self.total / max(self.count, 1)
 
 
 @contextmanager
