@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import torch
 from transformers import PreTrainedModel
 
 from common import Table, arguments, environment
-from gqakit.api.calibrating import TOKENS, spec_of_all
+from gqakit.api.calibrating import spec_of_all
 from gqakit.api.samples import DataSource, batches_of, read_source
 from gqakit.calibration.collect import collect_moments
 from gqakit.inspection import open_model
@@ -50,15 +50,17 @@ def main() -> None:
     text: DataSource = [file] if file.is_file() else ["calibration"]
     for name in options.model or ("smollm2", "minilm", "dinov2"):
         if name == "smollm2":
-            _rows(table, SMOLLM2, [(text, 512, TOKENS), (text, 2048, TOKENS)], options.rounds)
+            _rows(table, SMOLLM2, [(text, 512, 4096), (text, 2048, 4096)], options.rounds)
         elif name == "minilm":
-            _rows(table, MINILM, [(text, 96, TOKENS), (text, 512, TOKENS)], options.rounds)
+            _rows(table, MINILM, [(text, 96, 4032), (text, 512, 4096)], options.rounds)
         else:
             inputs = [(images_of(options.images, "weigh", size), size, 1) for size in options.image_size]
             _rows(table, DINOV2_SMALL, inputs, options.rounds)
 
 
-def _rows(table: Table, which: PackagedModel, inputs: list[tuple[DataSource, int, int]], rounds: int) -> None:
+def _rows(
+    table: Table, which: PackagedModel, inputs: Sequence[tuple[DataSource, int, int]], rounds: int
+) -> None:
     """One model on each of its inputs: what to read; of text, tokens a window and in all."""
     path = fetch(which)
     source, _ = open_model(str(path))

@@ -59,8 +59,8 @@ _ENGINES = (
     Engine(
         "vllm",
         uniform="as it is",
-        grouped="as it is, with gqakit installed beside vLLM (a plugin)",
-        separate="as it is, with the plugin: more KV heads, the common refinement",
+        grouped="as it is: trust_remote_code in its Transformers backend, or gqakit's plugin",
+        separate="as it is, with gqakit's plugin: more KV heads, the common refinement",
         families=("llama",),
         checked="benchmarks/vllm_check.py (CPU)",
     ),

@@ -6,6 +6,7 @@ they are asked for: `GqakitLlamaConfig` is transformers' `LlamaConfig` with a `g
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import transformers
@@ -35,7 +36,24 @@ class GroupedConfig:
         """
         super().__post_init__(**kwargs)  # pyright: ignore[reportAttributeAccessIssue]
         if self.gqakit is not None:  # transformers builds configs without arguments to compare defaults
-            self.layer_heads()
+            layers = self.layer_heads()
+            if "vllm" in sys.modules:
+                self._tell_padded_heads(layers)
+
+    def _tell_padded_heads(self, layers: list[LayerHeads]) -> None:
+        """Give each layer the number of query heads that its groups have when all are as large as the largest.
+
+        Only vLLM reads these, to make its attention; `pad_groups_for_vllm` hands it queries to match.
+        """
+        per_layer: dict[int, dict[str, int]] = {
+            int(index): dict(values)
+            for index, values in self.to_dict().get("per_layer_config", {}).items()  # pyright: ignore[reportAttributeAccessIssue]
+        }
+        for index, heads in enumerate(layers):
+            largest = max(map(heads.key_head_of_query.count, range(heads.num_key_heads)))
+            per_layer.setdefault(index, {})["num_attention_heads"] = heads.num_key_heads * largest
+        self.allow_global_per_layer_attribute_access = True
+        self.per_layer_config = per_layer
 
     def layer_heads(self) -> list[LayerHeads]:
         """The head maps, one entry a layer.

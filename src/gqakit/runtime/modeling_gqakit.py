@@ -20,9 +20,9 @@ from . import configuration_gqakit
 from .adapters_gqakit import adapt, prepare
 from .attention_gqakit import GroupedHeads, grouped_attention_forward
 from .configuration_gqakit import PREFIX, family_class
-from .heads_gqakit import LayerHeads
 
 ATTENTION = "gqakit"
+VLLM = "vllm"  # what its Transformers backend registers its attention as
 AttentionInterface.register(ATTENTION, grouped_attention_forward)
 AttentionMaskInterface.register(ATTENTION, sdpa_mask)
 
@@ -55,19 +55,39 @@ class GroupedModel(PreTrainedModel):
                 f'attn_implementation="{requested_attention}" cannot run grouped heads. '
                 f'Leave it out or pass "{ATTENTION}", which runs PyTorch\'s SDPA over the groups.'
             )
-        if requested_attention == "vllm" and not all(map(_is_ordinary, self.config.layer_heads())):
-            raise ValueError(
-                "vLLM's Transformers backend gives every layer equal groups in order, which these heads are not. "
-                "Use gqakit's vLLM plugin (see docs/serving.md), or `gqakit export --to uniform`."
-            )
+        if requested_attention == VLLM:
+            if any(
+                heads.key_head_of_query != heads.value_head_of_query for heads in self.config.layer_heads()
+            ):
+                raise ValueError(
+                    "vLLM caches as many value heads as key heads, which differ in this checkpoint. "
+                    "Use gqakit's vLLM plugin (see docs/serving.md), or `gqakit export --to uniform`."
+                )
+            pad_groups_for_vllm()
         return super().get_correct_attn_implementation(requested_attention, is_init_check)
 
 
-def _is_ordinary(heads: LayerHeads) -> bool:
-    """Whether consecutive, equal groups of query heads share keys and values alike."""
-    maps, count = heads.key_head_of_query, heads.num_key_heads
-    in_order = tuple(query * count // len(maps) for query in range(len(maps)))
-    return maps == heads.value_head_of_query == in_order and len(maps) % count == 0
+def pad_groups_for_vllm() -> None:
+    """Have vLLM's attention function get groups of one size: each group's rows padded to the largest's.
+
+    vLLM makes a layer's attention from numbers of heads, which `GroupedConfig` tells it with the padding in.
+    """
+    function: Any = AttentionInterface()[VLLM]
+    if getattr(function, "pads_groups", False):
+        return
+
+    def forward(module: Any, query: torch.Tensor, *states: Any, **kwargs: Any) -> tuple[torch.Tensor, None]:
+        heads = getattr(module, "grouped_heads", None)
+        if heads is None or heads.ordinary:
+            return function(module, query, *states, **kwargs)
+        packing = heads.padded.keys
+        rows = query.index_select(1, packing.query_of_slot.on(query.device))
+        out, _ = function(module, rows, *states, **kwargs)  # [tokens, slots · d]
+        slots = out.unflatten(-1, (rows.shape[1], -1))
+        return slots.index_select(-2, packing.slot_of_query.on(out.device)).flatten(-2), None
+
+    forward.pads_groups = True  # pyright: ignore[reportFunctionMemberAccess]
+    AttentionInterface.register(VLLM, forward)
 
 
 def install_grouped_heads(model: PreTrainedModel) -> None:
