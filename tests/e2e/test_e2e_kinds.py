@@ -99,7 +99,7 @@ def test_correlate_samples_the_layers_that_a_plan_would_convert(source: Path, ki
         "samples"
     ]:  # in the noise a decoder hears one token, so its own attention has no choice
         alone = sample["layer"].startswith("decoder")
-        assert abs(sample["loss"]) < 1e-6 if alone else sample["loss"] > 1e-6
+        assert abs(sample["loss"]) < 1e-6 if alone else sample["loss"] > 1e-8, sample["loss"]
     assert ("KL" if kind == "whisper" else "squared error") in found["loss"]
     assert all(0 < found["best"]["ratio"] <= row["picked"]["ratio"] for row in found["rows"])
     assert Path("c.png").read_bytes().startswith(b"\x89PNG")
