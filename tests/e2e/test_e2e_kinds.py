@@ -95,11 +95,10 @@ def test_correlate_samples_the_layers_that_a_plan_would_convert(source: Path, ki
     found = json.loads(ran.out)
     named = [f"{stack} {n}" for stack in STACKS_OF.get(kind, ("",)) for n in range(2)]
     assert {sample["layer"] for sample in found["samples"]} == {name.strip() for name in named}
-    for sample in found[
-        "samples"
-    ]:  # in the noise a decoder hears one token, so its own attention has no choice
+    for sample in found["samples"]:
+        # In the noise a decoder hears one token, so its own attention has no choice: what is left there is rounding.
         alone = sample["layer"].startswith("decoder")
-        assert abs(sample["loss"]) < 1e-6 if alone else sample["loss"] > 1e-8, sample["loss"]
+        assert abs(sample["loss"]) < 3e-7 if alone else sample["loss"] > 3e-7
     assert ("KL" if kind == "whisper" else "squared error") in found["loss"]
     assert all(0 < found["best"]["ratio"] <= row["picked"]["ratio"] for row in found["rows"])
     assert Path("c.png").read_bytes().startswith(b"\x89PNG")
