@@ -117,8 +117,9 @@ def test_without_numba_pytorch_does_it(monkeypatch):
             raise ImportError(name)
         return real(name, *args, **kwargs)
 
-    monkeypatch.delitem(sys.modules, "gqakit.runtime.kernels_gqakit")
-    monkeypatch.delattr("gqakit.runtime.kernels_gqakit")
+    for name in ("kernels_gqakit", "vectors_gqakit"):
+        monkeypatch.delitem(sys.modules, f"gqakit.runtime.{name}")
+        monkeypatch.delattr(f"gqakit.runtime.{name}")
     monkeypatch.setattr(builtins, "__import__", refuse)
     attention_gqakit.compiled_kernels.cache_clear()
     try:

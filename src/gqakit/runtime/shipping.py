@@ -12,6 +12,7 @@ SHIPPED_FILES = (
     "kernels_gqakit.py",
     "modeling_gqakit.py",
     "packing_gqakit.py",
+    "vectors_gqakit.py",
 )
 
 
