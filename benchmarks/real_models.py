@@ -92,18 +92,18 @@ def remember_choices() -> None:
     """The budgets of a way share its search, which does not depend on them. Forgets what was found before."""
     found: dict[tuple[Any, ...], SlotChoices] = {}
 
-    def once(
-        shape: SlotShape,
-        read: Callable[[], LayerStats],
-        method: GroupingMethod,
-        rule: MergeRule,
-        seed: int,
-        *,
-        compare: bool = False,
-    ) -> SlotChoices:
-        key = shape.layer, shape.side, tuple(shape.counts.items()), method.name, rule.name, seed, compare
+    def once(shape: SlotShape, read: Any, method: GroupingMethod, rule: MergeRule, *how: Any, **more: Any):
+        key = (
+            shape.layer,
+            shape.side,
+            tuple(shape.counts.items()),
+            method.name,
+            rule.name,
+            how,
+            *more.values(),
+        )
         if key not in found:
-            found[key] = choices_of_slot(shape, read, method, rule, seed, compare=compare)
+            found[key] = choices_of_slot(shape, read, method, rule, *how, **more)
         return found[key]
 
     planner.choices_of_slot = once
