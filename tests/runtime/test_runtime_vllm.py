@@ -57,6 +57,13 @@ def test_keys_and_values_apart_are_refused(in_vllm):
         model.set_attn_implementation("vllm")
 
 
+def test_without_vllm_its_attention_is_unknown():
+    register()
+    model = build(grouped_raw(stock_config("llama"), SAME))
+    with pytest.raises(ValueError, match="vllm"):
+        model.set_attn_implementation("vllm")
+
+
 def test_without_vllm_the_config_says_what_the_checkpoint_does():
     register()
     config = AutoConfig.for_model(**grouped_raw(stock_config("llama"), [(UNEQUAL, UNEQUAL)] * 4))

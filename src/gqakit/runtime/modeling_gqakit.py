@@ -55,7 +55,7 @@ class GroupedModel(PreTrainedModel):
                 f'attn_implementation="{requested_attention}" cannot run grouped heads. '
                 f'Leave it out or pass "{ATTENTION}", which runs PyTorch\'s SDPA over the groups.'
             )
-        if requested_attention == VLLM:
+        if requested_attention == VLLM and VLLM in AttentionInterface():
             if any(
                 heads.key_head_of_query != heads.value_head_of_query for heads in self.config.layer_heads()
             ):
