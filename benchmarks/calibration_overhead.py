@@ -54,7 +54,7 @@ def main() -> None:
         elif name == "minilm":
             _rows(table, MINILM, [(text, 96, 4032), (text, 512, 4096)], options.rounds)
         else:
-            inputs = [(images_of(options.images, "weigh", size), size, 1) for size in options.image_size]
+            inputs = [(images_of(options.images, "calibrate", size), size, 1) for size in options.image_size]
             _rows(table, DINOV2_SMALL, inputs, options.rounds)
 
 

@@ -54,7 +54,7 @@ class Language:
         *,
         windows: int = 16,
         test: int = 8,
-        window: int = 256,
+        window: int = 128,
         measured: int = 512,
     ) -> None:
         self.bench = Workbench.on_smollm2(wikitext, work)

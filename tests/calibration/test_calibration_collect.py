@@ -12,7 +12,7 @@ from gqakit.calibration.collect import LEAST_SAMPLED, collect_moments, sampled_p
 from gqakit.errors import DataError
 from gqakit.inspection import open_model
 
-HEADS, LAYERS = 8, 4
+HEADS, LAYERS, WIDTH = 8, 4, 32
 
 
 def load(path) -> LlamaForCausalLM:
@@ -44,7 +44,7 @@ def by_hand(path, windows: Tensor, kv_heads: int) -> list[tuple[Tensor, Tensor, 
                 x = torch.cat([inputs[layer], torch.ones(length, 1).double()], 1)
                 sums[layer][0] += x.T @ x
                 for head in range(HEADS):
-                    for position in sampled_positions(HEADS, length)[head].tolist():
+                    for position in sampled_positions(HEADS, length, WIDTH)[head].tolist():
                         share = attentions[layer][0, head, position]
                         delivered = share @ x
                         sums[layer][1] += torch.outer(delivered, delivered)
@@ -73,13 +73,14 @@ def test_moments_are_the_averages(tiny_llama, kv_heads, length):
 
 @pytest.mark.parametrize("heads", [1, 3, 8, 12, 96])
 @pytest.mark.parametrize("length", [1, 2, 7, 64, 96, 511, 2048])
-def test_heads_share_the_positions_evenly(heads, length):
-    places = sampled_positions(heads, length)
+@pytest.mark.parametrize("width", [64, 1024])
+def test_heads_share_the_positions_evenly(heads, length, width):
+    places = sampled_positions(heads, length, width)
     assert len(places) == heads
     assert places.min() == 0 or length > 1
     assert 0 <= places.min() <= places.max() < length
     each = places.shape[1]
-    assert each == min(length, max(1, max(length // 2, LEAST_SAMPLED) // heads))
+    assert each == min(length, max(1, max(min(length, width) // 2, LEAST_SAMPLED) // heads))
     assert all(len(set(row)) == each for row in places.tolist())  # a head looks at no position twice
     assert (places.diff(dim=1) >= length // each).all()
     counts = torch.bincount(places.flatten(), minlength=length)

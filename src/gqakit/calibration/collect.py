@@ -23,7 +23,7 @@ from gqakit.runtime.attention_gqakit import GroupedHeads, mask_with_bias
 from gqakit.runtime.heads_gqakit import LayerHeads
 
 _NAME = "gqakit_calibration"
-LEAST_SAMPLED = 48
+LEAST_SAMPLED = 32
 CAUSAL_PARTS = 4
 """Samples of causal attention are looked at in so many parts, each with the keys up to its last position."""
 
@@ -62,13 +62,15 @@ def _on(value: Any, device: torch.device) -> Any:
     return value.to(device) if isinstance(value, Tensor) else value
 
 
-def sampled_positions(heads: int, length: int) -> Tensor:
-    """Where each query head is followed, `[heads, positions]`: half as many in all as the input is long.
+def sampled_positions(heads: int, length: int, width: int) -> Tensor:
+    """Where each query head is followed, `[heads, positions]`: in all at half of the input's positions.
 
-    Heads take turns and are spread evenly over the input. A short input is cheap and says little, so at least
-    `LEAST_SAMPLED` are taken where there are so many.
+    Heads take turns and are spread evenly over the input. Every position looks at all before it, so of a long input at
+    most half of the model's width are taken: then following them costs a like share of the forward pass at any length.
+    A short input is cheap and says little, so at least `LEAST_SAMPLED` are taken where there are so many.
     """
-    each = min(length, max(1, max(length // 2, LEAST_SAMPLED) // heads))
+    wanted = max(LEAST_SAMPLED, min(length, width) // 2)
+    each = min(length, max(1, wanted // heads))
     turn = torch.arange(each)[None] * heads + torch.arange(heads)[:, None]
     return turn * length // (each * heads)
 
@@ -100,8 +102,9 @@ class _LayerSums:
         self, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, causal: bool, cap: float | None
     ) -> None:
         """Queries `[B, H, T, d]` and keys `[B, heads, S, d]`, as they meet after normalisation and rotation."""
+        assert self.rows is not None
         heads, length = query.shape[1:3]
-        places = sampled_positions(heads, length).to(query.device)
+        places = sampled_positions(heads, length, self.rows.shape[-1]).to(query.device)
         if self.rotates and key.shape[2] > self.distances.shape[1]:
             self.distances = pad(self.distances, (0, key.shape[2] - self.distances.shape[1]))
         key = key.float()  # some families give keys already repeated
