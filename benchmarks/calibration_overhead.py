@@ -4,7 +4,8 @@
 
 The stock model, and the same model with its moments collected, take turns in every round, in turn first and second. Times
 are of the processor, of one thread; ratios are medians over the rounds of the two times of one round, with the quartiles in
-brackets. A language model is compared with itself giving the logits of the last position only, as calibration needs none.
+brackets. Text is as long as `calibrate` takes it by itself. A language model is compared with itself giving the logits of the
+last position only, as calibration needs none.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import torch
 from transformers import PreTrainedModel
 
 from common import Table, arguments, environment
-from gqakit.api.calibrating import spec_of_all
+from gqakit.api.calibrating import TOKENS, spec_of_all
 from gqakit.api.samples import DataSource, batches_of, read_source
 from gqakit.calibration.collect import collect_moments
 from gqakit.inspection import open_model
@@ -50,9 +51,9 @@ def main() -> None:
     text: DataSource = [file] if file.is_file() else ["calibration"]
     for name in options.model or ("smollm2", "minilm", "dinov2"):
         if name == "smollm2":
-            _rows(table, SMOLLM2, [(text, 512, 4096), (text, 2048, 4096)], options.rounds)
+            _rows(table, SMOLLM2, [(text, 512, TOKENS), (text, 2048, TOKENS)], options.rounds)
         elif name == "minilm":
-            _rows(table, MINILM, [(text, 96, 4032), (text, 512, 4096)], options.rounds)
+            _rows(table, MINILM, [(text, 96, TOKENS), (text, 512, TOKENS)], options.rounds)
         else:
             inputs = [(images_of(options.images, "calibrate", size), size, 1) for size in options.image_size]
             _rows(table, DINOV2_SMALL, inputs, options.rounds)

@@ -19,29 +19,28 @@ def tables(
     """Mean ± standard deviation over seeds after each epoch, and the difference to a baseline, seed by seed."""
     better = "more" if subject.higher else "less"
     after = [f"after {epoch}" for epoch in range(1, epochs + 1)]
-    for size in sizes:
-        rows = {way: [c for c in cells.of(subject.name, way, size) if c.curve] for way in ways}
-        if not any(rows.values()):
+    table = Table(
+        f"{subject.name}: {subject.score} ({better} is better)",
+        "KV bytes", "way", "kept", "seeds", "before training", *after, f"last, against {baseline}",
+    )  # fmt: skip
+    rows = [(WHOLE, SOURCE), *((size, way) for size in sizes for way in ways)]
+    for size, way in rows:
+        made = cells.of(subject.name, way, size)
+        found = [cell for cell in made if cell.curve]
+        if not found:
+            if made:
+                table.row(size, way, "has no such size", *["-"] * (epochs + 3))
             continue
-        rows = {SOURCE: cells.of(subject.name, SOURCE, WHOLE), **rows}
-        table = Table(
-            f"{subject.name}, {size} of the KV bytes: {subject.score} ({better} is better)",
-            "way", "kept", "seeds", "before training", *after, f"last, against {baseline}",
-        )  # fmt: skip
-        others = {cell.seed: cell for cell in rows[baseline]}
-        for way, found in rows.items():
-            if not found:
-                table.row(way, "-", "-", *["-"] * (epochs + 2))
-                continue
-            scores = [[cell.curve[epoch][subject.score] for cell in found] for epoch in range(epochs + 1)]
-            gains = [
-                cell.curve[-1][subject.score] - others[cell.seed].curve[-1][subject.score]
-                for cell in found
-                if cell.seed in others
-            ]
-            kept = mean(cell.kept for cell in found)
-            against = spread(gains, "+") if gains and way != baseline else ""
-            table.row(way, f"{kept:.3f}", str(len(found)), *map(spread, scores), against)
+        scores = [[cell.curve[epoch][subject.score] for cell in found] for epoch in range(epochs + 1)]
+        others = {cell.seed: cell for cell in cells.of(subject.name, baseline, size) if cell.curve}
+        gains = [
+            cell.curve[-1][subject.score] - others[cell.seed].curve[-1][subject.score]
+            for cell in found
+            if cell.seed in others
+        ]
+        kept = mean(cell.kept for cell in found)
+        against = spread(gains, "+") if gains and way != baseline else ""
+        table.row(size, way, f"{kept:.3f}", str(len(found)), *map(spread, scores), against)
     seconds = sum(cell.seconds for cell in cells.found.values() if cell.subject == subject.name)
     print(f"\n{seconds:,.0f} s of processor time in these cells.")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -62,6 +62,7 @@ def _on(value: Any, device: torch.device) -> Any:
     return value.to(device) if isinstance(value, Tensor) else value
 
 
+@lru_cache(maxsize=64)
 def sampled_positions(heads: int, length: int, width: int) -> Tensor:
     """Where each query head is followed, `[heads, positions]`: in all at half of the input's positions.
 

@@ -8,12 +8,16 @@ from torch import Tensor
 PANELS = 4
 """A product of rows with themselves is symmetric: made in so many panels, from the diagonal on, it is 5/8 of the work."""
 
+ENOUGH = 512
+"""With so many rows a product takes several times as long as adding it to the sum."""
+
 
 class SecondMoment:
     """`Σ x xᵀ`, `Σ x` and the count of all rows seen.
 
-    Where fewer come than half of their width they wait, copied, until there are enough, so that few large products are
-    made. Products are in float32, sums over them in float64.
+    Where few come they wait, copied, until there are enough, so that few large products are made: as many as they are
+    wide but no more than `ENOUGH`, or half as many as they are wide where that is more. Products are in float32, sums
+    over them in float64.
 
     Args:
         width: channels of a row.
@@ -22,7 +26,7 @@ class SecondMoment:
     def __init__(self, width: int) -> None:
         self.count = 0
         self._width = width
-        self._enough = max(1, width // 2)
+        self._enough = max(width // 2, min(width, ENOUGH))
         step = -(-width // PANELS)
         self._panels = [slice(start, min(start + step, width)) for start in range(0, width, step)]
         self._products = torch.zeros(width, width, dtype=torch.float64)  # from the diagonal panels on
