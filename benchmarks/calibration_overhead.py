@@ -4,8 +4,8 @@
 
 The stock model, and the same model with its moments collected, take turns in every round, in turn first and second. Times
 are of the processor, of one thread; ratios are medians over the rounds of the two times of one round, with the quartiles in
-brackets. Text is as long as `calibrate` takes it by itself. A language model is compared with itself giving the logits of the
-last position only, as calibration needs none.
+brackets. Text is as long as `calibrate` takes it by itself. A language model is compared with itself giving the logits of
+the last position only, as calibration needs none.
 """
 
 from __future__ import annotations
