@@ -60,7 +60,10 @@ def plot(path: Path, cells: Cells, subject: Subject, ways: Ways, sizes: Sequence
         for place, (title, epoch) in zip(axes, when.items(), strict=True):
             _draw(place, cells, subject, ways, sizes, epoch)
             axes_of(place, f"{subject.name}, {title}", "KV bytes kept", subject.score)
-        axes[0].legend(frameon=False, fontsize=8)
+        lines, names = axes[0].get_legend_handles_labels()
+        axes[0].figure.legend(
+            lines, names, loc="outside lower center", ncols=len(names), frameon=False, fontsize=8
+        )
 
 
 def _draw(axes: Any, cells: Cells, subject: Subject, ways: Ways, sizes: Sequence[str], epoch: int) -> None:
