@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
 
@@ -62,7 +63,6 @@ def _on(value: Any, device: torch.device) -> Any:
     return value.to(device) if isinstance(value, Tensor) else value
 
 
-@lru_cache(maxsize=64)
 def sampled_positions(heads: int, length: int, width: int) -> Tensor:
     """Where each query head is followed, `[heads, positions]`: in all at half of the input's positions.
 
@@ -74,6 +74,38 @@ def sampled_positions(heads: int, length: int, width: int) -> Tensor:
     each = min(length, max(1, wanted // heads))
     turn = torch.arange(each)[None] * heads + torch.arange(heads)[:, None]
     return turn * length // (each * heads)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Some of the sampled positions, with what follows from them alone; the same for all layers and windows alike.
+
+    Attributes:
+        places: `[H, n]`. seen: so many keys are looked at.
+        later: keys after each position, `[H, n, seen]`; None where those have weight too.
+        bins: the distance of each key, `[H * n * seen]`, counted on by KV heads.
+    """
+
+    places: Tensor
+    seen: int
+    later: Tensor | None
+    bins: Tensor
+
+
+@lru_cache(maxsize=16)
+def _sample(
+    heads: int, kv_heads: int, length: int, keys: int, width: int, causal: bool, device: torch.device
+) -> tuple[_Part, ...]:
+    """The parts in which queries `[heads, length]` are followed to their keys."""
+    parts: list[_Part] = []
+    reader = torch.arange(heads) * kv_heads // heads
+    for places in sampled_positions(heads, length, width).chunk(CAUSAL_PARTS if causal else 1, dim=1):
+        seen = int(places.max()) + 1 if causal else keys  # what comes later has no weight
+        back = places.int()[..., None] - torch.arange(seen, dtype=torch.int32)
+        later = (back < 0).to(device) if causal else None
+        bins = back.clamp_min(0) + (seen * reader.int())[:, None, None]
+        parts.append(_Part(places.to(device), seen, later, bins.flatten().to(device)))
+    return tuple(parts)
 
 
 class _LayerSums:
@@ -104,28 +136,21 @@ class _LayerSums:
     ) -> None:
         """Queries `[B, H, T, d]` and keys `[B, heads, S, d]`, as they meet after normalisation and rotation."""
         assert self.rows is not None
-        heads, length = query.shape[1:3]
-        places = sampled_positions(heads, length, self.rows.shape[-1]).to(query.device)
-        if self.rotates and key.shape[2] > self.distances.shape[1]:
-            self.distances = pad(self.distances, (0, key.shape[2] - self.distances.shape[1]))
+        heads, length, keys = *query.shape[1:3], key.shape[2]
+        if self.rotates and keys > self.distances.shape[1]:
+            self.distances = pad(self.distances, (0, keys - self.distances.shape[1]))
         key = key.float()  # some families give keys already repeated
-        parts = CAUSAL_PARTS if causal else 1
-        for part in places.chunk(parts, dim=1):
-            seen = int(part.max()) + 1 if causal else key.shape[2]  # what comes later has no weight
-            self._see_part(query, key[:, :, :seen], mask, scaling, causal, cap, part)
+        width = self.rows.shape[-1]
+        for part in _sample(heads, self.num_kv_heads, length, keys, width, causal, query.device):
+            self._see_part(query, key[:, :, : part.seen], mask, scaling, cap, part)
+        self.rows = None
 
     def _see_part(
-        self,
-        query: Tensor,
-        key: Tensor,
-        mask: Tensor | None,
-        scaling: float,
-        causal: bool,
-        cap: float | None,
-        places: Tensor,
+        self, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, cap: float | None, part: _Part
     ) -> None:
-        """`see_attention` at some of the sampled positions, `[H, n]`."""
+        """`see_attention` at some of the sampled positions."""
         assert self.rows is not None
+        places = part.places
         head = torch.arange(query.shape[1], device=query.device)[:, None]
         asking = (query[:, head, places].float() * scaling).unflatten(1, (key.shape[1], -1)).flatten(2, 3)
         scores = (asking @ key.mT).flatten(1, 2).unflatten(1, places.shape)  # [B, H, n, S]
@@ -135,23 +160,14 @@ class _LayerSums:
             of_head = head if mask.shape[1] > 1 else torch.zeros_like(head)
             added = mask[:, of_head, places if mask.shape[2] > 1 else 0][..., : key.shape[2]]
             scores = scores.masked_fill_(~added, -torch.inf) if added.dtype == torch.bool else scores + added
-        elif causal:
-            position = torch.arange(key.shape[2], device=query.device)
-            scores = scores.masked_fill_(position > places[..., None], -torch.inf)
+        elif part.later is not None:
+            scores = scores.masked_fill_(part.later, -torch.inf)
         weights = scores.softmax(-1)
-        self.value.add(weights.flatten(1, 2) @ self.rows[:, : key.shape[2]])
+        self.value.add(weights.flatten(1, 2) @ self.rows[:, : part.seen])
         if self.rotates:
-            self._see_distances(places, weights.sum(0))
-
-    def _see_distances(self, places: Tensor, weights: Tensor) -> None:
-        """Weights `[H, n, S]` of the positions `places`, `[H, n]`."""
-        heads, _, length = weights.shape
-        position = torch.arange(length, device=places.device, dtype=torch.int32)
-        reader = torch.arange(heads, device=places.device) * self.num_kv_heads // heads
-        index = (places.int()[..., None] - position).clamp_min_(0) + (length * reader.int())[:, None, None]
-        found = weights.new_zeros(self.num_kv_heads, length)
-        found.view(-1).index_add_(0, index.flatten(), weights.flatten())
-        self.distances[:, :length] += found.cpu()
+            found = weights.new_zeros(self.num_kv_heads, part.seen)
+            found.view(-1).index_add_(0, part.bins, weights.sum(0).flatten())
+            self.distances[:, : part.seen] += found.cpu()
 
     def moments(self, frequencies: Tensor | None) -> LayerMoments:
         """The averages."""
