@@ -34,6 +34,7 @@ def main() -> None:
     parser = arguments(__doc__ or "")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--model", action="append", help="smollm2, minilm, dinov2 (default: all)")
+    parser.add_argument("--window", type=int, nargs="+", help="tokens of each (default: two of each model)")
     parser.add_argument("--images", type=Path, default=Path("../shared/data/cifar10-9000.npz"))
     parser.add_argument("--image-size", type=int, nargs="+", default=[112, 224])
     options = parser.parse_args()
@@ -51,9 +52,19 @@ def main() -> None:
     text: DataSource = [file] if file.is_file() else ["calibration"]
     for name in options.model or ("smollm2", "minilm", "dinov2"):
         if name == "smollm2":
-            _rows(table, SMOLLM2, [(text, 512, TOKENS), (text, 2048, TOKENS)], options.rounds)
+            _rows(
+                table,
+                SMOLLM2,
+                [(text, window, TOKENS) for window in options.window or (512, 2048)],
+                options.rounds,
+            )
         elif name == "minilm":
-            _rows(table, MINILM, [(text, 96, TOKENS), (text, 512, TOKENS)], options.rounds)
+            _rows(
+                table,
+                MINILM,
+                [(text, window, TOKENS) for window in options.window or (96, 512)],
+                options.rounds,
+            )
         else:
             inputs = [(images_of(options.images, "calibrate", size), size, 1) for size in options.image_size]
             _rows(table, DINOV2_SMALL, inputs, options.rounds)
