@@ -8,16 +8,16 @@ from torch import Tensor
 PANELS = 4
 """A product of rows with themselves is symmetric: made in so many panels, from the diagonal on, it is 5/8 of the work."""
 
-ENOUGH = 512
-"""With so many rows a product takes several times as long as adding it to the sum."""
+ENOUGH = 1024
+"""With so many rows a product takes many times as long as adding it to the sum."""
 
 
 class SecondMoment:
     """`Σ x xᵀ`, `Σ x` and the count of all rows seen.
 
-    Where few come they wait, copied, until there are enough, so that few large products are made: as many as they are
-    wide but no more than `ENOUGH`, or half as many as they are wide where that is more. Products are in float32, sums
-    over them in float64.
+    Where few come they wait, copied, until there are enough, so that few large products are made: twice as many as they
+    are wide but no more than `ENOUGH`, or half as many as they are wide where that is more. Products are in float32,
+    sums over them in float64.
 
     Args:
         width: channels of a row.
@@ -26,7 +26,7 @@ class SecondMoment:
     def __init__(self, width: int) -> None:
         self.count = 0
         self._width = width
-        self._enough = max(width // 2, min(width, ENOUGH))
+        self._enough = max(1, width // 2, min(2 * width, ENOUGH))
         step = -(-width // PANELS)
         self._panels = [slice(start, min(start + step, width)) for start in range(0, width, step)]
         self._products = torch.zeros(width, width, dtype=torch.float64)  # from the diagonal panels on
@@ -38,7 +38,7 @@ class SecondMoment:
         """Take rows `[..., width]`."""
         rows = rows.flatten(0, -2)
         self.count += len(rows)
-        if not self._filled and len(rows) >= self._enough:  # enough for a product of their own
+        if not self._filled and 2 * len(rows) >= self._enough:  # not worth a copy
             self._take(rows.float())
             return
         if not len(self._waiting):
