@@ -42,6 +42,8 @@ from gqakit.report.drawing import COLOURS, axes_of, figure
 from gqakit.zoo import DINOV2_SMALL, fetch
 
 DATASETS = {"cifar10": "CIFAR-10", "fashion": "Fashion-MNIST"}
+SIZES = {"cifar10": 42, "fashion": 28}
+"""Pixels, where nothing is said: patches have 14, so that attention is over 10 positions and over 5."""
 CIFAR = Path(__file__).resolve().parents[2] / "shared" / "data" / "cifar10-9000.npz"
 WINDOWS = (100, 300, 500)
 METHODS = ("gqa", "kdgqa", "dgqa-ema", "dgqa-diff", "pgqa", "fold")
@@ -102,8 +104,12 @@ class Bench:
 
     def __init__(self, chosen: argparse.Namespace) -> None:
         self.chosen = chosen
-        self.settings: dict[str, Any] = {name: getattr(chosen, name) for name in SETTINGS}
+        self.settings: dict[str, dict[str, Any]] = {d: self._settings(d) for d in chosen.dataset}
         self.kept: dict[str, dict[str, dict[str, Any]]] = {d: self._kept(d) for d in chosen.dataset}
+
+    def _settings(self, dataset: str) -> dict[str, Any]:
+        given = {name: getattr(self.chosen, name) for name in SETTINGS}
+        return {**given, "image_size": self.chosen.image_size or SIZES[dataset]}
 
     def _path(self, dataset: str) -> Path:
         return self.chosen.work / f"key_driven-{dataset}.json"
@@ -114,7 +120,7 @@ class Bench:
         if not path.is_file():
             return {}
         found = json.loads(path.read_text(encoding="utf-8"))
-        if found["settings"] != self.settings:
+        if found["settings"] != self.settings[dataset]:
             raise SystemExit(f"{path} was made with {found['settings']}; give those, or another --work")
         return found["cells"]
 
@@ -148,7 +154,7 @@ class Bench:
             as_published=variant.as_published,
             seed=cell.seed,
             save_steps=100,
-            **self.settings,
+            **self.settings[cell.dataset],
         )
         train, test = self.images[cell.dataset]
         used = time.process_time()
@@ -174,7 +180,7 @@ class Bench:
             "environment": environment(),
         }
         partial = self._path(cell.dataset).with_suffix(".partial")
-        partial.write_text(json.dumps({"settings": self.settings, "cells": cells}, indent=1))
+        partial.write_text(json.dumps({"settings": self.settings[cell.dataset], "cells": cells}, indent=1))
         partial.replace(self._path(cell.dataset))
         shutil.rmtree(out)
 
@@ -192,14 +198,15 @@ class Bench:
     def show(self) -> None:
         """The tables and the plot of what is finished."""
         print(environment())
-        print(f"settings: {self.settings}")
         rows = [*OURS, *PUBLISHED]
         for dataset in self.chosen.dataset:
             done = [v for v in rows if self.of(dataset, v)]
             if not done:
                 continue
+            settings = self.settings[dataset]
+            print(f"\n{DATASETS[dataset]}: {settings}")
             table = Table(
-                f"{DATASETS[dataset]}: accuracy on {self.settings['held_out']:,} images not trained on",
+                f"{DATASETS[dataset]}: accuracy on {settings['held_out']:,} images not trained on",
                 *("method", "mean", "spread", "least to most", "seeds", "− gqa, same seeds", "cross-entropy"),
                 *("frozen", "distance from the source's features", "unequal layers", "processor min"),
             )
@@ -294,7 +301,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--seed", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--ours-only", action="store_true", help="leave out what is as published")
     parser.add_argument("--show", action="store_true", help="print what is there, run nothing")
-    parser.add_argument("--image-size", type=int, default=42)
+    parser.add_argument("--image-size", type=int, help=f"pixels (default: {SIZES})")
     parser.add_argument("--samples", type=int, default=2400, help="images to train on")
     parser.add_argument("--held-out", type=int, default=1000, help="images to test on")
     parser.add_argument("--batch-size", type=int, default=6)
