@@ -50,24 +50,15 @@ def main() -> None:
     )
     file = options.wikitext / "valid.txt"
     text: DataSource = [file] if file.is_file() else ["calibration"]
-    for name in options.model or ("smollm2", "minilm", "dinov2"):
-        if name == "smollm2":
-            _rows(
-                table,
-                SMOLLM2,
-                [(text, window, TOKENS) for window in options.window or (512, 2048)],
-                options.rounds,
-            )
-        elif name == "minilm":
-            _rows(
-                table,
-                MINILM,
-                [(text, window, TOKENS) for window in options.window or (96, 512)],
-                options.rounds,
-            )
+    texts = {"smollm2": (SMOLLM2, (512, 2048)), "minilm": (MINILM, (96, 512))}
+    for name in options.model or (*texts, "dinov2"):
+        if name in texts:
+            model, windows = texts[name]
+            inputs = [(text, window, TOKENS) for window in options.window or windows]
         else:
+            model = DINOV2_SMALL
             inputs = [(images_of(options.images, "calibrate", size), size, 1) for size in options.image_size]
-            _rows(table, DINOV2_SMALL, inputs, options.rounds)
+        _rows(table, model, inputs, options.rounds)
 
 
 def _rows(

@@ -92,7 +92,7 @@ class _Part:
     bins: Tensor
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=4)
 def _sample(
     heads: int, kv_heads: int, length: int, keys: int, width: int, causal: bool, device: torch.device
 ) -> tuple[_Part, ...]:
@@ -207,6 +207,7 @@ def _watched(model: PreTrainedModel, spec: ModelSpec, layers: list[_LayerSums]) 
         for handle in handles:
             handle.remove()
         model.set_attn_implementation(attention)
+        _sample.cache_clear()  # long windows' are large
         watched.clear()  # the registered function stays behind and must not keep the model alive
 
 
