@@ -117,7 +117,7 @@ def test_without_numba_pytorch_does_it(monkeypatch):
             raise ImportError(name)
         return real(name, *args, **kwargs)
 
-    for name in ("kernels_gqakit", "vectors_gqakit"):
+    for name in ("kernels_gqakit", "loops_gqakit", "vectors_gqakit"):
         monkeypatch.delitem(sys.modules, f"gqakit.runtime.{name}")
         monkeypatch.delattr(f"gqakit.runtime.{name}")
     monkeypatch.setattr(builtins, "__import__", refuse)

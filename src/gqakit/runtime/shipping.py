@@ -10,6 +10,7 @@ SHIPPED_FILES = (
     "configuration_gqakit.py",
     "heads_gqakit.py",
     "kernels_gqakit.py",
+    "loops_gqakit.py",
     "modeling_gqakit.py",
     "packing_gqakit.py",
     "vectors_gqakit.py",

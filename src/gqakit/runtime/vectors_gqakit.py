@@ -1,7 +1,7 @@
 """Eight float32 in a register of the processor, as a type that functions compiled by numba can hold.
 
-This file is copied into every grouped checkpoint, so it imports nothing of gqakit. Only `kernels_gqakit` uses it. What
-numba keeps on disk it renews when the file of the function itself changes: touch `kernels_gqakit` with this one.
+This file is copied into every grouped checkpoint, so it imports nothing of gqakit. Only `loops_gqakit` and `kernels_gqakit`
+use it. What numba keeps on disk it renews when the file of the function itself changes: touch `loops_gqakit` with this one.
 """
 
 from __future__ import annotations
