@@ -62,7 +62,7 @@ def plot(path: Path, cells: Cells, subject: Subject, ways: Ways, sizes: Sequence
             axes_of(place, f"{subject.name}, {title}", "KV bytes kept", subject.score)
         lines, names = axes[0].get_legend_handles_labels()
         axes[0].figure.legend(
-            lines, names, loc="outside lower center", ncols=len(names), frameon=False, fontsize=8
+            lines, names, loc="outside lower center", ncols=min(len(names), 3), frameon=False, fontsize=8
         )
 
 

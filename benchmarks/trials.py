@@ -12,7 +12,7 @@ import re
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Protocol
@@ -36,7 +36,7 @@ from gqakit.training.trainable import parameter_groups
 
 Scores = Mapping[str, float]
 Ways = Mapping[str, Mapping[str, Any]]
-"""Options of a plan by the name that a table gives them."""
+"""Options of a plan by the name that a table gives them; `rate` beside them multiplies the rate of training."""
 SOURCE, WHOLE = "source", "1"
 """A conversion that changes nothing, trained as the others are: its way and its size."""
 _UNCHANGED = {"method": "neighbour", "merge": "mean", "allocation": "uniform"}
@@ -88,7 +88,7 @@ class Cell:
 
     Attributes:
         kept: KV bytes that the plan keeps, of 1.
-        groups: digest of the plan's groups; equal ones are one conversion and are trained once a seed.
+        groups: digest of the plan's groups and of a rate of its own; equal ones are trained once a seed.
         curve: scores after 0, 1, 2, … epochs; empty where the way has no such size.
         seconds: processor time, of planning, training and scoring.
     """
@@ -174,9 +174,10 @@ def run_cell(
     """Plan, convert, train and score."""
     began = time.process_time()
     source, spec = open_model(str(subject.source))
-    plan = _plan(subject, way, options, size, seed, work)
+    rate = float(options.get("rate", 1.0))
+    plan = _plan(subject, way, {k: v for k, v in options.items() if k != "rate"}, size, seed, work)
     plan.check_source(source.fingerprint(), str(source.path))
-    ratio, groups = plan.budget.kv_ratio, _digest(plan)
+    ratio, groups = plan.budget.kv_ratio, _digest(plan, rate)
     same = cells.same(subject.name, groups, seed)
     curve: tuple[Scores, ...] = ()
     if ratio < REACHED * plan.budget.kv_ratio_asked:
@@ -188,7 +189,8 @@ def run_cell(
         shutil.rmtree(converted, ignore_errors=True)
         convert_checkpoint(source, spec, plan, subject.moments(), converted, "")
         student, task = subject.student(converted), subject.task(seed)
-        curve = train(student, subject.teacher(), task, subject.options, epochs, seed, work, groups)
+        training = replace(subject.options, learning_rate=rate * subject.options.learning_rate)
+        curve = train(student, subject.teacher(), task, training, epochs, seed, work, groups)
         shutil.rmtree(converted)
     return Cell(subject.name, way, size, seed, ratio, groups, curve, time.process_time() - began)
 
@@ -255,7 +257,8 @@ def train(
     )
 
 
-def _digest(plan: Plan) -> str:
+def _digest(plan: Plan, rate: float) -> str:
     merging = [plan.merging.key, plan.merging.value]
-    content = json.dumps([merging, [[layer.key, layer.value] for layer in plan.layers]])
+    told = [merging, [[layer.key, layer.value] for layer in plan.layers], *([] if rate == 1 else [rate])]
+    content = json.dumps(told)
     return hashlib.sha256(content.encode()).hexdigest()[:16]

@@ -149,6 +149,20 @@ def test_a_way_that_has_no_such_size_has_no_scores(trials, tiny, tmp_path, capsy
     assert "has no such size" in capsys.readouterr().out
 
 
+def test_a_rate_of_its_own_trains_the_same_conversion_apart(trials, tiny, tmp_path):
+    ways = {
+        "neighbour": WAYS["neighbour"],
+        "slower": {**WAYS["neighbour"], "rate": 1e-6},
+        "at the same rate": {**WAYS["neighbour"], "rate": 1.0},
+    }
+    found = run(trials, tiny, tmp_path, ways=ways, seeds=1)
+    usual, slower, same = (found["tiny", way, "1/2", 0] for way in ways)
+    assert same.curve == usual.curve
+    assert slower.curve[0] == usual.curve[0]
+    assert slower.curve[2]["loss"] == pytest.approx(slower.curve[0]["loss"], rel=1e-3)
+    assert abs(usual.curve[2]["loss"] - usual.curve[0]["loss"]) > 0.01
+
+
 def test_cells_of_other_settings_are_refused(trials, tiny, tmp_path):
     run(trials, tiny, tmp_path, ways={}, seeds=1)
     with pytest.raises(SystemExit, match="other settings"):
