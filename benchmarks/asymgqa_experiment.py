@@ -12,13 +12,13 @@ plot beside it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
 
-from common import arguments, environment
+from common import arguments
 from language_trials import Language
 from sentiment import Sentiment
-from trial_tables import plot, tables
-from trials import Cells, Ways, run
+from trial_tables import add_arguments, experiment
+from trials import Subject, Ways
 
 BASELINE = "neighbour (GQA)"
 _MEAN = {"merge": "mean", "allocation": "uniform"}
@@ -40,27 +40,13 @@ SIZES = {"minilm": ("1/2", "1/3", "1/4"), "smollm2": ("2/3", "1/3")}
 def main() -> None:
     """Run and print."""
     parser = arguments(__doc__ or "")
-    parser.add_argument("--subject", action="append", choices=tuple(SIZES), help="which (default: all)")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=1, help="of fine-tuning after the conversion")
-    parser.add_argument("--show", action="store_true", help="run nothing, print what is finished")
+    add_arguments(parser, tuple(SIZES), epochs=1)
     options = parser.parse_args()
-    make: dict[str, Callable[..., Any]] = {
-        "minilm": lambda work: Sentiment(work),
+    make: dict[str, Callable[[Path], Subject]] = {
+        "minilm": Sentiment,
         "smollm2": lambda work: Language(options.wikitext, work),
     }
-    print(environment(), flush=True)
-    for name in options.subject or SIZES:
-        work = options.work / name
-        work.mkdir(parents=True, exist_ok=True)
-        subject = make[name](work)
-        settings = {**subject.settings, "epochs": options.epochs}
-        cells = Cells(work / "asymgqa.json", settings)
-        if not options.show:
-            run(cells, subject, WAYS, SIZES[name], options.seeds, options.epochs, work)
-        print(f"\n{subject.name}: {', '.join(f'{key} {value}' for key, value in settings.items())}")
-        tables(cells, subject, WAYS, SIZES[name], options.epochs, BASELINE)
-        plot(work / f"asymgqa-{name}.png", cells, subject, WAYS, SIZES[name], options.epochs)
+    experiment("asymgqa", options, make, WAYS, SIZES, BASELINE)
 
 
 if __name__ == "__main__":

@@ -14,14 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from common import arguments, environment
+from common import arguments
 from language_trials import Language
 from sentiment import Sentiment
 from speech_trials import SpokenSentences
-from trial_tables import plot, tables
-from trials import Cells, Ways, run
+from trial_tables import add_arguments, experiment
+from trials import Subject, Ways
 
 BASELINE = "GQA"
 WAYS: Ways = {
@@ -41,30 +40,16 @@ SIZES = {
 def main() -> None:
     """Run and print."""
     parser = arguments(__doc__ or "")
-    parser.add_argument("--subject", action="append", choices=tuple(SIZES), help="which (default: all)")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=3, help="of training after the conversion")
+    add_arguments(parser, tuple(SIZES), epochs=3)
     parser.add_argument("--speech", type=Path, default=Path("/usr/share/pocketsphinx/test/data"))
     parser.add_argument("--spoken", type=Path, help="recordings to train Whisper on, from spoken.py")
-    parser.add_argument("--show", action="store_true", help="run nothing, print what is finished")
     options = parser.parse_args()
-    make: dict[str, Callable[..., Any]] = {
+    make: dict[str, Callable[[Path], Subject]] = {
         "whisper": lambda work: SpokenSentences(options.speech, options.spoken, work),
         "smollm2": lambda work: Language(options.wikitext, work),
-        "minilm": lambda work: Sentiment(work),
+        "minilm": Sentiment,
     }
-    print(environment(), flush=True)
-    for name in options.subject or SIZES:
-        work = options.work / name
-        work.mkdir(parents=True, exist_ok=True)
-        subject = make[name](work)
-        settings = {**subject.settings, "epochs": options.epochs}
-        cells = Cells(work / "qcqa.json", settings)
-        if not options.show:
-            run(cells, subject, WAYS, SIZES[name], options.seeds, options.epochs, work)
-        print(f"\n{subject.name}: {', '.join(f'{key} {value}' for key, value in settings.items())}")
-        tables(cells, subject, WAYS, SIZES[name], options.epochs, BASELINE)
-        plot(work / f"qcqa-{name}.png", cells, subject, WAYS, SIZES[name], options.epochs)
+    experiment("qcqa", options, make, WAYS, SIZES, BASELINE)
 
 
 if __name__ == "__main__":

@@ -168,7 +168,7 @@ class Sentiment:
         test = sorted(self._parts[0], key=lambda review: len(review.ids))
         return SentimentTask(train_on, test, self.tokenizer.pad_token_id)
 
-    @cached_property
+    @property
     def source(self) -> Path:
         """The fine-tuned encoder; made on first use."""
         path = self.work / "source"

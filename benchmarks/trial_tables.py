@@ -1,16 +1,54 @@
-"""What trials came to: tables and a plot of the cells that are finished."""
+"""An experiment of trials from its command line to its tables and its plot."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import argparse
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from common import Table
+from common import Table, environment
 from gqakit.report.drawing import COLOURS, axes_of, figure
-from trials import SOURCE, WHOLE, Cells, Subject, Ways
+from trials import SOURCE, WHOLE, Cells, Subject, Ways, run
+
+
+def add_arguments(parser: argparse.ArgumentParser, subjects: Sequence[str], epochs: int) -> None:
+    """What every experiment can be told."""
+    parser.add_argument("--subject", action="append", choices=tuple(subjects), help="which (default: all)")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=epochs, help="of training after the conversion")
+    parser.add_argument("--show", action="store_true", help="run nothing, print what is finished")
+
+
+def experiment(
+    title: str,
+    options: argparse.Namespace,
+    make: Mapping[str, Callable[[Path], Subject]],
+    ways: Ways,
+    sizes: Mapping[str, Sequence[str]],
+    baseline: str,
+) -> None:
+    """Run what is not finished, unless asked only to show, and print.
+
+    Args:
+        title: names the files of cells and plots. options: as `add_arguments` has them.
+        make: subjects by name, in a scratch directory. ways, sizes: what is compared, at which sizes of a subject.
+        baseline: the way that others are compared with.
+    """
+    print(environment(), flush=True)
+    for name in options.subject or sizes:
+        work = options.work / name
+        work.mkdir(parents=True, exist_ok=True)
+        subject = make[name](work)
+        settings = {**subject.settings, "epochs": options.epochs}
+        cells = Cells(work / f"{title}.json", settings)
+        if not options.show:
+            run(cells, subject, ways, sizes[name], options.seeds, options.epochs, work)
+        print(f"\n{subject.name}: {', '.join(f'{key} {value}' for key, value in settings.items())}")
+        tables(cells, subject, ways, sizes[name], options.epochs, baseline)
+        plot(work / f"{title}-{name}.png", cells, subject, ways, sizes[name], options.epochs)
 
 
 def tables(

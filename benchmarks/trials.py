@@ -57,6 +57,11 @@ class Subject(Protocol):
     """How it is trained; `epochs` and `seed` are the experiment's."""
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """What a table should say."""
+        ...
+
+    @property
     def source(self) -> Path:
         """The checkpoint to convert."""
         ...

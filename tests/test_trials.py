@@ -46,6 +46,10 @@ class Tiny:
         self.loaded = 0
         self.stop_at = None
 
+    @property
+    def settings(self):
+        return {}
+
     def moments(self):
         return None
 
