@@ -1,10 +1,12 @@
 """Compiled models compute what they compute eagerly."""
 
+import pytest
 import torch
 from runtime_models import DIFFERING, pair, tokens
 from transformers import DynamicCache
 
 
+@pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0")
 @torch.no_grad()
 def test_compiled_prefill_and_decode():
     torch.compiler.reset()
