@@ -52,6 +52,15 @@ def test_json_and_rows(tiny: Pair) -> None:
     assert "step 0, held out" in again.err
 
 
+def test_a_training_that_only_did_harm_is_told(tiny: Pair) -> None:
+    harmful = succeeds(*typed(tiny, "out", max_steps=2, learning_rate=0.5), "--json")
+    assert json.loads(harmful.out)["best_step"] == 0
+    assert "a --learning-rate below 0.5" in harmful.err
+    before, after = all_tensors(tiny.student), all_tensors(Path("out"))
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert "No step did better" not in succeeds(*typed(tiny, "good", max_steps=2)).err
+
+
 def test_what_does_not_fit_is_refused_before_any_work(tiny: Pair, model: Models) -> None:
     start = ("uptrain", tiny.student, "-o", "out")
     small = Path("small.txt")

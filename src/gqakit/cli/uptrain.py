@@ -88,6 +88,11 @@ def command(
         )
     if not result.main:
         return
+    if result.step and not result.best_step:
+        screen.remark(
+            "No step did better than the start on what is held out, so the weights are as they were; "
+            f"a --learning-rate below {options.learning_rate:g}, more steps or more text may help."
+        )
     if as_json:
         screen.json(result)
         return
