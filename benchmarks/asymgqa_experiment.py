@@ -15,13 +15,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from common import arguments
+from experiments import add_arguments, experiment
 from language_trials import Language
 from sentiment import Sentiment
-from trial_tables import add_arguments, experiment
 from trials import Subject, Ways
 
 BASELINE = "neighbour (GQA)"
 _MEAN = {"merge": "mean", "allocation": "uniform"}
+_FOLD = {"method": "optimal", "merge": "fold", "allocation": "uniform"}
 WAYS: Ways = {
     BASELINE: {"method": "neighbour", **_MEAN},
     "activation, symmetric": {"method": "asymgqa", "method_options": {"symmetric": True}, **_MEAN},
@@ -31,8 +32,8 @@ WAYS: Ways = {
         "method_options": {"symmetric": True, "similarity": "weight"},
         **_MEAN,
     },
-    "fold": {"method": "optimal", "merge": "fold", "allocation": "uniform"},
-    "fold, a tenth of the rate": {"method": "optimal", "merge": "fold", "allocation": "uniform", "rate": 0.1},
+    "fold": _FOLD,
+    "fold, a tenth of the rate": {**_FOLD, "rate": 0.1},
 }
 SIZES = {"minilm": ("1/2", "1/3", "1/4"), "smollm2": ("2/3", "1/3")}
 

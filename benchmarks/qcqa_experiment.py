@@ -16,19 +16,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 from common import arguments
+from experiments import add_arguments, experiment
 from language_trials import Language
 from sentiment import Sentiment
 from speech_trials import SpokenSentences
-from trial_tables import add_arguments, experiment
 from trials import Subject, Ways
 
 BASELINE = "GQA"
+_FOLD = {"method": "optimal", "merge": "fold"}
 WAYS: Ways = {
     BASELINE: {"method": "neighbour", "merge": "mean", "allocation": "uniform"},
     "QCQA-EC": {"method": "qcqa", "merge": "mean", "cardinality": "equal"},
     "QCQA-AC": {"method": "qcqa", "merge": "mean"},
-    "fold": {"method": "optimal", "merge": "fold"},
-    "fold, a tenth of the rate": {"method": "optimal", "merge": "fold", "rate": 0.1},
+    "fold": _FOLD,
+    "fold, a tenth of the rate": {**_FOLD, "rate": 0.1},
 }
 SIZES = {
     "whisper": ("2/3", "1/2", "1/3"),

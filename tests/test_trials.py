@@ -95,7 +95,7 @@ def trials():
 
 @pytest.fixture
 def tables():
-    return importlib.import_module("trial_tables")
+    return importlib.import_module("experiments")
 
 
 def run(trials, subject, work, ways=WAYS, sizes=("1/2",), seeds=2):
