@@ -19,11 +19,11 @@ from scipy.cluster.vq import kmeans2
 
 from common import Table, arguments, environment
 from gqakit.core.attention import AttentionWeights, Projection
-from gqakit.core.channels import Channels
 from gqakit.core.merging import RULES
 from gqakit.core.merging.bound import low_rank_bound
-from gqakit.core.moments import LayerMoments, key_stats, value_stats
-from gqakit.core.spread import Spread
+from gqakit.core.rope import Channels
+from gqakit.core.statistics import LayerMoments, key_stats, value_stats
+from gqakit.core.within_cluster import Spread
 from gqakit.methods.asymgqa import AsymGQA
 from gqakit.methods.base import Sizes
 from gqakit.methods.qcqa import QCQA, layer_front

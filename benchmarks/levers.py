@@ -24,7 +24,7 @@ from gqakit.core import moments as core_moments
 from gqakit.core import rotation
 from gqakit.core.grouping import Partition
 from gqakit.core.merging import RULES
-from gqakit.core.moments import HeadStats, LayerMoments
+from gqakit.core.statistics import HeadStats, LayerMoments
 from gqakit.methods import Sizes
 from gqakit.methods.search import best_partition
 from gqakit.plan import Plan

@@ -18,7 +18,7 @@ from common import Table, arguments, environment
 from gqakit.api import MeasureOptions
 from gqakit.choices import LayerStats
 from gqakit.core.apply import apply_grouping, in_source_shape
-from gqakit.core.capacity import resolve_budget
+from gqakit.core.budget import resolve_budget
 from gqakit.core.merging import RULES
 from gqakit.evaluation.language import score_language
 from gqakit.families import tensors_of_layer

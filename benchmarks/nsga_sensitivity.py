@@ -21,7 +21,7 @@ from common import Table, environment
 from gqakit.allocation import Point, Slot, pick
 from gqakit.allocation.knapsack import Knapsack
 from gqakit.allocation.qcqa_layers import QCQALayers
-from gqakit.core.spread import Spread
+from gqakit.core.within_cluster import Spread
 from gqakit.methods.base import Sizes
 from gqakit.methods.qcqa import QCQA, layer_front
 from gqakit.methods.search import exact_partitions

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from torch import Tensor
 
 from gqakit.core.attention import AttentionWeights
-from gqakit.core.moments import weight_inner
+from gqakit.core.statistics import weight_inner
 from gqakit.families import read_layer
 from gqakit.inspection import open_model
 from gqakit.zoo import MINILM, WHISPER_BASE, PackagedModel, fetch

@@ -36,7 +36,7 @@ from gqakit.calibration.text import read_text, token_windows
 from gqakit.checkpoint import Checkpoint
 from gqakit.choices import LayerStats, SlotChoices, SlotShape, choices_of_slot
 from gqakit.core.apply import apply_grouping, in_source_shape
-from gqakit.core.capacity import resolve_budget
+from gqakit.core.budget import resolve_budget
 from gqakit.core.merging import RULES, MergeRule
 from gqakit.errors import BudgetError
 from gqakit.evaluation.agreement import agreement, embed

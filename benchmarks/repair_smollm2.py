@@ -19,7 +19,7 @@ from common import Table, arguments, environment
 from gqakit.api import MeasureOptions, RepairOptions, repair
 from gqakit.calibration.text import read_text
 from gqakit.convert import convert_checkpoint
-from gqakit.core.capacity import resolve_budget
+from gqakit.core.budget import resolve_budget
 from gqakit.evaluation.language import LanguageScores, score_language
 from gqakit.options import PlanOptions
 from gqakit.plan import Plan

@@ -75,7 +75,9 @@ CASES: dict[str, Case] = {
 
 def run(work: Path, *command: str) -> None:
     """One command of gqakit, in the directory `work`."""
-    done = subprocess.run([sys.executable, "-m", "gqakit", *command], cwd=work, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "gqakit", *command], cwd=work, capture_output=True, text=True
+    )
     if done.returncode:
         sys.exit(f"gqakit {' '.join(command)}\n{done.stderr}")
 

@@ -22,8 +22,8 @@ from common import Table, environment
 from gqakit.allocation import Slot
 from gqakit.allocation.qcqa_layers import QCQALayers
 from gqakit.core.attention import Projection
-from gqakit.core.moments import head_gram, weight_inner
-from gqakit.core.spread import Spread
+from gqakit.core.statistics import head_gram, weight_inner
+from gqakit.core.within_cluster import Spread
 from gqakit.methods.base import Sizes
 from gqakit.methods.qcqa import QCQA, layer_front
 

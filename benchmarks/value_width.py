@@ -20,7 +20,7 @@ from gqakit.allocation import ALLOCATIONS, Slot, pick
 from gqakit.core.attention import AttentionWeights, Projection
 from gqakit.core.linalg import eigh
 from gqakit.core.merging.batch import roots, weighted_gram
-from gqakit.core.moments import value_stats
+from gqakit.core.statistics import value_stats
 from gqakit.evaluation.language import score_language
 from gqakit.evaluation.probe import LayerProbe
 from gqakit.families import read_layer, tensors_of_layer
@@ -106,7 +106,7 @@ def original(scored: Scored, layer: int) -> dict[str, torch.Tensor]:
 def head_rows(scored: Scored) -> Iterator[tuple[str, str, str]]:
     """What whole value heads give at the same bytes, keys untouched."""
     from gqakit.api import MeasureOptions
-    from gqakit.core.capacity import resolve_budget
+    from gqakit.core.budget import resolve_budget
     from gqakit.options import PlanOptions
     from gqakit.planner import explore
     from gqakit.progress import silent

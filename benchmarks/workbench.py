@@ -17,8 +17,8 @@ from gqakit.calibration.store import MomentsFile, save_moments
 from gqakit.calibration.text import read_text, token_windows
 from gqakit.checkpoint import Checkpoint
 from gqakit.convert import convert_checkpoint
-from gqakit.core.capacity import resolve_budget
-from gqakit.core.moments import LayerMoments
+from gqakit.core.budget import resolve_budget
+from gqakit.core.statistics import LayerMoments
 from gqakit.evaluation.language import LanguageScores, score_language
 from gqakit.families import ModelSpec
 from gqakit.inspection import open_model

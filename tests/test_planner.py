@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from gqakit.calibration.collect import collect_moments
 from gqakit.calibration.store import MomentsFile, MomentsHeader, save_moments
 from gqakit.checkpoint import Checkpoint
-from gqakit.core.capacity import Budget
+from gqakit.core.budget import Budget
 from gqakit.core.merging import RULES
 from gqakit.errors import BudgetError, PlanError, UsageError
 from gqakit.families import ModelSpec

@@ -17,8 +17,8 @@ from gqakit.core.attention import AttentionWeights
 from gqakit.core.grouping import Partition
 from gqakit.core.merging import GroupCosts, MergeRule
 from gqakit.core.merging.bound import low_rank_bound
-from gqakit.core.moments import HeadStats, LayerMoments, key_stats, value_stats, weight_inner
-from gqakit.core.spread import Spread
+from gqakit.core.statistics import HeadStats, LayerMoments, key_stats, value_stats, weight_inner
+from gqakit.core.within_cluster import Spread
 from gqakit.errors import PlanError
 from gqakit.families import ModelSpec, read_layer
 from gqakit.methods import METHODS, GroupingMethod, LayerHeads, Sizes

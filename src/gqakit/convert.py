@@ -13,9 +13,9 @@ from torch import Tensor
 from gqakit.calibration.store import MomentsFile
 from gqakit.checkpoint import Checkpoint, Replacement, WriteResult, write_checkpoint
 from gqakit.core.apply import apply_grouping
-from gqakit.core.capacity import CacheShape
+from gqakit.core.budget import CacheShape
 from gqakit.core.merging import RULES
-from gqakit.core.moments import LayerMoments, key_stats, value_stats
+from gqakit.core.statistics import LayerMoments, key_stats, value_stats
 from gqakit.errors import PlanError, unknown_name
 from gqakit.families import ModelSpec, layer_shapes, read_layer, tensors_of_layer
 from gqakit.families.base import Layout

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gqakit.checkpoint import Checkpoint
-from gqakit.core.capacity import GIB
+from gqakit.core.budget import GIB
 from gqakit.core.grouping import Grouping, Partition
 from gqakit.engines import names_that_run
 from gqakit.families import FAMILIES, ModelSpec, describe_model

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from gqakit.allocation import ALLOCATIONS, Allocation, Loss
 from gqakit.choices import Side, SlotShape
-from gqakit.core.capacity import Budget
+from gqakit.core.budget import Budget
 from gqakit.core.merging import RULES
 from gqakit.engines import ENGINES, check_engine
 from gqakit.errors import BudgetError, UsageError, unknown_name

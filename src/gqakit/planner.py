@@ -13,10 +13,10 @@ from gqakit.allocation import Loss, Point, Slot, pick
 from gqakit.calibration.store import MomentsFile
 from gqakit.checkpoint import Checkpoint
 from gqakit.choices import LayerStats, Side, SlotChoices, SlotShape, choices_of_model, choices_of_slot
-from gqakit.core.capacity import Budget, CacheShape
-from gqakit.core.channels import Channels
+from gqakit.core.budget import Budget, CacheShape
 from gqakit.core.grouping import Grouping, Partition
 from gqakit.core.merging import RULES, MergeRule
+from gqakit.core.rope import Channels
 from gqakit.errors import PlanError, UsageError
 from gqakit.families import ModelSpec
 from gqakit.options import PlanOptions, check_budget

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from gqakit.calibration.samples import Batch
 from gqakit.checkpoint import Checkpoint
 from gqakit.convert import CHECKSUM_FILE, converted_config, converted_shapes
-from gqakit.core.capacity import CacheShape
+from gqakit.core.budget import CacheShape
 from gqakit.evaluation.cache import measure_cache
 from gqakit.families import ModelSpec
 from gqakit.plan import Plan

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from gqakit.calibration.store import MomentsFile, MomentsHeader, save_moments
-from gqakit.core.moments import LayerMoments
+from gqakit.core.statistics import LayerMoments
 from gqakit.errors import PlanError
 
 HEADER = MomentsHeader(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gqakit.core.channels import Channels
+from gqakit.core.rope import Channels
 
 
 @pytest.fixture

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from gqakit.core.attention import AttentionWeights, Projection
-from gqakit.core.channels import Channels
-from gqakit.core.moments import HeadStats, LayerMoments, key_stats, value_stats
-from gqakit.core.rotation import REACH, TAIL
+from gqakit.core.distances import REACH, TAIL
+from gqakit.core.rope import Channels
+from gqakit.core.statistics import HeadStats, LayerMoments, key_stats, value_stats
 
 HEAD_DIM, WIDTH, TOKENS, WINDOW = 6, 10, 40, 9
 

@@ -10,7 +10,7 @@ from core_layers import STRUCTURES, Layer, both_stats, moments_of, random_layer,
 from gqakit.core.grouping import Partition
 from gqakit.core.merging import RULES, bound
 from gqakit.core.merging.bound import low_rank_bound
-from gqakit.core.moments import HeadStats
+from gqakit.core.statistics import HeadStats
 
 KV_HEADS = 5
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gqakit.core.capacity import GIB, Budget, CacheShape, heads_within, resolve_budget
+from gqakit.core.budget import GIB, Budget, CacheShape, heads_within, resolve_budget
 
 SOURCE = CacheShape((8,) * 4, (8,) * 4, head_dim=16, element_bytes=2)  # 2048 bytes a token
 

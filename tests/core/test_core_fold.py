@@ -17,7 +17,7 @@ from core_layers import (
 from torch import Tensor
 
 from gqakit.core.merging import RULES, residual
-from gqakit.core.moments import LayerMoments
+from gqakit.core.statistics import LayerMoments
 
 FOLD = RULES["fold"]
 GROUP = (0, 1, 3)
@@ -131,7 +131,7 @@ def test_recorded_distances_are_used():
 
 
 def test_keys_read_at_one_place_only_are_as_good_as_unrotated(monkeypatch):
-    monkeypatch.setattr("gqakit.core.rotation.TAIL", 0.0)
+    monkeypatch.setattr("gqakit.core.distances.TAIL", 0.0)
     layer = random_layer("rotary")
     distances = torch.tensor([1.0, 0, 0], dtype=torch.float64).expand(4, -1)
     moments = replace(moments_of(layer), distances=distances, frequencies=layer.frequencies)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gqakit.core.merging import RULES, residual
-from gqakit.core.moments import HeadStats
+from gqakit.core.statistics import HeadStats
 
 structures = st.sampled_from(sorted(STRUCTURES))
 seeds = st.integers(0, 2**32 - 1)

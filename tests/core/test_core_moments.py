@@ -15,8 +15,8 @@ from core_layers import (
 )
 
 from gqakit.core.attention import Projection
-from gqakit.core.channels import Channels
-from gqakit.core.moments import (
+from gqakit.core.rope import Channels
+from gqakit.core.statistics import (
     LayerMoments,
     head_gram,
     key_stats,

@@ -17,7 +17,7 @@ from core_layers import (
 from torch import Tensor
 
 from gqakit.core.merging import HeadMerge, residual
-from gqakit.core.moments import HeadStats, LayerMoments
+from gqakit.core.statistics import HeadStats, LayerMoments
 
 GROUP = (0, 2, 3)
 
@@ -71,7 +71,7 @@ def test_keys_over_all_queries_keys_and_distances(structure, biases):
 
 @pytest.mark.parametrize("structure", ["rotary", "partial"])
 def test_without_recorded_distances_all_count_alike(structure, monkeypatch):
-    monkeypatch.setattr("gqakit.core.rotation.TAIL", 0.0)  # the window is long enough
+    monkeypatch.setattr("gqakit.core.distances.TAIL", 0.0)  # the window is long enough
     layer = random_layer(structure)
     moments = moments_of(layer)
     frequencies = torch.tensor([0.83, 0.31, 0.12], dtype=torch.float64)[: len(layer.frequencies)]

@@ -5,8 +5,8 @@ import torch
 from core_layers import STRUCTURES, looked_at, random_distances
 from torch import Tensor
 
-from gqakit.core.channels import Channels
-from gqakit.core.rotation import Rotation
+from gqakit.core.distances import Rotation
+from gqakit.core.rope import Channels
 
 TURNING = ["rotary", "partial", "interleaved"]
 

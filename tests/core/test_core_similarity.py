@@ -19,7 +19,6 @@ from core_layers import (
 from torch import Tensor
 
 from gqakit.core.merging.aligned import nearest_turn
-from gqakit.core.moments import HeadStats, LayerMoments
 from gqakit.core.similarity import (
     aligned_similarity,
     averaged,
@@ -27,6 +26,7 @@ from gqakit.core.similarity import (
     channel_similarity,
     flat_inner,
 )
+from gqakit.core.statistics import HeadStats, LayerMoments
 
 KV_HEADS = 4
 

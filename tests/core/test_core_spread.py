@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gqakit.core.grouping import Partition
-from gqakit.core.spread import Spread
+from gqakit.core.within_cluster import Spread
 
 seeds = st.integers(0, 2**32 - 1)
 

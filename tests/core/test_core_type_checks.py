@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from gqakit.core.attention import Projection
+from gqakit.core.distances import Rotation
 from gqakit.core.merging import HeadMerge
-from gqakit.core.moments import HeadStats, LayerMoments, head_gram
-from gqakit.core.rotation import Rotation
+from gqakit.core.statistics import HeadStats, LayerMoments, head_gram
 
 
 def test_dataclass_fields_must_agree():

@@ -18,7 +18,7 @@ from gqakit.catalogue import markdown
 from gqakit.core.grouping import Partition
 from gqakit.core.merging import RULES, HeadMerge, MergeRule
 from gqakit.core.merging.base import identity_maps
-from gqakit.core.moments import HeadStats
+from gqakit.core.statistics import HeadStats
 from gqakit.errors import UsageError
 from gqakit.methods import METHODS, GroupingMethod, LayerHeads, Sizes
 from gqakit.methods.base import in_range

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from gqakit.core.channels import Channels
+from gqakit.core.rope import Channels
 from gqakit.errors import FamilyError
 from gqakit.families import FAMILIES, ModelSpec, describe_model
 

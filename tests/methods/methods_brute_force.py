@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from methods_layers import normal
 
 from gqakit.core.grouping import Partition
-from gqakit.core.spread import Spread
+from gqakit.core.within_cluster import Spread
 from gqakit.methods import Sizes
 from gqakit.methods.base import Cost
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from gqakit.core.attention import AttentionWeights, Projection
-from gqakit.core.channels import Channels
-from gqakit.core.moments import HeadStats, LayerMoments, key_stats, value_stats, weight_inner
-from gqakit.core.spread import Spread
+from gqakit.core.rope import Channels
+from gqakit.core.statistics import HeadStats, LayerMoments, key_stats, value_stats, weight_inner
+from gqakit.core.within_cluster import Spread
 from gqakit.methods import LayerHeads
 from gqakit.methods.base import Cost
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from methods_layers import HEAD_DIM, WIDTH, forbidden, heads_of, normal, random_heads, two_faced
 
 from gqakit.core.grouping import Partition
-from gqakit.core.spread import Spread
+from gqakit.core.within_cluster import Spread
 from gqakit.errors import UsageError
 from gqakit.methods import Sizes
 from gqakit.methods.asymgqa import AsymGQA, Walk

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from methods_layers import normal, random_heads
 
 from gqakit.core.grouping import Partition
-from gqakit.core.spread import Spread
+from gqakit.core.within_cluster import Spread
 from gqakit.errors import UsageError
 from gqakit.methods import METHODS, LayerHeads, Sizes
 from gqakit.methods.partition_rows import canonical, first_rows, num_groups

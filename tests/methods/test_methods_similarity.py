@@ -6,8 +6,8 @@ import pytest
 import torch
 from methods_layers import BOTH, HEAD_DIM, WIDTH, forbidden, heads_of, normal, random_heads, two_faced
 
-from gqakit.core.channels import Channels
 from gqakit.core.grouping import Partition
+from gqakit.core.rope import Channels
 from gqakit.methods import METHODS, LayerHeads, Sizes
 
 TEXT, WEIGHTS = [0, 1, 2, 1, 0, 2, 0], [0, 0, 1, 2, 1, 2, 2]

@@ -10,7 +10,7 @@ from gqakit.api.calibrating import WINDOW, unit_of
 from gqakit.api.models import PRECISIONS, load_model
 from gqakit.api.samples import DataSource, batches_of, read_source
 from gqakit.calibration.samples import positions_of
-from gqakit.core.capacity import CacheShape
+from gqakit.core.budget import CacheShape
 from gqakit.errors import DataError
 from gqakit.evaluation.agreement import agreement, embed
 from gqakit.evaluation.cache import measure_cache

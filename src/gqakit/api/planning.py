@@ -14,7 +14,7 @@ from gqakit.api.samples import DataSource, batches_of, read_source
 from gqakit.calibration.samples import positions_of
 from gqakit.calibration.store import MomentsFile
 from gqakit.checkpoint import Checkpoint
-from gqakit.core.capacity import Budget, resolve_budget
+from gqakit.core.budget import Budget, resolve_budget
 from gqakit.errors import BudgetError
 from gqakit.evaluation.losses import LossFile, LossHeader
 from gqakit.evaluation.measuring import Bench, measure_losses
@@ -30,7 +30,7 @@ MEASURED_TOKENS = 1536
 
 @dataclass(frozen=True)
 class BudgetOptions:
-    """The spellings of a budget, exactly one of them given; see `gqakit.core.capacity.resolve_budget`."""
+    """The spellings of a budget, exactly one of them given; see `gqakit.core.budget.resolve_budget`."""
 
     kv_ratio: float | None = None
     kv_heads: int | None = None

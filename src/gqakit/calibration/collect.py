@@ -17,7 +17,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from gqakit.calibration.samples import Batch, as_batches, positions_of
 from gqakit.calibration.second_moment import SecondMoment
-from gqakit.core.moments import LayerMoments
+from gqakit.core.statistics import LayerMoments
 from gqakit.errors import DataError
 from gqakit.families import ModelSpec
 from gqakit.runtime.attention_gqakit import GroupedHeads, mask_with_bias

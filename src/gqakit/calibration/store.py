@@ -17,7 +17,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from gqakit.checkpoint.atomic import write_bytes
-from gqakit.core.moments import LayerMoments
+from gqakit.core.statistics import LayerMoments
 from gqakit.errors import PlanError
 from gqakit.plan import MomentsRecord
 

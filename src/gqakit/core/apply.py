@@ -10,7 +10,7 @@ from torch import Tensor
 from gqakit.core.attention import AttentionWeights, Projection
 from gqakit.core.grouping import Grouping, Partition
 from gqakit.core.merging import HeadMerge, MergeRule
-from gqakit.core.moments import HeadStats
+from gqakit.core.statistics import HeadStats
 
 
 def merge_groups(stats: HeadStats, partition: Partition, rule: MergeRule) -> tuple[HeadMerge | None, ...]:

@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gqakit.core.channels import Channels
 from gqakit.core.linalg import svdvals
-from gqakit.core.moments import HeadStats
+from gqakit.core.rope import Channels
+from gqakit.core.statistics import HeadStats
 
 
 def channel_similarity(stats: HeadStats) -> Float[Tensor, "heads heads"]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gqakit.checkpoint import Checkpoint
 from gqakit.core.attention import AttentionWeights, Projection
-from gqakit.core.capacity import CacheShape
+from gqakit.core.budget import CacheShape
 from gqakit.errors import CheckpointError
 from gqakit.families import ModelSpec, layer_shapes, read_layer
 from gqakit.inspection import open_model

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gqakit.core.channels import Channels
+from gqakit.core.rope import Channels
 from gqakit.errors import FamilyError, unknown_name
 from gqakit.families.base import ROLES, Family, Stack, lookup
 from gqakit.families.layers import layer_shapes

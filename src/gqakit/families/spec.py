@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from gqakit.core.capacity import CacheShape
-from gqakit.core.channels import Channels
+from gqakit.core.budget import CacheShape
+from gqakit.core.rope import Channels
 from gqakit.families.base import Family, Layout, Role, Stack
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gqakit.core.similarity import flat_inner
-from gqakit.core.spread import Spread
+from gqakit.core.within_cluster import Spread
 from gqakit.methods.base import LayerHeads
 from gqakit.methods.by_spread import BySpread
 

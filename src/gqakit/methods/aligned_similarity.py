@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from gqakit.core.grouping import Partition
 from gqakit.core.similarity import aligned_similarity, averaged
-from gqakit.core.spread import Spread
+from gqakit.core.within_cluster import Spread
 from gqakit.methods.base import LayerHeads, Sizes
 from gqakit.methods.by_spread import BySpread
 

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple, get_args
 
 from gqakit.core.grouping import Partition
 from gqakit.core.similarity import averaged, channel_similarity
-from gqakit.core.spread import Spread
+from gqakit.core.within_cluster import Spread
 from gqakit.methods.base import LayerHeads, Sizes, cut, equal_blocks, in_range
 from gqakit.methods.by_spread import BySpread
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gqakit.configurable import Configurable
 from gqakit.core.grouping import Partition
-from gqakit.core.moments import HeadStats
+from gqakit.core.statistics import HeadStats
 
 Cost = Callable[[tuple[int, ...]], float]
 Needs = Literal["nothing", "weights", "moments"]

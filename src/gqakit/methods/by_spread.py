@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from gqakit.core.grouping import Partition
-from gqakit.core.spread import Spread
+from gqakit.core.within_cluster import Spread
 from gqakit.methods.base import GroupingMethod, LayerHeads, Sizes
 from gqakit.methods.search import best_partition
 

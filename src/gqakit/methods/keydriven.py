@@ -11,7 +11,7 @@ import torch
 from gqakit.core import key_allocation
 from gqakit.core.grouping import Partition
 from gqakit.core.key_allocation import min_max
-from gqakit.core.moments import HeadStats
+from gqakit.core.statistics import HeadStats
 from gqakit.methods.base import GroupingMethod, LayerHeads, Sizes, cut, equal_blocks
 
 

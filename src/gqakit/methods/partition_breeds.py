@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gqakit.core.spread import Spread
+from gqakit.core.within_cluster import Spread
 from gqakit.methods.base import Sizes
 from gqakit.methods.partition_rows import Limits, Near, cross_blocks, cross_groups, first_rows, num_groups
 from gqakit.nsga import Breeding, Dice, Rows

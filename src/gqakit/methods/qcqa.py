@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from gqakit.core.grouping import Partition
-from gqakit.core.spread import Spread
+from gqakit.core.within_cluster import Spread
 from gqakit.methods.base import Cost, GroupingMethod, LayerHeads, ModelPoint, Sizes, in_range
 from gqakit.methods.partition_breeds import LayerBreed, ModelBreed
 from gqakit.nsga import dice_of, evolve, undominated

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gqakit.core.channels import Channels
 from gqakit.core.linalg import polar
 from gqakit.core.merging.base import HeadMerge, MergeRule, identity_maps, residual
 from gqakit.core.merging.mean import restore_norm
-from gqakit.core.moments import HeadStats
+from gqakit.core.rope import Channels
+from gqakit.core.statistics import HeadStats
 
 _ITERATIONS = 100
 _SCORE_ITERATIONS = 4

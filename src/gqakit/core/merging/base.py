@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gqakit.core.channels import Channels
-from gqakit.core.moments import HeadStats
+from gqakit.core.rope import Channels
+from gqakit.core.statistics import HeadStats
 
 Group = tuple[int, ...]
 

@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gqakit.core.channels import Channels
+from gqakit.core.distances import Rotation
 from gqakit.core.linalg import eigh, solve
-from gqakit.core.moments import HeadStats
-from gqakit.core.rotation import Rotation
+from gqakit.core.rope import Channels
+from gqakit.core.statistics import HeadStats
 
 _TOLERANCE = 1e-5
 _MAP_RIDGE = 1e-5

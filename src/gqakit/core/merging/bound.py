@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from gqakit.core.distances import beyond_window, turn
 from gqakit.core.linalg import eigvalsh
 from gqakit.core.merging.batch import roots, weighted_gram
-from gqakit.core.moments import HeadStats
-from gqakit.core.rotation import beyond_window, turn
+from gqakit.core.statistics import HeadStats
 
 DISTANCES = 3
 

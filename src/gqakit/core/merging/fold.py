@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gqakit.core.channels import Channels
 from gqakit.core.linalg import eigvalsh
 from gqakit.core.merging.base import GroupCosts, HeadMerge, MergeRule, residual
 from gqakit.core.merging.batch import (
@@ -21,7 +20,8 @@ from gqakit.core.merging.batch import (
     weighted_gram,
 )
 from gqakit.core.merging.mean import Mean
-from gqakit.core.moments import HeadStats
+from gqakit.core.rope import Channels
+from gqakit.core.statistics import HeadStats
 
 
 class Fold(MergeRule):

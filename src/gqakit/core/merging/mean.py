@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from gqakit.core.merging.base import HeadMerge, MergeRule, identity_maps
-from gqakit.core.moments import HeadStats
+from gqakit.core.statistics import HeadStats
 
 
 class Mean(MergeRule):

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gqakit.core.channels import Channels
+from gqakit.core.rope import Channels
 
 TAIL = 0.2
 REACH = 4

@@ -17,8 +17,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gqakit.core.attention import AttentionWeights, Projection
-from gqakit.core.channels import Channels
-from gqakit.core.rotation import Rotation
+from gqakit.core.distances import Rotation
+from gqakit.core.rope import Channels
 
 
 @dataclass(frozen=True)
