@@ -23,8 +23,8 @@ from common import Table, arguments, environment
 from gqakit.api.calibrating import TOKENS, spec_of_all
 from gqakit.api.samples import DataSource, batches_of, read_source
 from gqakit.calibration.collect import collect_moments
-from gqakit.inspection import open_model
-from gqakit.runtime import load
+from gqakit.models.inspection import open_model
+from gqakit.models.load import load
 from gqakit.zoo import DINOV2_SMALL, MINILM, SMOLLM2, PackagedModel, fetch
 from real_models import images_of
 

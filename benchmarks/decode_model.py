@@ -22,7 +22,7 @@ import torch
 from transformers import DynamicCache, StaticCache
 
 from common import Table, environment
-from gqakit.runtime import load
+from gqakit.models.load import load
 from gqakit.zoo import SMOLLM2, fetch
 
 

@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 
 import gqakit
 from gqakit.api import export
-from gqakit.inspection import open_model
+from gqakit.models.inspection import open_model
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "export"))
 from llama_cpp import CONTEXT, run  # pyright: ignore[reportMissingImports]

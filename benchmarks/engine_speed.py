@@ -25,7 +25,7 @@ import xllamacpp as _xllamacpp
 
 from common import Table, environment
 from gqakit.api import export
-from gqakit.inspection import open_model
+from gqakit.models.inspection import open_model
 from gqakit.zoo import SMOLLM2, fetch
 
 xllamacpp: Any = _xllamacpp  # compiled, without types

@@ -14,8 +14,8 @@ import torch
 
 from gqakit.checkpoint import Checkpoint, Replacement, write_checkpoint
 from gqakit.core.attention import AttentionWeights, Projection
-from gqakit.families import read_layer, tensors_of_layer
-from gqakit.inspection import open_model
+from gqakit.models.inspection import open_model
+from gqakit.models.layers import read_layer, tensors_of_layer
 
 
 def spread_heads(source: Checkpoint, out: Path, seed: int = 0) -> Path:

@@ -17,10 +17,10 @@ from torch import nn
 
 from gqakit.api import MeasureOptions
 from gqakit.calibration.store import MomentsFile
-from gqakit.inspection import open_model
+from gqakit.models.inspection import open_model
+from gqakit.models.load import load
 from gqakit.planner import Measure
 from gqakit.progress import silent
-from gqakit.runtime import load
 from gqakit.training.language import LanguageTask
 from gqakit.training.options import LossWeights, UptrainOptions
 from gqakit.training.trainable import prepare_student

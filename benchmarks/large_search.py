@@ -24,10 +24,10 @@ from gqakit.core.merging.bound import low_rank_bound
 from gqakit.core.rope import Channels
 from gqakit.core.statistics import LayerMoments, key_stats, value_stats
 from gqakit.core.within_cluster import Spread
-from gqakit.methods.asymgqa import AsymGQA
-from gqakit.methods.base import Sizes
-from gqakit.methods.qcqa import QCQA, layer_front
-from gqakit.methods.search import local_partition
+from gqakit.grouping_methods.asymgqa import AsymGQA
+from gqakit.grouping_methods.base import Sizes
+from gqakit.grouping_methods.partition_search import local_partition
+from gqakit.grouping_methods.qcqa.method import QCQA, layer_front
 from packaged import MODELS
 
 HEADS = 32

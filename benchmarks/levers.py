@@ -25,8 +25,8 @@ from gqakit.core import rotation
 from gqakit.core.grouping import Partition
 from gqakit.core.merging import RULES
 from gqakit.core.statistics import HeadStats, LayerMoments
-from gqakit.methods import Sizes
-from gqakit.methods.search import best_partition
+from gqakit.grouping_methods import Sizes
+from gqakit.grouping_methods.partition_search import best_partition
 from gqakit.plan import Plan
 from workbench import Workbench, cross, without
 

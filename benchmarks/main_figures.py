@@ -16,7 +16,7 @@ from common import Table, arguments, environment
 from gqakit.api import PlanOptions, calibrate, convert
 from gqakit.api.planning import BudgetOptions
 from gqakit.evaluation.language import LanguageScores, score_language
-from gqakit.runtime import load
+from gqakit.models.load import load
 from known_answer import spread_heads
 from workbench import Workbench
 

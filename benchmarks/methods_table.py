@@ -21,13 +21,13 @@ from gqakit.core.apply import apply_grouping, in_source_shape
 from gqakit.core.budget import resolve_budget
 from gqakit.core.merging import RULES
 from gqakit.evaluation.language import score_language
-from gqakit.families import tensors_of_layer
-from gqakit.methods import METHODS
+from gqakit.grouping_methods import METHODS
+from gqakit.models.layers import tensors_of_layer
+from gqakit.models.load import load
 from gqakit.options import PlanOptions
 from gqakit.plan import Plan
 from gqakit.planner import make_plan
 from gqakit.progress import silent
-from gqakit.runtime import load
 from workbench import Workbench
 
 RATIOS = {"2/3": 2 / 3, "1/2": 1 / 2, "1/3": 1 / 3}

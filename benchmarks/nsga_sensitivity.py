@@ -22,9 +22,9 @@ from gqakit.allocation import Point, Slot, pick
 from gqakit.allocation.knapsack import Knapsack
 from gqakit.allocation.qcqa_layers import QCQALayers
 from gqakit.core.within_cluster import Spread
-from gqakit.methods.base import Sizes
-from gqakit.methods.qcqa import QCQA, layer_front
-from gqakit.methods.search import exact_partitions
+from gqakit.grouping_methods.base import Sizes
+from gqakit.grouping_methods.partition_search import exact_partitions
+from gqakit.grouping_methods.qcqa.method import QCQA, layer_front
 from packaged import MODELS, inner_products
 
 EVALUATIONS = (1_000, 10_000)

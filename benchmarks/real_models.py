@@ -27,7 +27,6 @@ from common import Table, arguments, environment
 from gqakit import planner
 from gqakit.api import MeasureOptions
 from gqakit.api.calibrating import calibrate
-from gqakit.api.models import load_tokenizer
 from gqakit.api.samples import DataSource, opening, speech_features, transcribe
 from gqakit.calibration.pixels import PixelTransform
 from gqakit.calibration.samples import Images, Speech, read_speech
@@ -41,14 +40,15 @@ from gqakit.core.merging import RULES, MergeRule
 from gqakit.errors import BudgetError
 from gqakit.evaluation.agreement import agreement, embed
 from gqakit.evaluation.language import score_language
-from gqakit.families import parameters_of_layer, tensors_of_layer
-from gqakit.inspection import open_model
-from gqakit.methods import GroupingMethod
+from gqakit.grouping_methods import GroupingMethod
+from gqakit.models.inspection import open_model
+from gqakit.models.layers import parameters_of_layer, tensors_of_layer
+from gqakit.models.load import load
+from gqakit.models.running import load_tokenizer
 from gqakit.options import PlanOptions
 from gqakit.plan import Plan
 from gqakit.planner import make_plan
 from gqakit.progress import silent
-from gqakit.runtime import load
 from gqakit.zoo import DINOV2_SMALL, MINILM, MPNET, SMOLLM2, WHISPER_BASE, WHISPER_TINY, PackagedModel, fetch
 
 RATIOS = {"3/4": 3 / 4, "1/2": 1 / 2, "1/4": 1 / 4}

@@ -21,12 +21,12 @@ from gqakit.calibration.text import read_text
 from gqakit.convert import convert_checkpoint
 from gqakit.core.budget import resolve_budget
 from gqakit.evaluation.language import LanguageScores, score_language
+from gqakit.models.load import load
 from gqakit.options import PlanOptions
 from gqakit.plan import Plan
 from gqakit.planner import make_plan
 from gqakit.progress import silent
 from gqakit.report.repair import summary
-from gqakit.runtime import load
 from workbench import Workbench
 
 

@@ -18,9 +18,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from common import Table, environment
-from gqakit.inspection import open_model
-from gqakit.runtime import load
-from gqakit.runtime.grouped_config import grouped_config
+from gqakit.models.grouped_config import grouped_config
+from gqakit.models.inspection import open_model
+from gqakit.models.load import load
 from gqakit.zoo import SMOLLM2, fetch
 
 

@@ -24,8 +24,8 @@ from gqakit.allocation.qcqa_layers import QCQALayers
 from gqakit.core.attention import Projection
 from gqakit.core.statistics import head_gram, weight_inner
 from gqakit.core.within_cluster import Spread
-from gqakit.methods.base import Sizes
-from gqakit.methods.qcqa import QCQA, layer_front
+from gqakit.grouping_methods.base import Sizes
+from gqakit.grouping_methods.qcqa.method import QCQA, layer_front
 
 LAYERS, HEADS, HEAD_DIM, WIDTH = 32, 32, 128, 4096
 CANDIDATES = 100

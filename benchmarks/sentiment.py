@@ -22,13 +22,13 @@ from torch.nn import functional
 
 from gqakit.api import MeasureOptions
 from gqakit.api.calibrating import calibrate
-from gqakit.api.models import load_tokenizer
 from gqakit.calibration.store import MomentsFile
 from gqakit.calibration.text import Text
-from gqakit.inspection import open_model
+from gqakit.models.inspection import open_model
+from gqakit.models.load import load
+from gqakit.models.running import load_tokenizer
 from gqakit.planner import Measure
 from gqakit.progress import silent
-from gqakit.runtime import load
 from gqakit.training.options import UptrainOptions
 from gqakit.training.task import Batch, Losses
 from gqakit.zoo import MINILM, fetch

@@ -24,10 +24,10 @@ from gqakit.api.calibrating import calibrate
 from gqakit.api.samples import opening, speech_batches
 from gqakit.calibration.samples import Speech, read_speech
 from gqakit.calibration.store import MomentsFile
-from gqakit.inspection import open_model
+from gqakit.models.inspection import open_model
+from gqakit.models.load import load
 from gqakit.planner import Measure
 from gqakit.progress import silent
-from gqakit.runtime import load
 from gqakit.training.options import UptrainOptions
 from gqakit.training.task import Batch, Losses
 from gqakit.training.trainable import prepare_student

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from convert_speed import CONFIG
 from gqakit.calibration.store import MomentsHeader, save_moments
 from gqakit.core.statistics import LayerMoments
-from gqakit.inspection import open_model
+from gqakit.models.inspection import open_model
 
 SHARDS = 4
 

@@ -23,7 +23,7 @@ from torch import nn
 from gqakit.calibration.store import MomentsFile
 from gqakit.convert import convert_checkpoint
 from gqakit.core.budget import resolve_budget
-from gqakit.inspection import open_model
+from gqakit.models.inspection import open_model
 from gqakit.options import PlanOptions
 from gqakit.plan import Plan
 from gqakit.planner import Measure, make_plan

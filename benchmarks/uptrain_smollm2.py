@@ -23,7 +23,7 @@ from gqakit.api import UptrainOptions, uptrain
 from gqakit.calibration.text import Text, read_text
 from gqakit.cli.console import Screen
 from gqakit.evaluation.language import LanguageScores, score_language
-from gqakit.runtime import load
+from gqakit.models.load import load
 from workbench import Workbench
 
 CHARACTERS_A_TOKEN = 4

@@ -19,8 +19,8 @@ import torch
 from torch.nn.functional import kl_div
 
 from common import arguments, environment
-from gqakit.inspection import open_model
-from gqakit.runtime import load
+from gqakit.models.inspection import open_model
+from gqakit.models.load import load
 from gqakit.training.devices import accelerated, prepare
 from gqakit.training.language import LanguageTask
 from gqakit.training.loop import Loop, Pace

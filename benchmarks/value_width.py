@@ -23,8 +23,8 @@ from gqakit.core.merging.batch import roots, weighted_gram
 from gqakit.core.statistics import value_stats
 from gqakit.evaluation.language import score_language
 from gqakit.evaluation.probe import LayerProbe
-from gqakit.families import read_layer, tensors_of_layer
-from gqakit.runtime import load
+from gqakit.models.layers import read_layer, tensors_of_layer
+from gqakit.models.load import load
 from methods_table import Scored
 from workbench import Workbench
 

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from gqakit.api.calibrating import calibrate
-from gqakit.api.models import load_tokenizer
 from gqakit.calibration.store import MomentsFile, save_moments
 from gqakit.calibration.text import read_text, token_windows
 from gqakit.checkpoint import Checkpoint
@@ -20,12 +19,13 @@ from gqakit.convert import convert_checkpoint
 from gqakit.core.budget import resolve_budget
 from gqakit.core.statistics import LayerMoments
 from gqakit.evaluation.language import LanguageScores, score_language
-from gqakit.families import ModelSpec
-from gqakit.inspection import open_model
+from gqakit.models.inspection import open_model
+from gqakit.models.load import load
+from gqakit.models.running import load_tokenizer
+from gqakit.models.spec import ModelSpec
 from gqakit.options import PlanOptions
 from gqakit.plan import Plan
 from gqakit.planner import make_plan
-from gqakit.runtime import load
 from gqakit.zoo import SMOLLM2, fetch
 
 

@@ -89,7 +89,7 @@ def test_imports_run_one_way(module):
         ("planner", "from gqakit.convert import convert_checkpoint"),
         ("convert", "def f():\n    from gqakit import planner"),
         ("calibration.text", "from gqakit.planner import make_plan"),
-        ("plan", "from gqakit.api.models import load_model"),
+        ("plan", "from gqakit.models.running import load_model"),
         ("errors", "from gqakit.plan import Plan"),
         ("runtime.load", "from gqakit.nowhere import x"),
         ("families.spec", "import gqakit"),

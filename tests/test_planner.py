@@ -12,9 +12,9 @@ from gqakit.checkpoint import Checkpoint
 from gqakit.core.budget import Budget
 from gqakit.core.merging import RULES
 from gqakit.errors import BudgetError, PlanError, UsageError
-from gqakit.families import ModelSpec
-from gqakit.inspection import open_model
-from gqakit.methods import METHODS
+from gqakit.grouping_methods import METHODS
+from gqakit.models.inspection import open_model
+from gqakit.models.spec import ModelSpec
 from gqakit.options import PlanOptions
 from gqakit.plan import Plan, diff_plans, is_uniform
 from gqakit.planner import make_plan

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from gqakit.inspection import open_model
-from gqakit.runtime import load
+from gqakit.models.inspection import open_model
+from gqakit.models.load import load
 from gqakit.training.language import LanguageTask
 from gqakit.training.options import LossWeights, UptrainOptions
 from gqakit.training.trainable import prepare_student

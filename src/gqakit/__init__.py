@@ -7,7 +7,8 @@ nor transformers.
 
 from __future__ import annotations
 
-from gqakit.runtime import load, register_lazily
+from gqakit.models.load import load
+from gqakit.models.registration import register_lazily
 from gqakit.version import __version__
 
 register_lazily()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from gqakit.allocation import ALLOCATIONS
 from gqakit.core.merging import RULES
-from gqakit.methods import METHODS
+from gqakit.grouping_methods import METHODS
 
 TITLES = {
     "method": "Grouping methods (--method)",

@@ -20,8 +20,9 @@ from gqakit.core.merging.bound import low_rank_bound
 from gqakit.core.statistics import HeadStats, LayerMoments, key_stats, value_stats, weight_inner
 from gqakit.core.within_cluster import Spread
 from gqakit.errors import PlanError
-from gqakit.families import ModelSpec, read_layer
-from gqakit.methods import METHODS, GroupingMethod, LayerHeads, Sizes
+from gqakit.grouping_methods import METHODS, GroupingMethod, LayerHeads, Sizes
+from gqakit.models.layers import read_layer
+from gqakit.models.spec import ModelSpec
 
 Side = Literal["both", "key", "value"]
 """What one partition is for: keys and values alike, or one of the two."""

@@ -17,11 +17,12 @@ from gqakit.core.budget import CacheShape
 from gqakit.core.merging import RULES
 from gqakit.core.statistics import LayerMoments, key_stats, value_stats
 from gqakit.errors import PlanError, unknown_name
-from gqakit.families import ModelSpec, layer_shapes, read_layer, tensors_of_layer
-from gqakit.families.base import Layout
+from gqakit.models.families.base import Layout
+from gqakit.models.grouped_config import grouped_config
+from gqakit.models.layers import layer_shapes, read_layer, tensors_of_layer
+from gqakit.models.shipping import shipped_code
+from gqakit.models.spec import ModelSpec
 from gqakit.plan import Plan
-from gqakit.runtime import shipped_code
-from gqakit.runtime.grouped_config import grouped_config
 
 PLAN_FILE = "gqakit-plan.json"
 CARD_FILE = "README.md"

@@ -11,10 +11,10 @@ from gqakit.allocation import ALLOCATIONS, Allocation, Loss
 from gqakit.choices import Side, SlotShape
 from gqakit.core.budget import Budget
 from gqakit.core.merging import RULES
-from gqakit.engines import ENGINES, check_engine
 from gqakit.errors import BudgetError, UsageError, unknown_name
-from gqakit.families import ModelSpec
-from gqakit.methods import METHODS, GroupingMethod, Sizes
+from gqakit.grouping_methods import METHODS, GroupingMethod, Sizes
+from gqakit.models.engines import ENGINES, check_engine
+from gqakit.models.spec import ModelSpec
 
 
 @dataclass(frozen=True)

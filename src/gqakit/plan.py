@@ -13,9 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from gqakit.checkpoint.atomic import write_bytes
 from gqakit.core.grouping import Grouping, Partition
-from gqakit.engines import check_engine, kind_of, names_that_run
 from gqakit.errors import PlanError
-from gqakit.families import FAMILIES
+from gqakit.models.engines import check_engine, kind_of, names_that_run
+from gqakit.models.families import FAMILIES
 
 PLAN_VERSION = 1
 

@@ -18,7 +18,7 @@ from gqakit.core.grouping import Grouping, Partition
 from gqakit.core.merging import RULES, MergeRule
 from gqakit.core.rope import Channels
 from gqakit.errors import PlanError, UsageError
-from gqakit.families import ModelSpec
+from gqakit.models.spec import ModelSpec
 from gqakit.options import PlanOptions, check_budget
 from gqakit.plan import BudgetRecord, Constraints, Format, LayerPlan, Merging, Plan, Source, is_uniform
 from gqakit.version import __version__

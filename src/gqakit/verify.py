@@ -18,7 +18,7 @@ from gqakit.checkpoint import Checkpoint
 from gqakit.convert import CHECKSUM_FILE, converted_config, converted_shapes
 from gqakit.core.budget import CacheShape
 from gqakit.evaluation.cache import measure_cache
-from gqakit.families import ModelSpec
+from gqakit.models.spec import ModelSpec
 from gqakit.plan import Plan
 
 

@@ -10,7 +10,7 @@ from transformers import LlamaForCausalLM
 
 from gqakit.calibration.collect import LEAST_SAMPLED, collect_moments, sampled_positions
 from gqakit.errors import DataError
-from gqakit.inspection import open_model
+from gqakit.models.inspection import open_model
 
 HEADS, LAYERS, WIDTH = 8, 4, 32
 

@@ -96,7 +96,7 @@ def test_python_dash_m() -> None:
 def test_methods_lists_every_registry() -> None:
     from gqakit.allocation import ALLOCATIONS
     from gqakit.core.merging import RULES
-    from gqakit.methods import METHODS
+    from gqakit.grouping_methods import METHODS
 
     entries = json.loads(succeeds("methods", "--json").out)
     assert {(e["kind"], e["name"]) for e in entries} == {

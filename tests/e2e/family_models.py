@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 import gqakit
 from gqakit.checkpoint import Checkpoint
 from gqakit.core.attention import AttentionWeights
-from gqakit.families import FAMILIES, read_layer, tensors_of_layer
-from gqakit.inspection import open_model
+from gqakit.models.families import FAMILIES
+from gqakit.models.inspection import open_model
+from gqakit.models.layers import read_layer, tensors_of_layer
 
 LAYERS, HEADS, HIDDEN, VOCAB = 2, 8, 64, 160  # more than the tokenizer of tiny_models knows
 _TEXT = {"vocab_size": VOCAB, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}

@@ -20,8 +20,8 @@ from gqakit.core.merging import RULES, HeadMerge, MergeRule
 from gqakit.core.merging.base import identity_maps
 from gqakit.core.statistics import HeadStats
 from gqakit.errors import UsageError
-from gqakit.methods import METHODS, GroupingMethod, LayerHeads, Sizes
-from gqakit.methods.base import in_range
+from gqakit.grouping_methods import METHODS, GroupingMethod, LayerHeads, Sizes
+from gqakit.grouping_methods.base import in_range
 
 DOCS = Path(__file__).parents[2] / "docs"
 

@@ -26,7 +26,7 @@ import gqakit
 import gqakit.errors
 from gqakit.api import BudgetOptions, PlanOptions, convert, verify
 from gqakit.core.attention import AttentionWeights
-from gqakit.inspection import inspect_checkpoint, open_model
+from gqakit.models.inspection import inspect_checkpoint, open_model
 from gqakit.plan import Plan
 
 DECODERS = [name for name, (family, _) in VARIANTS.items() if FAMILIES[family].task == "text"]

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import gqakit
 from gqakit.core.merging import RULES
-from gqakit.methods import METHODS
+from gqakit.grouping_methods import METHODS
 from gqakit.plan import Plan
 
 NEW_TOKENS = 6

@@ -18,8 +18,8 @@ from gqakit.convert import convert_checkpoint
 from gqakit.core.grouping import Partition
 from gqakit.evaluation.measuring import Bench, Prober
 from gqakit.evaluation.probe import LayerProbe
-from gqakit.families import parameters_of_layer, read_layer, tensors_of_layer
-from gqakit.inspection import open_model
+from gqakit.models.inspection import open_model
+from gqakit.models.layers import parameters_of_layer, read_layer, tensors_of_layer
 
 
 def divergence(source: Path, other: Path, windows: torch.Tensor) -> float:

@@ -10,7 +10,7 @@ from transformers import LlamaForCausalLM
 
 from gqakit.evaluation.cache import measure_cache
 from gqakit.evaluation.language import score_language
-from gqakit.inspection import open_model
+from gqakit.models.inspection import open_model
 
 WINDOWS = torch.randint(0, 64, (3, 10), generator=torch.Generator().manual_seed(0))
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gqakit.runtime.arrangement import Arrangement, equalise_model, groups_of, pad_layer, pad_model
-from gqakit.runtime.heads_gqakit import LayerHeads
+from gqakit.models.head_layout import Arrangement, equalise_model, groups_of, pad_layer, pad_model
+from gqakit.models.remote_code.heads_gqakit import LayerHeads
 
 HEADS = 8
 labels = st.lists(st.integers(0, 4), min_size=HEADS, max_size=HEADS).map(

@@ -11,8 +11,8 @@ import pytest
 from command import refused, succeeds
 from export_fixtures import APART, UNEQUAL, plan_of
 
-from gqakit.engines import ENGINES, Engine, check_engine, markdown
 from gqakit.errors import UsageError
+from gqakit.models.engines import ENGINES, Engine, check_engine, markdown
 
 Models = Callable[..., Path]
 SERVING = Path(__file__).parents[2] / "docs" / "serving.md"
@@ -77,7 +77,7 @@ def test_the_help_names_every_engine() -> None:
 
 def test_serving_holds_the_table_and_a_section_for_each_engine() -> None:
     text = SERVING.read_text("utf-8")
-    assert markdown() in text, "docs/serving.md: paste the output of gqakit.engines.markdown()"
+    assert markdown() in text, "docs/serving.md: paste the output of gqakit.models.engines.markdown()"
     for name in ENGINES:
         assert f"\n## {name}" in text
 

@@ -12,7 +12,7 @@ from tiny_models import build, prompt_ids
 
 import gqakit
 from gqakit.export.source import Source
-from gqakit.runtime.arrangement import pad_layer
+from gqakit.models.head_layout import pad_layer
 
 pytest.importorskip("xllamacpp")
 from llama_cpp import CONTEXT, run

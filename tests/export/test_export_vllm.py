@@ -16,9 +16,9 @@ from tiny_models import all_tensors
 from transformers import AutoConfig
 
 from gqakit.export.source import Source
-from gqakit.families import tensors_of_layer
-from gqakit.runtime.arrangement import pad_layer
-from gqakit.runtime.vllm_plugin import register
+from gqakit.models.head_layout import pad_layer
+from gqakit.models.layers import tensors_of_layer
+from gqakit.models.vllm.plugin import register
 
 Models = Callable[..., Path]
 
@@ -55,7 +55,7 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     sys.modules["vllm"].ModelRegistry = SimpleNamespace(register_model=found.__setitem__)  # type: ignore[attr-defined]
     llama: Any = sys.modules[names[-1]]
     llama.LlamaDecoderLayer, llama.LlamaForCausalLM = Layer, Model
-    monkeypatch.delitem(sys.modules, "gqakit.runtime.vllm_llama", raising=False)
+    monkeypatch.delitem(sys.modules, "gqakit.models.vllm.llama", raising=False)
     return found
 
 

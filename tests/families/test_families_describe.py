@@ -6,7 +6,9 @@ import pytest
 
 from gqakit.core.rope import Channels
 from gqakit.errors import FamilyError
-from gqakit.families import FAMILIES, ModelSpec, describe_model
+from gqakit.models.describe import describe_model
+from gqakit.models.families import FAMILIES
+from gqakit.models.spec import ModelSpec
 
 CONFIG = {
     "model_type": "llama",

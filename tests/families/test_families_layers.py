@@ -7,7 +7,10 @@ import torch
 from torch import Tensor
 
 from gqakit.errors import CheckpointError
-from gqakit.families import FAMILIES, ModelSpec, describe_model, read_layer, tensors_of_layer
+from gqakit.models.describe import describe_model
+from gqakit.models.families import FAMILIES
+from gqakit.models.layers import read_layer, tensors_of_layer
+from gqakit.models.spec import ModelSpec
 
 CONFIG = {
     "model_type": "qwen2",

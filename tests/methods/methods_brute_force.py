@@ -9,8 +9,8 @@ from methods_layers import normal
 
 from gqakit.core.grouping import Partition
 from gqakit.core.within_cluster import Spread
-from gqakit.methods import Sizes
-from gqakit.methods.base import Cost
+from gqakit.grouping_methods import Sizes
+from gqakit.grouping_methods.base import Cost
 
 Groups = tuple[tuple[int, ...], ...]
 

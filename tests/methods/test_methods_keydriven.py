@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from methods_layers import HEAD_DIM, WIDTH, heads_of, normal, random_heads
 
-from gqakit.methods import METHODS, LayerHeads, Sizes
-from gqakit.methods.base import equal_blocks
-from gqakit.methods.keydriven import allot, block_lengths
+from gqakit.grouping_methods import METHODS, LayerHeads, Sizes
+from gqakit.grouping_methods.base import equal_blocks
+from gqakit.grouping_methods.key_driven import allot, block_lengths
 
 KEYDRIVEN = METHODS["keydriven"]
 importances = st.lists(st.integers(0, 1000), min_size=1, max_size=8)

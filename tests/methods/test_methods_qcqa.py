@@ -16,11 +16,11 @@ from methods_layers import normal, random_heads
 from gqakit.core.grouping import Partition
 from gqakit.core.within_cluster import Spread
 from gqakit.errors import UsageError
-from gqakit.methods import METHODS, LayerHeads, Sizes
-from gqakit.methods.partition_rows import canonical, first_rows, num_groups
-from gqakit.methods.qcqa import QCQA, layer_front
-from gqakit.methods.search import exact_partitions
-from gqakit.nsga import dice_of
+from gqakit.grouping_methods import METHODS, LayerHeads, Sizes
+from gqakit.grouping_methods.partition_search import exact_partitions
+from gqakit.grouping_methods.qcqa.method import QCQA, layer_front
+from gqakit.grouping_methods.qcqa.nsga2 import dice_of
+from gqakit.grouping_methods.qcqa.rows import canonical, first_rows, num_groups
 
 SHORT = QCQA(population=20, generations=10)
 
@@ -212,7 +212,7 @@ def test_first_populations_hold_every_number_asked_for(num_heads, seed):
 
 def test_pymoo_is_imported_by_a_search_alone_and_prints_nothing():
     script = (
-        "import sys; from gqakit.methods import Sizes; from gqakit.methods.qcqa import QCQA, layer_front; import torch;"
+        "import sys; from gqakit.grouping_methods import Sizes; from gqakit.grouping_methods.qcqa.method import QCQA, layer_front; import torch;"
         "assert not any(name.startswith('pymoo') for name in sys.modules);"
         "counts = {n: Sizes(1, 5 - n) for n in range(1, 5)};"
         "layer_front(torch.eye(4).double(), counts, QCQA(generations=2), seed='0');"

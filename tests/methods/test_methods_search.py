@@ -7,8 +7,8 @@ from methods_brute_force import KINDS, all_partitions, brute_force, random_cost,
 from methods_layers import heads_of, normal
 
 from gqakit.core.grouping import Partition
-from gqakit.methods import METHODS, Sizes, search
-from gqakit.methods.base import cut, equal_blocks
+from gqakit.grouping_methods import METHODS, Sizes, search
+from gqakit.grouping_methods.base import cut, equal_blocks
 
 
 def limits(num_heads: int, num_groups: int) -> list[Sizes]:

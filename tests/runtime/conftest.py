@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gqakit.runtime import register
+from gqakit.models.registration import register
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from gqakit.families import FAMILIES as KNOWN
-from gqakit.families import describe_model
-from gqakit.runtime import shipped_code
-from gqakit.runtime.grouped_config import grouped_config
+from gqakit.models.describe import describe_model
+from gqakit.models.families import FAMILIES as KNOWN
+from gqakit.models.grouped_config import grouped_config
+from gqakit.models.shipping import shipped_code
 
 NUM_LAYERS, NUM_HEADS = 4, 8
 Maps = list[tuple[list[int], list[int]]]

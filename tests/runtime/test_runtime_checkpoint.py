@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
 from gqakit.errors import CheckpointError
-from gqakit.runtime import load
+from gqakit.models.load import load
 
 
 def checkpoint(folder, family="llama", maps=SAME):

@@ -8,10 +8,10 @@ import threading
 import pytest
 import torch
 
+from gqakit.models.remote_code.attention_gqakit import GroupedHeads
+from gqakit.models.remote_code.heads_gqakit import LayerHeads
+from gqakit.models.remote_code.kernels_gqakit import GroupRows, mixture, scores, usable
 from gqakit.runtime import attention_gqakit, kernels_gqakit
-from gqakit.runtime.attention_gqakit import GroupedHeads
-from gqakit.runtime.heads_gqakit import LayerHeads
-from gqakit.runtime.kernels_gqakit import GroupRows, mixture, scores, usable
 
 
 def groups_of(sizes):

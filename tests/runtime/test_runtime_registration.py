@@ -31,7 +31,7 @@ def run(code: str) -> subprocess.CompletedProcess[str]:
 
 def test_importing_and_registering_lazily_imports_neither_torch_nor_transformers():
     done = run(
-        "import sys, gqakit.runtime.registration\n"
+        "import sys, gqakit.models.registration\n"
         + REGISTER
         + "print({'torch', 'transformers'} & set(sys.modules))"
     )

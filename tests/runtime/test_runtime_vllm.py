@@ -9,7 +9,7 @@ from runtime_models import CONTIGUOUS, DIFFERING, SAME, UNEQUAL, build, grouped_
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AutoConfig
 
-from gqakit.runtime import register
+from gqakit.models.registration import register
 
 
 def equal_groups(module, query, key, value, attention_mask, **kwargs):

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from gqakit.runtime.attention_gqakit import GroupedHeads
-from gqakit.runtime.heads_gqakit import LayerHeads
+from gqakit.models.remote_code.attention_gqakit import GroupedHeads
+from gqakit.models.remote_code.heads_gqakit import LayerHeads
 from gqakit.training.keydriven import (
     DynamicKeyDistributed,
     KeyDistributed,

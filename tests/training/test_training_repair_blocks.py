@@ -13,8 +13,8 @@ from tiny_models import prompt_ids
 
 import gqakit
 from gqakit.checkpoint import Checkpoint
-from gqakit.families import ModelSpec
-from gqakit.inspection import open_model
+from gqakit.models.inspection import open_model
+from gqakit.models.spec import ModelSpec
 from gqakit.training.repair_blocks import Blocks
 
 

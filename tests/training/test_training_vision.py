@@ -21,9 +21,9 @@ from gqakit.calibration.labelled import read_labelled_images
 from gqakit.calibration.pixels import PixelTransform
 from gqakit.checkpoint import Checkpoint
 from gqakit.errors import OutputError
-from gqakit.inspection import inspect_checkpoint, open_model
-from gqakit.runtime import load
-from gqakit.runtime.attention_gqakit import GroupedHeads
+from gqakit.models.inspection import inspect_checkpoint, open_model
+from gqakit.models.load import load
+from gqakit.models.remote_code.attention_gqakit import GroupedHeads
 from gqakit.training.classifier import save_classifier
 from gqakit.training.keydriven import Schedule
 from gqakit.training.keydriven_install import VARIANTS, freeze, install

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from gqakit.configurable import Configurable
 from gqakit.errors import BudgetError
+from gqakit.grouping_methods.configurable import Configurable
 
 Loss = Literal["none", "objective", "error", "measured"]
 """What an allocation weighs: nothing, the grouping method's own objective, the merge rule's relative error, or the

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gqakit.allocation.base import Allocation, Point, Slot, tied_points, undominated
-from gqakit.methods.base import in_range
-from gqakit.nsga import Breeding, Dice, Rows, dice_of, distinct, evolve
+from gqakit.grouping_methods.base import in_range
+from gqakit.grouping_methods.qcqa.nsga2 import Breeding, Dice, Rows, dice_of, distinct, evolve
 
 
 @dataclass(frozen=True)

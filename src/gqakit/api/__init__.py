@@ -13,12 +13,12 @@ from gqakit.api.correlating import correlate
 from gqakit.api.demonstrating import demo
 from gqakit.api.evaluating import evaluate
 from gqakit.api.exporting import ExportResult, export
-from gqakit.api.generating import generate
 from gqakit.api.planning import BudgetOptions, MeasureOptions, PlanOptions, explore, plan
 from gqakit.api.repairing import RepairResult, repair
 from gqakit.api.uptraining import UptrainResult, uptrain
 from gqakit.api.verifying import verify
 from gqakit.api.vision_training import VisionResult, vision_train
+from gqakit.models.generate import generate
 from gqakit.training.options import UptrainOptions
 from gqakit.training.repair import RepairOptions
 from gqakit.training.vision_options import VisionOptions

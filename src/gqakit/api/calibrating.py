@@ -5,17 +5,19 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from gqakit.api.models import load_model
 from gqakit.api.samples import DataSource, batches_of, check_content, read_source
 from gqakit.calibration.collect import collect_moments
 from gqakit.calibration.samples import positions_of
 from gqakit.calibration.store import MomentsFile, MomentsHeader, save_moments
 from gqakit.checkpoint import Checkpoint
 from gqakit.errors import DataError, OutputError, UsageError
-from gqakit.families import FAMILIES, GROUPED_PREFIX, ModelSpec, read_layer
-from gqakit.inspection import open_model
+from gqakit.models.families import FAMILIES
+from gqakit.models.inspection import open_model
+from gqakit.models.layers import read_layer
+from gqakit.models.load import look_on
+from gqakit.models.running import load_model
+from gqakit.models.spec import GROUPED_PREFIX, ModelSpec
 from gqakit.progress import Reporter, silent
-from gqakit.runtime import look_on
 
 WINDOW = 512
 TOKENS = 12288

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gqakit.catalogue import catalogue
-from gqakit.inspection import Inspection, inspect_checkpoint, open_model
+from gqakit.models.inspection import Inspection, inspect_checkpoint, open_model
 
 
 def inspect(model: str) -> Inspection:

@@ -18,7 +18,7 @@ from gqakit.checkpoint import Checkpoint, check_output, write_bytes
 from gqakit.checkpoint.atomic import output_errors
 from gqakit.convert import CARD_FILE, check_moments, check_rules, convert_checkpoint, job_of
 from gqakit.errors import PlanError, UsageError
-from gqakit.inspection import open_model
+from gqakit.models.inspection import open_model
 from gqakit.options import check_budget
 from gqakit.plan import Plan
 from gqakit.progress import Reporter, silent

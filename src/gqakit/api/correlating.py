@@ -23,8 +23,8 @@ from gqakit.evaluation.correlation import (
 )
 from gqakit.evaluation.losses import Key
 from gqakit.evaluation.measuring import measure_keys, what_is_measured
-from gqakit.inspection import open_model
-from gqakit.methods import METHODS, LayerHeads, Sizes
+from gqakit.grouping_methods import METHODS, LayerHeads, Sizes
+from gqakit.models.inspection import open_model
 from gqakit.progress import Reporter, silent
 
 PROXIES = {

@@ -8,8 +8,8 @@ from pathlib import Path
 from gqakit.api.calibrating import calibrate
 from gqakit.api.converting import convert
 from gqakit.api.evaluating import evaluate
-from gqakit.api.generating import generate
 from gqakit.api.planning import BudgetOptions, PlanOptions
+from gqakit.models.generate import generate
 from gqakit.progress import Reporter, silent
 from gqakit.report.evaluation import EvaluationRow
 from gqakit.report.plots import plot_quality

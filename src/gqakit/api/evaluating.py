@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from gqakit.api.calibrating import WINDOW, unit_of
-from gqakit.api.models import PRECISIONS, load_model
 from gqakit.api.samples import DataSource, batches_of, read_source
 from gqakit.calibration.samples import positions_of
 from gqakit.core.budget import CacheShape
@@ -15,7 +14,8 @@ from gqakit.errors import DataError
 from gqakit.evaluation.agreement import agreement, embed
 from gqakit.evaluation.cache import measure_cache
 from gqakit.evaluation.language import score_language
-from gqakit.inspection import open_model
+from gqakit.models.inspection import open_model
+from gqakit.models.running import PRECISIONS, load_model
 from gqakit.progress import Reporter, silent
 from gqakit.report.evaluation import EvaluationRow
 

@@ -20,8 +20,8 @@ from gqakit.export.onnx_graph import FILE as ONNX_FILE
 from gqakit.export.onnx_graph import load_exporter, write_onnx
 from gqakit.export.source import Source
 from gqakit.export.uniform import describe_uniform, write_uniform
+from gqakit.models.head_layout import Arrangement
 from gqakit.progress import Reporter, silent
-from gqakit.runtime.arrangement import Arrangement
 from gqakit.version import __version__
 
 TARGETS = ("gguf", "uniform", "onnx")

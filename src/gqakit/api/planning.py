@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 
 from gqakit import planner
-from gqakit.api.models import check_device
 from gqakit.api.samples import DataSource, batches_of, read_source
 from gqakit.calibration.samples import positions_of
 from gqakit.calibration.store import MomentsFile
@@ -18,8 +17,9 @@ from gqakit.core.budget import Budget, resolve_budget
 from gqakit.errors import BudgetError
 from gqakit.evaluation.losses import LossFile, LossHeader
 from gqakit.evaluation.measuring import Bench, measure_losses
-from gqakit.families import ModelSpec
-from gqakit.inspection import open_model
+from gqakit.models.inspection import open_model
+from gqakit.models.running import check_device
+from gqakit.models.spec import ModelSpec
 from gqakit.options import PlanOptions
 from gqakit.plan import Plan
 from gqakit.planner import Measure, Planned

@@ -14,14 +14,14 @@ from torch import Tensor
 from gqakit.api.calibrating import WINDOW
 from gqakit.api.evaluating import TOKENS as EVALUATION_TOKENS
 from gqakit.api.evaluating import evaluate
-from gqakit.api.models import check_device
 from gqakit.api.samples import Content, DataSource, batches_of, read_source
 from gqakit.calibration.text import Text
 from gqakit.checkpoint import Checkpoint, Replacement, check_output, write_bytes, write_checkpoint
 from gqakit.convert import CARD_FILE, CHECKSUM_FILE, PLAN_FILE
 from gqakit.errors import PlanError, UsageError
-from gqakit.families import ModelSpec
-from gqakit.inspection import open_model
+from gqakit.models.inspection import open_model
+from gqakit.models.running import check_device
+from gqakit.models.spec import ModelSpec
 from gqakit.plan import Plan
 from gqakit.progress import Reporter, silent
 from gqakit.report.card import model_card

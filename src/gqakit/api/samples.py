@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gqakit.api.models import load_tokenizer
 from gqakit.calibration.pixels import PixelTransform
 from gqakit.calibration.samples import Images, Speech, text_batches, translation_batches
 from gqakit.calibration.text import Text, read_text, token_windows
 from gqakit.checkpoint import Checkpoint
 from gqakit.errors import DataError, UsageError
-from gqakit.families import ModelSpec
-from gqakit.runtime import load
+from gqakit.models.load import load
+from gqakit.models.running import load_tokenizer
+from gqakit.models.spec import ModelSpec
 
 Content = Text | Images | Speech
 DataSource = Content | Sequence[str | Path]

@@ -13,19 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gqakit.api.models import check_device, load_tokenizer
 from gqakit.calibration.text import Text, read_text, token_windows
 from gqakit.checkpoint import MANIFEST_NAME, Checkpoint, check_output
 from gqakit.checkpoint.atomic import output_errors
 from gqakit.checkpoint.jsonio import pretty
 from gqakit.convert import CARD_FILE
 from gqakit.errors import CheckpointError, DataError, OutputError, UsageError, unknown_name
-from gqakit.families import ModelSpec
-from gqakit.inspection import open_model
+from gqakit.models.inspection import open_model
+from gqakit.models.load import auto_class, load
+from gqakit.models.running import check_device, load_tokenizer
+from gqakit.models.spec import ModelSpec
 from gqakit.progress import Reporter, silent
 from gqakit.report.uptrain_card import uptrained_card
-from gqakit.runtime import load
-from gqakit.runtime.load import auto_class
 from gqakit.training.data import split_windows
 from gqakit.training.devices import PROJECT, accelerated, from_main, prepare
 from gqakit.training.export import METRICS_FILE, UPTRAIN_FILE, read_card, write_trained

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from gqakit.api.models import load_model
 from gqakit.api.samples import DataSource, batches_of, noise_batch, read_source
 from gqakit.checkpoint import Checkpoint
 from gqakit.convert import PLAN_FILE, converted_cache
-from gqakit.families import ModelSpec
-from gqakit.inspection import open_model
+from gqakit.models.inspection import open_model
+from gqakit.models.running import load_model
+from gqakit.models.spec import ModelSpec
 from gqakit.plan import Plan
 from gqakit.progress import Reporter, silent
 from gqakit.training.export import UPTRAIN_FILE

@@ -16,9 +16,9 @@ from gqakit.checkpoint import Checkpoint, write_bytes
 from gqakit.checkpoint.atomic import output_errors
 from gqakit.checkpoint.jsonio import canonical
 from gqakit.errors import BudgetError, DataError, UsageError
-from gqakit.families import ModelSpec
+from gqakit.models.remote_code.heads_gqakit import read_layers
+from gqakit.models.spec import ModelSpec
 from gqakit.progress import Reporter
-from gqakit.runtime.heads_gqakit import read_layers
 from gqakit.training.classifier import CLASSIFIER, save_classifier
 from gqakit.training.keydriven_install import check_groups
 from gqakit.training.vision_options import VisionOptions

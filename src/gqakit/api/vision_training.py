@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from gqakit.api.models import check_device
 from gqakit.api.vision_start import Made, check_start, prepare_start, read_images_for
 from gqakit.calibration.labelled import LabelledImages
 from gqakit.calibration.pixels import PixelTransform
@@ -21,10 +20,12 @@ from gqakit.checkpoint.atomic import output_errors
 from gqakit.checkpoint.jsonio import pretty
 from gqakit.convert import CARD_FILE, CHECKSUM_FILE
 from gqakit.errors import OutputError, UsageError
-from gqakit.inspection import open_model
+from gqakit.models.inspection import open_model
+from gqakit.models.load import load
+from gqakit.models.running import check_device
+from gqakit.models.shipping import shipped_code
 from gqakit.progress import Reporter, silent
 from gqakit.report.vision_card import vision_card
-from gqakit.runtime import load, shipped_code
 from gqakit.training.classifier import train_all_but
 from gqakit.training.devices import Prepared, accelerated, prepare, put_weights
 from gqakit.training.images import Classes, Features, ImageTask

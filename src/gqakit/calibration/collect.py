@@ -19,9 +19,9 @@ from gqakit.calibration.samples import Batch, as_batches, positions_of
 from gqakit.calibration.second_moment import SecondMoment
 from gqakit.core.statistics import LayerMoments
 from gqakit.errors import DataError
-from gqakit.families import ModelSpec
-from gqakit.runtime.attention_gqakit import GroupedHeads, mask_with_bias
-from gqakit.runtime.heads_gqakit import LayerHeads
+from gqakit.models.remote_code.attention_gqakit import GroupedHeads, mask_with_bias
+from gqakit.models.remote_code.heads_gqakit import LayerHeads
+from gqakit.models.spec import ModelSpec
 
 _NAME = "gqakit_calibration"
 LEAST_SAMPLED = 32

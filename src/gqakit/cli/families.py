@@ -18,7 +18,7 @@ def command(
 ) -> None:
     """List the model families that can be converted, and what each can reach."""
     screen = Screen(as_json=as_json)
-    from gqakit.family_table import HEADER, families, markdown, rows
+    from gqakit.models.families.table import HEADER, families, markdown, rows
 
     if as_json:
         screen.json(families())

@@ -9,7 +9,7 @@ from gqakit.cli.options import Json, Model, Quiet, Verbose
 def command(model: Model, as_json: Json = False, quiet: Quiet = False, verbose: Verbose = False) -> None:
     """Say what a checkpoint is, what its KV cache takes, and what it can become. Reads headers only."""
     screen = Screen(as_json=as_json, quiet=quiet, verbose=verbose)
-    from gqakit.inspection import inspect_checkpoint, open_model
+    from gqakit.models.inspection import inspect_checkpoint, open_model
 
     found = inspect_checkpoint(*open_model(model))
     if as_json:

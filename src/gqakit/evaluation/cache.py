@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from gqakit.calibration.samples import Batch
-from gqakit.families import ModelSpec
+from gqakit.models.spec import ModelSpec
 
 
 def measure_cache(model: PreTrainedModel, spec: ModelSpec, batch: Batch) -> float:

@@ -22,11 +22,10 @@ from gqakit.core.merging import RULES
 from gqakit.errors import GqakitError
 from gqakit.evaluation.losses import Key, LossFile
 from gqakit.evaluation.probe import LayerProbe
-from gqakit.families import tensors_of_layer
-from gqakit.inspection import open_model
+from gqakit.models.inspection import open_model
+from gqakit.models.layers import tensors_of_layer
+from gqakit.models.load import auto_class, load
 from gqakit.progress import Reporter
-from gqakit.runtime import load
-from gqakit.runtime.load import auto_class
 
 
 def what_is_measured(source: Checkpoint) -> str:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from gqakit.calibration.samples import Batch, as_batches
-from gqakit.families import ModelSpec, parameters_of_layer
+from gqakit.models.layers import parameters_of_layer
+from gqakit.models.spec import ModelSpec
 
 POSITIONS = 512
 

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from gqakit.errors import FamilyError
 from gqakit.export.source import Source
-from gqakit.families.base import Role
-from gqakit.runtime.arrangement import Arrangement, pad_layer
+from gqakit.models.families.base import Role
+from gqakit.models.head_layout import Arrangement, pad_layer
 
 STOCK_ARCHITECTURE = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 """GGUF architecture of each family with equal groups that are the same in all layers."""

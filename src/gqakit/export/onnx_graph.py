@@ -12,7 +12,7 @@ import torch
 
 from gqakit.errors import FamilyError, GqakitError, MissingDependencyError
 from gqakit.export.source import Source
-from gqakit.runtime import load
+from gqakit.models.load import load
 
 FILE = "model.onnx"
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")

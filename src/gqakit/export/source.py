@@ -12,10 +12,11 @@ from gqakit.checkpoint import Checkpoint
 from gqakit.core.attention import AttentionWeights, Projection
 from gqakit.core.budget import CacheShape
 from gqakit.errors import CheckpointError
-from gqakit.families import ModelSpec, layer_shapes, read_layer
-from gqakit.inspection import open_model
-from gqakit.runtime.arrangement import Arrangement
-from gqakit.runtime.heads_gqakit import LayerHeads, read_layers
+from gqakit.models.head_layout import Arrangement
+from gqakit.models.inspection import open_model
+from gqakit.models.layers import layer_shapes, read_layer
+from gqakit.models.remote_code.heads_gqakit import LayerHeads, read_layers
+from gqakit.models.spec import ModelSpec
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from torch import Tensor
 from gqakit.checkpoint import Replacement, WriteResult, write_checkpoint
 from gqakit.errors import FamilyError, UsageError, unknown_name
 from gqakit.export.source import Source
-from gqakit.families import tensors_of_layer
+from gqakit.models.head_layout import Arrangement, equalise_model, pad_model
+from gqakit.models.layers import tensors_of_layer
 from gqakit.progress import Advance
-from gqakit.runtime.arrangement import Arrangement, equalise_model, pad_model
 
 HOWS = ("auto", "pad", "equalise")
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")

@@ -15,7 +15,7 @@ from gqakit.checkpoint import Checkpoint, write_bytes
 from gqakit.checkpoint.atomic import output_errors
 from gqakit.checkpoint.jsonio import pretty
 from gqakit.errors import CheckpointError
-from gqakit.runtime import register
+from gqakit.models.registration import register
 
 CLASSIFIER = "AutoModelForImageClassification"
 

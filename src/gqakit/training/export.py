@@ -11,8 +11,9 @@ from torch import Tensor
 
 from gqakit.checkpoint import Checkpoint, Replacement, write_checkpoint
 from gqakit.convert import CARD_FILE, CHECKSUM_FILE
-from gqakit.families import ModelSpec
-from gqakit.runtime import load, shipped_code
+from gqakit.models.load import load
+from gqakit.models.shipping import shipped_code
+from gqakit.models.spec import ModelSpec
 from gqakit.training.options import UptrainOptions
 from gqakit.training.trainable import checkpoint_names, merged_weights
 

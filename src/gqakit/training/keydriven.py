@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from gqakit.core.key_allocation import allot, contiguous_map, equal_allocation, min_max
-from gqakit.runtime.attention_gqakit import GroupedHeads
-from gqakit.runtime.heads_gqakit import LayerHeads
+from gqakit.models.remote_code.attention_gqakit import GroupedHeads
+from gqakit.models.remote_code.heads_gqakit import LayerHeads
 from gqakit.training.data import mixed_seed
 
 

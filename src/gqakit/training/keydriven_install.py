@@ -11,9 +11,9 @@ from torch import nn
 
 from gqakit.core.key_allocation import contiguous_map, equal_allocation
 from gqakit.errors import UsageError
-from gqakit.families import ModelSpec
-from gqakit.runtime.attention_gqakit import GroupedHeads
-from gqakit.runtime.heads_gqakit import LayerHeads
+from gqakit.models.remote_code.attention_gqakit import GroupedHeads
+from gqakit.models.remote_code.heads_gqakit import LayerHeads
+from gqakit.models.spec import ModelSpec
 from gqakit.training.keydriven import (
     DynamicKeyDistributed,
     KeyDistributed,

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from gqakit.checkpoint import Checkpoint
 from gqakit.errors import DataError, UsageError
-from gqakit.families import ModelSpec
+from gqakit.models.spec import ModelSpec
 from gqakit.training.repair_blocks import Block, Blocks
 from gqakit.training.repair_fit import Schedule, fit, relative_error
 from gqakit.training.repair_store import Store

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 
 from gqakit.checkpoint import Checkpoint
-from gqakit.families import ModelSpec
-from gqakit.families.base import ROLES
-from gqakit.runtime import register
-from gqakit.runtime.load import auto_class
+from gqakit.models.families.base import ROLES
+from gqakit.models.load import auto_class
+from gqakit.models.registration import register
+from gqakit.models.spec import ModelSpec
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 

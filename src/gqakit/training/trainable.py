@@ -11,7 +11,7 @@ from torch.nn import Parameter
 from transformers import PreTrainedModel
 
 from gqakit.errors import CheckpointError, MissingDependencyError
-from gqakit.families import ModelSpec
+from gqakit.models.spec import ModelSpec
 from gqakit.training.options import UptrainOptions
 
 

@@ -1,0 +1,1 @@
+"""QCQA: evolutionary grouping of heads (arXiv 2406.10247)."""

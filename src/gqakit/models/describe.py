@@ -1,0 +1,242 @@
+"""A checkpoint's spec, read from its config and checked against its tensors' shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gqakit.core.rope import Channels
+from gqakit.errors import FamilyError, unknown_name
+from gqakit.models.families.base import ROLES, Family, Stack, lookup
+from gqakit.models.layers import layer_shapes
+from gqakit.models.spec import GROUPED_PREFIX, ModelSpec, Site
+
+
+def describe_model(
+    families: Mapping[str, Family],
+    config: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
+    element_bytes: int,
+    stacks: Sequence[str] | None = None,
+) -> ModelSpec:
+    """The spec of a checkpoint, every disagreement between config and tensors reported at once.
+
+    Args:
+        families: the known families by `model_type`.
+        config: the parsed `config.json`.
+        shapes: shape of every tensor.
+        element_bytes: bytes an element of the attention weights.
+        stacks: the kinds of layers to convert; None for those that generation caches, or all where none is.
+
+    Raises:
+        FamilyError: for an unknown family, missing config keys, missing tensors or wrong shapes.
+        UsageError: for an unknown stack.
+    """
+    model_type = str(config.get("model_type"))
+    family = families.get(model_type.removeprefix(GROUPED_PREFIX))
+    if family is None:
+        raise FamilyError(
+            f"model family {model_type!r} is not known to gqakit. Known: {', '.join(sorted(families))}. "
+            f"The config names architectures {config.get('architectures')} and the checkpoint holds "
+            f"{len(shapes)} tensors, such as {', '.join(_attention_like(shapes))}"
+        )
+    grouped = model_type.startswith(GROUPED_PREFIX)
+    section = _Section.read(config, model_type) if grouped else None
+    chosen = _chosen(family, section.stacks if section else stacks)
+    numbers = _Numbers.read(family, chosen, config, grouped)
+    sites = _in_order(chosen, numbers.layers)
+    if section and len(section.key_heads) != len(sites):
+        raise FamilyError(
+            f"config.json: 'gqakit' describes {len(section.key_heads)} layers, the model has {len(sites)}"
+        )
+    positions = family.positions(config) if callable(family.positions) else family.positions
+    layout = family.layout(config) if callable(family.layout) else family.layout
+    prefix = _prefix(family, sites[0], shapes)
+    spec = ModelSpec(
+        family=family,
+        model_type=model_type,
+        sites=sites,
+        num_heads=numbers.heads,
+        key_heads=section.key_heads if section else (numbers.kv_heads,) * len(sites),
+        value_heads=section.value_heads if section else (numbers.kv_heads,) * len(sites),
+        head_dim=numbers.head_dim,
+        hidden_size=numbers.hidden,
+        channels=_key_channels(family, positions, config, shapes, sites[0], prefix, numbers.head_dim),
+        element_bytes=element_bytes,
+        biased=frozenset(
+            role for role in ROLES if f"{prefix}{sites[0].stack.stored(0, role)}.bias" in shapes
+        ),
+        prefix=prefix,
+        layout="blocks" if grouped and layout == "interleaved" else layout,
+        fixed_queries=positions == "bias",
+        gains=_has_gains(family, sites[0], prefix, shapes, numbers.head_dim),
+    )
+    _check_shapes(spec, shapes)
+    return spec
+
+
+def _check_shapes(spec: ModelSpec, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    problems: list[str] = []
+    for layer in range(spec.num_layers):
+        expected = layer_shapes(spec, layer, spec.key_heads[layer], spec.value_heads[layer])
+        for name, shape in expected.items():
+            if name not in shapes:
+                problems.append(f"{name} is missing")
+            elif shapes[name] != shape:
+                problems.append(f"{name} is {list(shapes[name])}, the config asks for {list(shape)}")
+        for role in ROLES:
+            bias = spec.tensor(layer, role, "bias")
+            if bias in shapes and role not in spec.biased:
+                problems.append(f"{bias} is {list(shapes[bias])}, the first layer has none")
+    for stack in dict.fromkeys(site.stack for site in spec.sites):
+        count = sum(site.stack is stack for site in spec.sites)
+        beyond = f"{spec.prefix}{stack.stored(count, 'query')}.weight"
+        if beyond in shapes:
+            problems.append(f"{beyond} exists, but the config has {count} layers")
+    if problems:
+        shown = problems[:8] + ([f"and {len(problems) - 8} more"] if len(problems) > 8 else [])
+        raise FamilyError(f"config and tensors of this {spec.model_type} disagree: " + "; ".join(shown))
+
+
+def _chosen(family: Family, names: Sequence[str] | None) -> tuple[Stack, ...]:
+    """The stacks by name, in the family's order."""
+    if names is None:
+        return tuple(stack for stack in family.stacks if stack.cached) or family.stacks
+    known = [stack.name for stack in family.stacks]
+    for name in names:
+        if name not in known:
+            raise unknown_name("stack", name, known)
+    return tuple(stack for stack in family.stacks if stack.name in names)
+
+
+def _in_order(stacks: Sequence[Stack], layers: Mapping[str, int]) -> tuple[Site, ...]:
+    """The layers in the order in which a model runs them: those in one block after another."""
+    blocks = list(dict.fromkeys(stack.block for stack in stacks))
+    sites = [Site(stack, index) for stack in stacks for index in range(layers[stack.name])]
+    return tuple(sorted(sites, key=lambda site: (blocks.index(site.stack.block), site.index)))
+
+
+def _prefix(family: Family, first: Site, shapes: Mapping[str, tuple[int, ...]]) -> str:
+    name = f"{first.stack.stored(first.index, 'query')}.weight"
+    return next((prefix for prefix in family.prefixes if f"{prefix}{name}" in shapes), family.prefixes[0])
+
+
+@dataclass(frozen=True)
+class _Section:
+    """What the `gqakit` entry of a grouped config says."""
+
+    stacks: tuple[str, ...]
+    key_heads: tuple[int, ...]
+    value_heads: tuple[int, ...]
+
+    @classmethod
+    def read(cls, config: Mapping[str, Any], model_type: str) -> _Section:
+        try:
+            section = config["gqakit"]
+            layers = section["layers"]
+            return cls(
+                tuple(section["stacks"]),
+                tuple(max(layer["key_head_of_query"]) + 1 for layer in layers),
+                tuple(max(layer["value_head_of_query"]) + 1 for layer in layers),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise FamilyError(
+                f"config.json of this {model_type}: the field 'gqakit' is missing or malformed"
+            ) from error
+
+
+@dataclass(frozen=True)
+class _Numbers:
+    layers: Mapping[str, int]
+    heads: int
+    kv_heads: int
+    hidden: int
+    head_dim: int
+
+    @classmethod
+    def read(
+        cls, family: Family, stacks: Sequence[Stack], config: Mapping[str, Any], grouped: bool
+    ) -> _Numbers:
+        required = [key for stack in stacks for key in (stack.num_layers, stack.num_heads)]
+        keys = list(dict.fromkeys([*required, family.hidden_size]))
+        wrong = [key for key in keys if not _positive(lookup(config, key))]
+        optional = [
+            key for key in (family.num_kv_heads, family.head_dim) if key and lookup(config, key) is not None
+        ]
+        wrong += [key for key in optional if not _positive(lookup(config, key))]
+        if wrong:
+            seen = ", ".join(f"{key} = {lookup(config, key)!r}" for key in wrong)
+            raise FamilyError(
+                f"config.json of this {family.model_type} needs positive integers; seen: {seen}"
+            )
+        heads = lookup(config, stacks[0].num_heads)
+        for stack in stacks[1:]:
+            if lookup(config, stack.num_heads) != heads:
+                raise FamilyError(
+                    f"config.json: {stacks[0].num_heads} = {heads}, but {stack.num_heads} = "
+                    f"{lookup(config, stack.num_heads)}; convert one stack at a time with --stacks"
+                )
+        hidden = lookup(config, family.hidden_size)
+        kv_heads = (lookup(config, family.num_kv_heads) if family.num_kv_heads else None) or heads
+        if family.count_kv_heads is not None:
+            kv_heads = family.count_kv_heads(config) or heads
+        if heads % kv_heads and not grouped:
+            raise FamilyError(
+                f"config.json: {stacks[0].num_heads} = {heads} is no multiple of {family.num_kv_heads} = {kv_heads}"
+            )
+        head_dim = lookup(config, family.head_dim)
+        if not head_dim and hidden % heads:
+            raise FamilyError(
+                f"config.json: {family.hidden_size} {hidden} is no multiple of {heads} heads, and no {family.head_dim}"
+            )
+        layers = {stack.name: lookup(config, stack.num_layers) for stack in stacks}
+        return cls(layers, heads, kv_heads, hidden, head_dim or hidden // heads)
+
+
+def _key_channels(
+    family: Family,
+    positions: str,
+    config: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
+    first: Site,
+    prefix: str,
+    head_dim: int,
+) -> Channels:
+    if _norm_shape(family, first, prefix, shapes) is not None:
+        return Channels.normalised(head_dim)
+    if positions != "rotary":
+        return Channels.mixing(head_dim)
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    factor = rope.get("partial_rotary_factor") or lookup(config, "partial_rotary_factor|rotary_pct")
+    factor = factor or family.rotary_share
+    width = int(head_dim * factor)
+    if width % 2 or not 0 <= width <= head_dim:
+        raise FamilyError(
+            f"config.json: partial_rotary_factor {factor} of a head of {head_dim} channels is a rotary width of "
+            f"{width}; it must be even and at most {head_dim}"
+        )
+    return Channels.rotary(head_dim, width)
+
+
+def _norm_shape(
+    family: Family, first: Site, prefix: str, shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[int, ...] | None:
+    home = (first.stack.stored_home or first.stack.home).format(layer=first.index)
+    return shapes.get(f"{prefix}{home}.{family.key_norm}.weight")
+
+
+def _has_gains(
+    family: Family, first: Site, prefix: str, shapes: Mapping[str, tuple[int, ...]], head_dim: int
+) -> bool:
+    shape = _norm_shape(family, first, prefix, shapes)
+    return shape is not None and shape[0] > head_dim
+
+
+def _positive(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _attention_like(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    names = [name for name in shapes if "attn" in name or "attention" in name] or list(shapes)
+    return names[:3]

@@ -1,0 +1,28 @@
+"""The families by `model_type`. A new family is one more entry here and its data in a file beside this one."""
+
+from __future__ import annotations
+
+from gqakit.models.families.base import Family, Names, Stack
+from gqakit.models.families.bert import BERT, MPNET, ROBERTA
+from gqakit.models.families.gpt import BLOOM, FALCON, GPT2, GPT_NEOX, OPT
+from gqakit.models.families.llama import GEMMA2, GEMMA3, LLAMA, MISTRAL, OLMO2, PHI3, QWEN2, QWEN3, STABLELM
+from gqakit.models.families.seq2seq import T5, WHISPER
+from gqakit.models.families.vision import CLIP_VISION, DINOV2, VIT
+
+FAMILIES: dict[str, Family] = {
+    family.model_type: family
+    for family in (
+        *(LLAMA, MISTRAL, QWEN2, QWEN3, PHI3, GEMMA2, GEMMA3, OLMO2, STABLELM),
+        *(GPT2, GPT_NEOX, OPT, BLOOM, FALCON),
+        *(WHISPER, T5),
+        *(BERT, ROBERTA, MPNET),
+        *(VIT, DINOV2, CLIP_VISION),
+    )
+}
+
+__all__ = [
+    "FAMILIES",
+    "Family",
+    "Names",
+    "Stack",
+]

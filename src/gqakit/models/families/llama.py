@@ -1,0 +1,25 @@
+"""Llama and the families that share its attention."""
+
+from __future__ import annotations
+
+from gqakit.models.families.base import Family, Names, Stack, causal
+
+LLAMA = Family("llama", causal("Llama"))
+MISTRAL = Family("mistral", causal("Mistral"))
+QWEN2 = Family("qwen2", causal("Qwen2"))
+QWEN3 = Family("qwen3", causal("Qwen3"), key_norm="k_norm", query_norm="q_norm")
+PHI3 = Family(
+    "phi3",
+    causal("Phi3"),
+    stacks=(Stack(names=Names.fused("qkv_proj", "o_proj")),),
+    layout="blocks",
+)
+GEMMA2 = Family("gemma2", causal("Gemma2"))
+GEMMA3 = Family(
+    "gemma3_text",
+    {"AutoModel": "Gemma3TextModel", "AutoModelForCausalLM": "Gemma3ForCausalLM"},
+    key_norm="k_norm",
+    query_norm="q_norm",
+)
+OLMO2 = Family("olmo2", causal("Olmo2"), key_norm="k_norm", query_norm="q_norm")
+STABLELM = Family("stablelm", causal("StableLm"), rotary_share=0.25)

@@ -1,0 +1,83 @@
+"""The families as a table: what each takes, what may be converted in it, and what it can reach."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gqakit.models.families import FAMILIES
+from gqakit.models.families.base import Family
+
+_RUNS_ON = {
+    "text": "text",
+    "embedding": "text (embeddings)",
+    "image": "images",
+    "speech": "speech",
+    "translation": "text to text",
+}
+_LAYOUT = {"split": "apart", "blocks": "fused, in blocks", "interleaved": "fused, in turns"}
+
+
+@dataclass(frozen=True)
+class FamilyEntry:
+    """One family. `stacks` are its kinds of attention layers, `default` those that are converted unless told otherwise."""
+
+    family: str
+    runs_on: str
+    stacks: tuple[str, ...]
+    default: tuple[str, ...]
+    layout: str
+    keys: str
+    formats: tuple[str, ...]
+
+
+HEADER = ("family", "runs on", "attention layers", "converted by default", "q, k, v", "keys", "formats")
+
+
+def families() -> list[FamilyEntry]:
+    """Every family that is registered."""
+    return [_entry(family) for family in FAMILIES.values()]
+
+
+def rows() -> list[tuple[str, ...]]:
+    """The entries as cells, in the order of `HEADER`."""
+    return [
+        (
+            entry.family,
+            entry.runs_on,
+            ", ".join(entry.stacks),
+            ", ".join(entry.default),
+            entry.layout,
+            entry.keys,
+            ", ".join(entry.formats),
+        )
+        for entry in families()
+    ]
+
+
+def markdown() -> str:
+    """The table of docs/families.md."""
+    lines = [HEADER, ("---",) * len(HEADER), *rows()]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def _entry(family: Family) -> FamilyEntry:
+    cached = tuple(stack.name for stack in family.stacks if stack.cached)
+    return FamilyEntry(
+        family=family.model_type,
+        runs_on=_RUNS_ON[family.task],
+        stacks=tuple(stack.name for stack in family.stacks),
+        default=cached or tuple(stack.name for stack in family.stacks),
+        layout=_LAYOUT[family.layout] if isinstance(family.layout, str) else "by the config",
+        keys=_keys(family),
+        formats=("uniform", "grouped") if family.num_kv_heads is not None else ("grouped",),
+    )
+
+
+def _keys(family: Family) -> str:
+    if family.key_norm:
+        return "normalised"
+    if callable(family.positions):
+        return "rotary, or a bias for each head"
+    if family.positions == "rotary":
+        return "rotary" if family.rotary_share == 1 else f"rotary in {family.rotary_share:g} of the channels"
+    return {"none": "free", "bias": "free, with a bias for each head"}[family.positions]

@@ -1,0 +1,156 @@
+"""One attention layer out of a checkpoint's tensors, and back into them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from gqakit.core.attention import AttentionWeights, Projection
+from gqakit.errors import CheckpointError
+from gqakit.models.families.base import Layout, Role
+from gqakit.models.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
+
+_QKV: tuple[Role, ...] = ("query", "key", "value")
+
+
+def read_layer(spec: ModelSpec, layer: int, load: Callable[[str], Tensor]) -> AttentionWeights:
+    """The four projections of a layer, cut into heads, in the checkpoint's precision.
+
+    Args:
+        spec: the checkpoint.
+        layer: its index.
+        load: gives a tensor by name.
+
+    Raises:
+        CheckpointError: when a weight is not finite; names the tensor.
+    """
+
+    def fetch(name: str) -> Tensor:
+        tensor = load(name)
+        finite = torch.isfinite(tensor)
+        if not bool(finite.all()):
+            bad = int((~finite).sum())
+            raise CheckpointError(
+                f"{name} holds {bad} values that are NaN or infinite, of {tensor.numel()}; "
+                "the checkpoint is damaged or its training diverged"
+            )
+        return tensor
+
+    def rows(role: Role) -> Tensor:
+        """A projection with its outputs as rows."""
+        weight = fetch(spec.tensor(layer, role))
+        return weight.T if spec.family.transposed else weight
+
+    def heads(tensor: Tensor) -> Tensor:
+        return tensor.unflatten(0, (-1, spec.head_dim))
+
+    def bias(role: Role) -> Tensor | None:
+        return heads(fetch(spec.tensor(layer, role, "bias"))) if role in spec.biased else None
+
+    if spec.layout == "split":
+        weights, biases = [heads(rows(role)) for role in _QKV], [bias(role) for role in _QKV]
+    else:
+        counts = (spec.num_heads, spec.key_heads[layer], spec.value_heads[layer])
+        weights = _cut(heads(rows("query")), counts, spec.layout)
+        fused = bias("query")
+        biases = [None] * 3 if fused is None else _cut(fused, counts, spec.layout)
+    gains = [heads(fetch(spec.gain(layer, norm))) if norm else None for norm in (*spec.gain_norms, "")]
+    output = rows("output").unflatten(1, (-1, spec.head_dim)).movedim(1, 0)
+    query, key, value = map(Projection, weights, biases, gains)
+    return AttentionWeights(query, key, value, output)
+
+
+def tensors_of_layer(
+    spec: ModelSpec, layer: int, weights: AttentionWeights, layout: Layout | None = None
+) -> dict[str, Tensor]:
+    """The inverse of `read_layer`: tensors by name, contiguous.
+
+    `layout` is how q, k and v are to lie in a fused tensor, None as in the source.
+    """
+    layout = layout or spec.layout
+    parts = (weights.query, weights.key, weights.value)
+    tensors: dict[str, Tensor] = {}
+
+    def put(name: str, rows: Tensor) -> None:
+        tensors[name] = (rows.T if spec.family.transposed and rows.ndim == 2 else rows).contiguous()
+
+    if layout == "split":
+        for role, part in zip(_QKV, parts, strict=True):
+            put(spec.tensor(layer, role), part.weight.flatten(0, 1))
+            if part.bias is not None:
+                put(spec.tensor(layer, role, "bias"), part.bias.flatten(0, 1))
+    else:
+        put(spec.tensor(layer, "query"), _join([part.weight for part in parts], layout))
+        biases = [part.bias for part in parts if part.bias is not None]
+        if biases:
+            put(spec.tensor(layer, "query", "bias"), _join(biases, layout))
+    for part, norm in zip((weights.query, weights.key), spec.gain_norms, strict=True):
+        if part.gain is not None:
+            put(spec.gain(layer, norm), part.gain.flatten(0, 1))
+    put(spec.tensor(layer, "output"), weights.output.movedim(0, 1).flatten(1))
+    return tensors
+
+
+def layer_shapes(spec: ModelSpec, layer: int, key_heads: int, value_heads: int) -> dict[str, tuple[int, ...]]:
+    """The shapes of `tensors_of_layer` with so many heads."""
+    counts = dict(zip(_QKV, (spec.num_heads, key_heads, value_heads), strict=True))
+    rows = {spec.tensor(layer, role): count * spec.head_dim for role, count in counts.items()}
+    if spec.layout != "split":
+        rows = {spec.tensor(layer, "query"): sum(counts.values()) * spec.head_dim}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, count in rows.items():
+        shapes[name] = _oriented(spec, (count, spec.hidden_size))
+        if any(spec.tensor(layer, role) == name for role in spec.biased):
+            shapes[name.removesuffix("weight") + "bias"] = (count,)
+    if spec.gains:
+        query_norm, key_norm = spec.gain_norms
+        shapes[spec.gain(layer, query_norm)] = (spec.num_heads * spec.head_dim,)
+        shapes[spec.gain(layer, key_norm)] = (key_heads * spec.head_dim,)
+    output = (spec.hidden_size, spec.num_heads * spec.head_dim)
+    shapes[spec.tensor(layer, "output")] = _oriented(spec, output)
+    return shapes
+
+
+def parameters_of_layer(spec: ModelSpec, model: PreTrainedModel, layer: int) -> dict[str, nn.Parameter]:
+    """A loaded model's parameters by the names of `tensors_of_layer`; paths in a model may differ from those."""
+    found: dict[str, nn.Parameter] = {}
+    for role in (*_QKV, "output"):
+        module = spec.projection(model, layer, role)
+        found[spec.tensor(layer, role)] = module.get_parameter("weight")
+        if role in spec.biased and role != "output":
+            found[spec.tensor(layer, role, "bias")] = module.get_parameter("bias")
+    if spec.gains:
+        for norm in spec.gain_norms:
+            found[spec.gain(layer, norm)] = spec.norm(model, layer, norm).get_parameter("weight")
+    return found
+
+
+def _oriented(spec: ModelSpec, shape: tuple[int, int]) -> tuple[int, ...]:
+    return shape[::-1] if spec.family.transposed else shape
+
+
+def _cut(fused: Tensor, counts: tuple[int, int, int], layout: Layout) -> list[Tensor]:
+    """`[heads of q, k and v, ...]` into the three, each with its heads in order."""
+    if layout == "blocks":
+        return list(fused.split(counts))
+    num_heads, kv_heads, _ = counts
+    turns = fused.unflatten(
+        0, (kv_heads, num_heads // kv_heads + 2)
+    )  # a KV head's queries, its key, its value
+    return [turns[:, :-2].flatten(0, 1), turns[:, -2], turns[:, -1]]
+
+
+def _join(parts: list[Tensor], layout: Layout) -> Tensor:
+    """The inverse of `_cut`, with heads and channels flattened into rows."""
+    if layout == "interleaved":
+        query, key, value = parts
+        turns = query.unflatten(0, (key.shape[0], -1))
+        parts = [torch.cat([turns, key.unsqueeze(1), value.unsqueeze(1)], dim=1).flatten(0, 1)]
+    return torch.cat([part.flatten(0, 1) for part in parts])

@@ -1,0 +1,119 @@
+"""Loading a stock or grouped checkpoint as a transformers model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gqakit.errors import CheckpointError
+from gqakit.models.registration import register
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+    from gqakit.models.families.base import Family
+    from gqakit.models.spec import ModelSpec
+
+
+def load(
+    path: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device_map: str | dict[str, Any] | None = None,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """The model of a checkpoint directory, in eval mode: of the class that its config names.
+
+    Args:
+        path: directory with `config.json` and the weights; grouped or of any family transformers reads.
+        dtype: of the weights; None keeps the checkpoint's own.
+        device_map: as in `from_pretrained`; None is the CPU.
+        trust_remote_code: run model code found in the checkpoint. Grouped checkpoints do not need it: they
+            run the installed gqakit's.
+
+    Raises:
+        CheckpointError: the directory, its `config.json` or its weights are missing, or tensors of the model
+            are not in the checkpoint (transformers alone would fill them with random numbers).
+    """
+    path = Path(path)
+    if not (path / "config.json").is_file():
+        raise CheckpointError(f"{path}: no config.json here. Expected a directory in Hugging Face layout.")
+    if not [*path.glob("*.safetensors"), *path.glob("*.bin")]:
+        raise CheckpointError(
+            f"{path}: no weights here. Expected *.safetensors (or *.bin) beside config.json."
+        )
+
+    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    register(str(config.get("model_type")))
+    named = auto_class(config)
+    model, missing = _loaded(path, named, dtype, device_map, trust_remote_code)
+    if missing and _headless(config, named, model, missing):
+        model, missing = _loaded(path, "AutoModel", dtype, device_map, trust_remote_code)
+    if missing:
+        raise CheckpointError(
+            f"{path}: {len(missing)} tensors of the model are missing, first {missing[0]!r}. "
+            "The checkpoint is incomplete; copy or convert it again."
+        )
+    return model.eval()
+
+
+def _loaded(
+    path: Path,
+    auto: str,
+    dtype: torch.dtype | None,
+    device_map: str | dict[str, Any] | None,
+    trust_remote_code: bool,
+) -> tuple[PreTrainedModel, list[str]]:
+    """The model by one of transformers' auto classes, and what the checkpoint lacks."""
+    import transformers
+
+    model, info = getattr(transformers, auto).from_pretrained(
+        str(path),
+        dtype="auto" if dtype is None else dtype,
+        device_map=device_map,
+        trust_remote_code=trust_remote_code,
+        local_files_only=True,
+        output_loading_info=True,
+    )
+    # An encoder's pooler is often left out, and what gqakit does has no use for it.
+    return model, sorted(name for name in info["missing_keys"] if "pooler." not in name)
+
+
+def _headless(config: dict[str, Any], auto: str, model: PreTrainedModel, missing: list[str]) -> bool:
+    """Whether an encoder is all there but the head of the class that its config names, as in many sentence embedders."""
+    family = _family(config)
+    if family is None or auto == "AutoModel" or any(stack.cached for stack in family.stacks):
+        return False
+    return not any(name.startswith(f"{model.base_model_prefix}.") for name in missing)
+
+
+def auto_class(config: dict[str, Any]) -> str:
+    """The auto class of transformers that loads a checkpoint as what its config says it is."""
+    family = _family(config)
+    if family is None:
+        return "AutoModelForCausalLM"
+    named = [name.removeprefix("Gqakit") for name in config.get("architectures") or []]
+    for auto, name in family.classes.items():
+        if name in named:
+            return auto
+    decodes = any(stack.cached for stack in family.stacks)
+    return next(auto for auto in family.classes if (auto != "AutoModel") == decodes)
+
+
+def _family(config: dict[str, Any]) -> Family | None:
+    from gqakit.models.families import FAMILIES
+    from gqakit.models.spec import GROUPED_PREFIX
+
+    return FAMILIES.get(str(config.get("model_type")).removeprefix(GROUPED_PREFIX))
+
+
+def look_on(model: PreTrainedModel, spec: ModelSpec) -> None:
+    """Make the attention modules of a stock model ask transformers' attention interface, where theirs do not."""
+    if spec.family.watched:
+        return
+    from gqakit.models.remote_code.adapters_gqakit import adapt
+
+    for layer in range(spec.num_layers):
+        adapt(spec.attention_module(model, layer), spec.family.model_type, model.config)

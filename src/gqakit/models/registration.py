@@ -1,0 +1,94 @@
+"""Making transformers' auto classes know the grouped families.
+
+Importing this file imports neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import wrapt
+
+if TYPE_CHECKING:
+    from gqakit.models.families.base import Family
+
+
+def register(model_type: str | None = None) -> None:
+    """Register a grouped family's config and models now. May be called any number of times.
+
+    Imports transformers and torch.
+
+    Args:
+        model_type: of the grouped checkpoint, `gqakit_...`; any other is left alone, None is every family.
+    """
+    from gqakit.models.families import FAMILIES
+    from gqakit.models.spec import GROUPED_PREFIX
+
+    for family in FAMILIES.values():
+        if model_type in (None, f"{GROUPED_PREFIX}{family.model_type}"):
+            _register(family)
+
+
+def _register(family: Family) -> None:
+    import transformers
+
+    configuration = importlib.import_module("gqakit.models.remote_code.configuration_gqakit")
+    modeling = importlib.import_module("gqakit.models.remote_code.modeling_gqakit")
+    config = getattr(configuration, f"Gqakit{family.config}")
+    transformers.AutoConfig.register(config.model_type, config, exist_ok=True)
+    config.register_for_auto_class("AutoConfig")  # save_pretrained then writes the model code too
+    for auto_name, name in family.classes.items():
+        model = getattr(modeling, f"Gqakit{name}")
+        auto = getattr(transformers, auto_name)
+        auto.register(config, model, exist_ok=True)
+        model.register_for_auto_class(auto_name)
+
+
+def register_lazily() -> None:
+    """Register on the first use of a grouped `model_type`, whether transformers is imported yet or not.
+
+    May be called any number of times. Imports neither torch nor transformers.
+    """
+    wrapt.register_post_import_hook(_announce, "transformers.models.auto.configuration_auto")
+
+
+def _announce(configuration_auto: ModuleType) -> None:
+    """Put a stand-in for each config class where `AutoConfig` looks, unless the class is there already.
+
+    The classes themselves cannot be imported yet: this runs in the middle of transformers' own imports, which
+    go in circles through the auto classes.
+    """
+    from gqakit.models.families import FAMILIES
+    from gqakit.models.spec import GROUPED_PREFIX
+
+    mapping = configuration_auto.CONFIG_MAPPING
+    for family in FAMILIES:
+        model_type = f"{GROUPED_PREFIX}{family}"
+        if model_type not in mapping:
+            mapping.register(model_type, _ConfigOnFirstUse(model_type))
+
+
+class _ConfigOnFirstUse:
+    """Stands for a config class. Asked for anything, it registers the family and lets the class answer.
+
+    A model's config is always made first, so the models are registered by the time they are looked up.
+    """
+
+    def __init__(self, model_type: str) -> None:
+        self._model_type = model_type
+
+    def _config_class(self) -> Any:
+        register(self._model_type)
+        from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+        return CONFIG_MAPPING[self._model_type]
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_model_type":  # asked for by pickle and copy before it is set
+            raise AttributeError(name)
+        return getattr(self._config_class(), name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._config_class()(*args, **kwargs)

@@ -1,0 +1,1 @@
+"""The model code that ships in every grouped checkpoint."""

@@ -1,0 +1,146 @@
+"""What a checkpoint is, as far as its attention goes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from gqakit.core.budget import CacheShape
+from gqakit.core.rope import Channels
+from gqakit.models.families.base import Family, Layout, Role, Stack
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
+
+GROUPED_PREFIX = "gqakit_"
+"""`model_type` of a `grouped` checkpoint: this and the family it was converted from."""
+
+
+class Site(NamedTuple):
+    """One attention layer: its stack, and its index there."""
+
+    stack: Stack
+    index: int
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """The attention of one checkpoint: of the stacks that are to be converted.
+
+    Attributes:
+        family: its tensors' names.
+        model_type: of the config, so `gqakit_llama` for a grouped Llama.
+        sites: the attention layers, stack by stack. What is said by layer elsewhere follows this order.
+        num_heads: query heads in every layer.
+        key_heads, value_heads: KV heads of each layer.
+        head_dim: channels a head. hidden_size: model width.
+        channels: which channels of a key head may be mixed.
+        element_bytes: bytes of one cache element at the checkpoint's precision.
+        biased: the projections that have a bias.
+        prefix: what stands before a stack's path in tensor names.
+        layout: how q, k and v lie in their tensors.
+        fixed_queries: query heads must keep their places, as each has its own position bias.
+        gains: queries and keys are normalised over all heads together, with a gain for each channel.
+    """
+
+    family: Family
+    model_type: str
+    sites: tuple[Site, ...]
+    num_heads: int
+    key_heads: tuple[int, ...]
+    value_heads: tuple[int, ...]
+    head_dim: int
+    hidden_size: int
+    channels: Channels
+    element_bytes: int
+    biased: frozenset[Role]
+    prefix: str
+    layout: Layout
+    fixed_queries: bool
+    gains: bool
+
+    @property
+    def num_layers(self) -> int:
+        """Number of attention layers."""
+        return len(self.sites)
+
+    @property
+    def stacks(self) -> tuple[str, ...]:
+        """Names of the stacks that `sites` go through."""
+        return tuple(dict.fromkeys(site.stack.name for site in self.sites))
+
+    @property
+    def stacks_to_tell(self) -> tuple[str, ...]:
+        """`stacks` as files note them: empty where the family has only one kind."""
+        return self.stacks if len(self.family.stacks) > 1 else ()
+
+    @property
+    def cache(self) -> CacheShape:
+        """What is kept for a token; in an encoder, what is made for it."""
+        return CacheShape(self.key_heads, self.value_heads, self.head_dim, self.element_bytes)
+
+    @property
+    def is_cached(self) -> bool:
+        """Whether any of these keys and values stay in a cache; an encoder's do not."""
+        return any(site.stack.cached for site in self.sites)
+
+    @property
+    def is_grouped(self) -> bool:
+        """Whether it is a `grouped` checkpoint, which only our runtime loads."""
+        return self.model_type.startswith(GROUPED_PREFIX)
+
+    @property
+    def can_be_uniform(self) -> bool:
+        """Whether the family's own code runs fewer KV heads than query heads."""
+        return self.family.num_kv_heads is not None
+
+    @property
+    def gain_norms(self) -> tuple[str, str]:
+        """Names of the normalisations over all query heads and all key heads; "" where there are none."""
+        family = self.family
+        return (family.query_norm or "", family.key_norm or "") if self.gains else ("", "")
+
+    def name(self, layer: int) -> str:
+        """A layer as messages call it: its index, with the stack where there are several."""
+        stack, index = self.sites[layer]
+        return f"{stack.name} {index}" if len(self.family.stacks) > 1 else str(index)
+
+    def key(self, layer: int) -> str:
+        """A layer as files call it: its index, with the stack where there are several."""
+        stack, index = self.sites[layer]
+        return f"{stack.name}.{index}" if len(self.family.stacks) > 1 else str(index)
+
+    def tensor(self, layer: int, role: Role, kind: str = "weight") -> str:
+        """Name of a projection's weight or bias in the checkpoint, whether or not it is there."""
+        stack, index = self.sites[layer]
+        return f"{self.prefix}{stack.stored(index, role)}.{kind}"
+
+    def gain(self, layer: int, norm: str) -> str:
+        """Name of a normalisation's weight in the checkpoint."""
+        stack, index = self.sites[layer]
+        return f"{self.prefix}{(stack.stored_home or stack.home).format(layer=index)}.{norm}.weight"
+
+    def attention_module(self, model: PreTrainedModel, layer: int) -> nn.Module:
+        """The module of a loaded model that calls the attention function of a layer."""
+        stack, index = self.sites[layer]
+        return _base(model).get_submodule(stack.attention(index))
+
+    def projection(self, model: PreTrainedModel, layer: int, role: Role) -> nn.Module:
+        """A projection of a loaded model. A fused one answers to three roles."""
+        stack, index = self.sites[layer]
+        return _base(model).get_submodule(stack.module(index, role))
+
+    def norm(self, model: PreTrainedModel, layer: int, name: str) -> nn.Module:
+        """A normalisation beside the projections of a loaded model."""
+        stack, index = self.sites[layer]
+        return _base(model).get_submodule(f"{stack.home.format(layer=index)}.{name}")
+
+    def block(self, model: PreTrainedModel, layer: int) -> nn.Module:
+        """The transformer block around a layer's attention."""
+        stack, index = self.sites[layer]
+        return _base(model).get_submodule(stack.block.format(layer=index))
+
+
+def _base(model: PreTrainedModel) -> nn.Module:
+    return model.base_model

@@ -1,0 +1,1 @@
+"""Grouped checkpoints in vLLM."""
