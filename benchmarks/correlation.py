@@ -17,8 +17,8 @@ from common import Table, arguments, environment
 from gqakit.api import MeasureOptions
 from gqakit.api.calibrating import calibrate
 from gqakit.api.correlating import correlate
-from gqakit.api.samples import DataSource
-from gqakit.calibration.samples import read_speech
+from gqakit.data.batches import DataSource
+from gqakit.data.samples import read_speech
 from gqakit.report.correlation import HEADER, lines, plot_correlation
 from gqakit.zoo import DINOV2_SMALL, MINILM, MPNET, SMOLLM2, WHISPER_BASE, WHISPER_TINY, PackagedModel, fetch
 from real_models import images_of, other_recordings

@@ -17,13 +17,13 @@ import time
 from collections.abc import Callable
 
 import torch
+from gqakit.runtime import attention_gqakit
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from common import Table, environment
 from gqakit.models.remote_code.attention_gqakit import GroupedHeads
 from gqakit.models.remote_code.heads_gqakit import LayerHeads
-from gqakit.runtime import attention_gqakit
 
 HEADS, HEAD_DIM = 32, 128
 GROUPS = (8, 7, 5, 4, 3, 2, 2, 1)

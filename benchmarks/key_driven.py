@@ -35,9 +35,9 @@ import torch
 
 from common import Table, environment
 from gqakit.api import VisionOptions, vision_train
-from gqakit.calibration.labelled import LabelledImages, read_labelled_images
-from gqakit.calibration.samples import Images
 from gqakit.cli.console import Screen
+from gqakit.data.labelled import LabelledImages, read_labelled_images
+from gqakit.data.samples import Images
 from gqakit.report.drawing import COLOURS, axes_of, figure
 from gqakit.zoo import DINOV2_SMALL, fetch
 

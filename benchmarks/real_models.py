@@ -27,16 +27,16 @@ from common import Table, arguments, environment
 from gqakit import planner
 from gqakit.api import MeasureOptions
 from gqakit.api.calibrating import calibrate
-from gqakit.api.samples import DataSource, opening, speech_features, transcribe
-from gqakit.calibration.pixels import PixelTransform
-from gqakit.calibration.samples import Images, Speech, read_speech
 from gqakit.calibration.store import MomentsFile
-from gqakit.calibration.text import read_text, token_windows
 from gqakit.checkpoint import Checkpoint
 from gqakit.choices import LayerStats, SlotChoices, SlotShape, choices_of_slot
 from gqakit.core.apply import apply_grouping, in_source_shape
 from gqakit.core.budget import resolve_budget
 from gqakit.core.merging import RULES, MergeRule
+from gqakit.data.batches import DataSource, opening, speech_features, transcribe
+from gqakit.data.pixels import PixelTransform
+from gqakit.data.samples import Images, Speech, read_speech
+from gqakit.data.text import read_text, token_windows
 from gqakit.errors import BudgetError
 from gqakit.evaluation.agreement import agreement, embed
 from gqakit.evaluation.language import score_language

@@ -23,7 +23,7 @@ from torch.nn import functional
 from gqakit.api import MeasureOptions
 from gqakit.api.calibrating import calibrate
 from gqakit.calibration.store import MomentsFile
-from gqakit.calibration.text import Text
+from gqakit.data.text import Text
 from gqakit.models.inspection import open_model
 from gqakit.models.load import load
 from gqakit.models.running import load_tokenizer

@@ -21,9 +21,9 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from gqakit.api import MeasureOptions
 from gqakit.api.calibrating import calibrate
-from gqakit.api.samples import opening, speech_batches
-from gqakit.calibration.samples import Speech, read_speech
 from gqakit.calibration.store import MomentsFile
+from gqakit.data.batches import opening, speech_batches
+from gqakit.data.samples import Speech, read_speech
 from gqakit.models.inspection import open_model
 from gqakit.models.load import load
 from gqakit.planner import Measure

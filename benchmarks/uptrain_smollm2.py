@@ -20,8 +20,8 @@ import torch
 from brown import brown
 from common import Table, arguments, environment
 from gqakit.api import UptrainOptions, uptrain
-from gqakit.calibration.text import Text, read_text
 from gqakit.cli.console import Screen
+from gqakit.data.text import Text, read_text
 from gqakit.evaluation.language import LanguageScores, score_language
 from gqakit.models.load import load
 from workbench import Workbench

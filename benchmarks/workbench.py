@@ -13,11 +13,11 @@ import torch
 
 from gqakit.api.calibrating import calibrate
 from gqakit.calibration.store import MomentsFile, save_moments
-from gqakit.calibration.text import read_text, token_windows
 from gqakit.checkpoint import Checkpoint
 from gqakit.convert import convert_checkpoint
 from gqakit.core.budget import resolve_budget
 from gqakit.core.statistics import LayerMoments
+from gqakit.data.text import read_text, token_windows
 from gqakit.evaluation.language import LanguageScores, score_language
 from gqakit.models.inspection import open_model
 from gqakit.models.load import load

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from gqakit.calibration.samples import Batch
 from gqakit.checkpoint import Checkpoint
 from gqakit.convert import CHECKSUM_FILE, converted_config, converted_shapes
 from gqakit.core.budget import CacheShape
+from gqakit.data.samples import Batch
 from gqakit.evaluation.cache import measure_cache
 from gqakit.models.spec import ModelSpec
 from gqakit.plan import Plan

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gqakit.calibration.labelled import read_labelled_images, split_images
+from gqakit.data.labelled import read_labelled_images, split_images
 from gqakit.errors import DataError
 
 RNG = np.random.default_rng(0)

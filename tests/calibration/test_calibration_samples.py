@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from gqakit.calibration.pixels import PixelTransform
-from gqakit.calibration.samples import read_images, read_speech
+from gqakit.data.pixels import PixelTransform
+from gqakit.data.samples import read_images, read_speech
 from gqakit.errors import DataError, UsageError
 
 RNG = np.random.default_rng(0)

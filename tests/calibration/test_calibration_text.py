@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gqakit.calibration.text import Text, read_text, token_windows
+from gqakit.data.text import Text, read_text, token_windows
 from gqakit.errors import DataError
 
 

@@ -12,10 +12,10 @@ from transformers import BertConfig, BertForQuestionAnswering
 
 import gqakit
 from gqakit.api import BudgetOptions, MeasureOptions, PlanOptions, explore
-from gqakit.calibration.samples import text_batches
 from gqakit.calibration.store import MomentsFile
 from gqakit.convert import convert_checkpoint
 from gqakit.core.grouping import Partition
+from gqakit.data.samples import text_batches
 from gqakit.evaluation.measuring import Bench, Prober
 from gqakit.evaluation.probe import LayerProbe
 from gqakit.models.inspection import open_model

@@ -9,7 +9,7 @@ import pytest
 from pretrained import PLAINEST, fetch_or_skip
 
 from gqakit import api
-from gqakit.calibration.samples import Images
+from gqakit.data.samples import Images
 from gqakit.zoo import DINOV2_SMALL
 
 pytestmark = pytest.mark.real

@@ -17,8 +17,8 @@ from pretrained import BEST, PLAINEST, fetch_or_skip
 
 import gqakit
 from gqakit import api
-from gqakit.api.samples import opening, speech_features
-from gqakit.calibration.samples import Speech, read_speech
+from gqakit.data.batches import opening, speech_features
+from gqakit.data.samples import Speech, read_speech
 from gqakit.evaluation.cache import measure_cache
 from gqakit.models.inspection import open_model
 from gqakit.models.running import load_tokenizer

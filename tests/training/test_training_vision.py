@@ -17,9 +17,9 @@ from uptrain_runs import Killed
 
 from gqakit.api import BudgetOptions, PlanOptions, VisionOptions, convert, plan, vision_train
 from gqakit.api.vision_training import VisionResult, work_directory
-from gqakit.calibration.labelled import read_labelled_images
-from gqakit.calibration.pixels import PixelTransform
 from gqakit.checkpoint import Checkpoint
+from gqakit.data.labelled import read_labelled_images
+from gqakit.data.pixels import PixelTransform
 from gqakit.errors import OutputError
 from gqakit.models.inspection import inspect_checkpoint, open_model
 from gqakit.models.load import load

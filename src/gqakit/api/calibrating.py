@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from gqakit.api.samples import DataSource, batches_of, check_content, read_source
 from gqakit.calibration.collect import collect_moments
-from gqakit.calibration.samples import positions_of
 from gqakit.calibration.store import MomentsFile, MomentsHeader, save_moments
 from gqakit.checkpoint import Checkpoint
+from gqakit.data.batches import DataSource, batches_of, check_content, read_source
+from gqakit.data.samples import positions_of
 from gqakit.errors import DataError, OutputError, UsageError
 from gqakit.models.families import FAMILIES
 from gqakit.models.inspection import open_model

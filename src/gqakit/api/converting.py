@@ -11,12 +11,12 @@ from gqakit.api.evaluating import TOKENS as EVALUATION_TOKENS
 from gqakit.api.evaluating import evaluate
 from gqakit.api.planning import MEASURED_TOKENS, BudgetOptions, MeasureOptions, PlanOptions, explore_opened
 from gqakit.api.repairing import repair_opened, repair_windows
-from gqakit.api.samples import Content, DataSource, batches_of, check_content, read_source
 from gqakit.calibration.store import MomentsFile
-from gqakit.calibration.text import Text
 from gqakit.checkpoint import Checkpoint, check_output, write_bytes
 from gqakit.checkpoint.atomic import output_errors
 from gqakit.convert import CARD_FILE, check_moments, check_rules, convert_checkpoint, job_of
+from gqakit.data.batches import Content, DataSource, batches_of, check_content, read_source
+from gqakit.data.text import Text
 from gqakit.errors import PlanError, UsageError
 from gqakit.models.inspection import open_model
 from gqakit.options import check_budget

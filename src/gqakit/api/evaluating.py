@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from gqakit.api.calibrating import WINDOW, unit_of
-from gqakit.api.samples import DataSource, batches_of, read_source
-from gqakit.calibration.samples import positions_of
 from gqakit.core.budget import CacheShape
+from gqakit.data.batches import DataSource, batches_of, read_source
+from gqakit.data.samples import positions_of
 from gqakit.errors import DataError
 from gqakit.evaluation.agreement import agreement, embed
 from gqakit.evaluation.cache import measure_cache

@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 
 from gqakit import planner
-from gqakit.api.samples import DataSource, batches_of, read_source
-from gqakit.calibration.samples import positions_of
 from gqakit.calibration.store import MomentsFile
 from gqakit.checkpoint import Checkpoint
 from gqakit.core.budget import Budget, resolve_budget
+from gqakit.data.batches import DataSource, batches_of, read_source
+from gqakit.data.samples import positions_of
 from gqakit.errors import BudgetError
 from gqakit.evaluation.losses import LossFile, LossHeader
 from gqakit.evaluation.measuring import Bench, measure_losses

@@ -14,10 +14,10 @@ from torch import Tensor
 from gqakit.api.calibrating import WINDOW
 from gqakit.api.evaluating import TOKENS as EVALUATION_TOKENS
 from gqakit.api.evaluating import evaluate
-from gqakit.api.samples import Content, DataSource, batches_of, read_source
-from gqakit.calibration.text import Text
 from gqakit.checkpoint import Checkpoint, Replacement, check_output, write_bytes, write_checkpoint
 from gqakit.convert import CARD_FILE, CHECKSUM_FILE, PLAN_FILE
+from gqakit.data.batches import Content, DataSource, batches_of, read_source
+from gqakit.data.text import Text
 from gqakit.errors import PlanError, UsageError
 from gqakit.models.inspection import open_model
 from gqakit.models.running import check_device

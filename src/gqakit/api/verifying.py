@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from gqakit.api.samples import DataSource, batches_of, noise_batch, read_source
 from gqakit.checkpoint import Checkpoint
 from gqakit.convert import PLAN_FILE, converted_cache
+from gqakit.data.batches import DataSource, batches_of, noise_batch, read_source
 from gqakit.models.inspection import open_model
 from gqakit.models.running import load_model
 from gqakit.models.spec import ModelSpec

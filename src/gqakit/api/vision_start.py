@@ -10,11 +10,11 @@ from typing import Any
 
 from gqakit.api.converting import convert
 from gqakit.api.planning import BudgetOptions, PlanOptions, plan
-from gqakit.calibration.labelled import LabelledImages, read_labelled_images, split_images
-from gqakit.calibration.samples import Images
 from gqakit.checkpoint import Checkpoint, write_bytes
 from gqakit.checkpoint.atomic import output_errors
 from gqakit.checkpoint.jsonio import canonical
+from gqakit.data.labelled import LabelledImages, read_labelled_images, split_images
+from gqakit.data.samples import Images
 from gqakit.errors import BudgetError, DataError, UsageError
 from gqakit.models.remote_code.heads_gqakit import read_layers
 from gqakit.models.spec import ModelSpec

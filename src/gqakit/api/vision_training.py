@@ -13,12 +13,12 @@ from typing import Any
 import torch
 
 from gqakit.api.vision_start import Made, check_start, prepare_start, read_images_for
-from gqakit.calibration.labelled import LabelledImages
-from gqakit.calibration.pixels import PixelTransform
 from gqakit.checkpoint import MANIFEST_NAME, Checkpoint, check_output, write_checkpoint
 from gqakit.checkpoint.atomic import output_errors
 from gqakit.checkpoint.jsonio import pretty
 from gqakit.convert import CARD_FILE, CHECKSUM_FILE
+from gqakit.data.labelled import LabelledImages
+from gqakit.data.pixels import PixelTransform
 from gqakit.errors import OutputError, UsageError
 from gqakit.models.inspection import open_model
 from gqakit.models.load import load

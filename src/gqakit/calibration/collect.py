@@ -15,9 +15,9 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from gqakit.calibration.samples import Batch, as_batches, positions_of
 from gqakit.calibration.second_moment import SecondMoment
 from gqakit.core.statistics import LayerMoments
+from gqakit.data.samples import Batch, as_batches, positions_of
 from gqakit.errors import DataError
 from gqakit.models.remote_code.attention_gqakit import GroupedHeads, mask_with_bias
 from gqakit.models.remote_code.heads_gqakit import LayerHeads

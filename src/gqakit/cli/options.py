@@ -125,16 +125,16 @@ def data_source(
 
         raise UsageError(f"give one of {' and '.join(given)}, not {len(given)}")
     if images is not None:
-        from gqakit.calibration.samples import read_images
+        from gqakit.data.samples import read_images
 
         return read_images(images, samples, image_size)
     if audio:
-        from gqakit.calibration.samples import read_speech
+        from gqakit.data.samples import read_speech
 
         return read_speech(audio, samples)
     if dataset is None:
         return text or [default]
-    from gqakit.calibration.text import read_dataset
+    from gqakit.data.text import read_dataset
 
     return read_dataset(dataset, split, column)
 

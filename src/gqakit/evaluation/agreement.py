@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 from transformers import PreTrainedModel
 
-from gqakit.calibration.samples import Batch, positions_of
+from gqakit.data.samples import Batch, positions_of
 
 Pooling = Literal["mean", "first"]
 

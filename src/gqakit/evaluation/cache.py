@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from gqakit.calibration.samples import Batch
+from gqakit.data.samples import Batch
 from gqakit.models.spec import ModelSpec
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from gqakit.calibration.samples import Batch, as_batches, positions_of
+from gqakit.data.samples import Batch, as_batches, positions_of
 
 
 @dataclass(frozen=True)

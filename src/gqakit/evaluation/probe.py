@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from gqakit.calibration.samples import Batch, as_batches
+from gqakit.data.samples import Batch, as_batches
 from gqakit.models.layers import parameters_of_layer
 from gqakit.models.spec import ModelSpec
 

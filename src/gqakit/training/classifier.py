@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from gqakit.calibration.pixels import PROCESSOR_FILE
 from gqakit.checkpoint import Checkpoint, write_bytes
 from gqakit.checkpoint.atomic import output_errors
 from gqakit.checkpoint.jsonio import pretty
+from gqakit.data.pixels import PROCESSOR_FILE
 from gqakit.errors import CheckpointError
 from gqakit.models.registration import register
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gqakit.calibration.labelled import LabelledImages
+from gqakit.data.labelled import LabelledImages
 from gqakit.training.losses import cross_entropy, hidden_distance
 from gqakit.training.task import Batch, Losses
 

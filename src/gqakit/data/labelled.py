@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gqakit.calibration.samples import Images, image_files, read_images
+from gqakit.data.samples import Images, image_files, read_images
 from gqakit.errors import DataError
 
 _LABELS, _NAMES = ("labels", "label", "targets", "y"), ("classes", "names", "class_names")

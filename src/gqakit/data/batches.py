@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gqakit.calibration.pixels import PixelTransform
-from gqakit.calibration.samples import Images, Speech, text_batches, translation_batches
-from gqakit.calibration.text import Text, read_text, token_windows
 from gqakit.checkpoint import Checkpoint
+from gqakit.data.pixels import PixelTransform
+from gqakit.data.samples import Images, Speech, text_batches, translation_batches
+from gqakit.data.text import Text, read_text, token_windows
 from gqakit.errors import DataError, UsageError
 from gqakit.models.load import load
 from gqakit.models.running import load_tokenizer

@@ -1,0 +1,1 @@
+"""Files become batches: text, images, speech."""
