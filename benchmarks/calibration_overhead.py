@@ -20,7 +20,7 @@ import torch
 from transformers import PreTrainedModel
 
 from common import Table, arguments, environment
-from gqakit.api.calibrating import TOKENS, spec_of_all
+from gqakit.calibration.calibrate import TOKENS, spec_of_all
 from gqakit.calibration.collect import collect_moments
 from gqakit.data.batches import DataSource, batches_of, read_source
 from gqakit.models.inspection import open_model

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from common import Table, arguments, environment
 from gqakit.api import MeasureOptions
-from gqakit.api.calibrating import calibrate
 from gqakit.api.correlating import correlate
+from gqakit.calibration.calibrate import calibrate
 from gqakit.data.batches import DataSource
 from gqakit.data.samples import read_speech
 from gqakit.report.correlation import HEADER, lines, plot_correlation

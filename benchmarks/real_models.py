@@ -26,7 +26,7 @@ from torch import Tensor
 from common import Table, arguments, environment
 from gqakit import planner
 from gqakit.api import MeasureOptions
-from gqakit.api.calibrating import calibrate
+from gqakit.calibration.calibrate import calibrate
 from gqakit.calibration.store import MomentsFile
 from gqakit.checkpoint import Checkpoint
 from gqakit.choices import LayerStats, SlotChoices, SlotShape, choices_of_slot

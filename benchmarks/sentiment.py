@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gqakit.api import MeasureOptions
-from gqakit.api.calibrating import calibrate
+from gqakit.calibration.calibrate import calibrate
 from gqakit.calibration.store import MomentsFile
 from gqakit.data.text import Text
 from gqakit.models.inspection import open_model

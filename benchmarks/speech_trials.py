@@ -20,7 +20,7 @@ from torch.nn import functional
 from transformers.modeling_outputs import BaseModelOutput
 
 from gqakit.api import MeasureOptions
-from gqakit.api.calibrating import calibrate
+from gqakit.calibration.calibrate import calibrate
 from gqakit.calibration.store import MomentsFile
 from gqakit.data.batches import opening, speech_batches
 from gqakit.data.samples import Speech, read_speech

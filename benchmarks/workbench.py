@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from gqakit.api.calibrating import calibrate
+from gqakit.calibration.calibrate import calibrate
 from gqakit.calibration.store import MomentsFile, save_moments
 from gqakit.checkpoint import Checkpoint
 from gqakit.convert import convert_checkpoint

@@ -147,7 +147,7 @@ def test_an_interrupted_calibration_leaves_nothing_and_the_moments_of_a_finished
 ) -> None:
     source = model("llama", kv_heads=4)
     command = ("convert", source, "-o", "out", "--kv-heads", 2, *QUICK)
-    interrupted(monkeypatch, "gqakit.api.calibrating", "collect_moments", 0, *command)
+    interrupted(monkeypatch, "gqakit.calibration.calibrate", "collect_moments", 0, *command)
     assert list(Path().iterdir()) == []
     interrupted(monkeypatch, "gqakit.convert", "convert_layer", 0, *command)
     kept = Path("out.moments.safetensors").read_bytes()
@@ -165,7 +165,7 @@ def test_every_command_ends_with_130_when_interrupted(
     def stop(*args: object, **named: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("gqakit.api.calibrating.open_model", stop)
+    monkeypatch.setattr("gqakit.calibration.calibrate.open_model", stop)
     monkeypatch.setattr("gqakit.api.evaluating.open_model", stop)
     monkeypatch.setattr("gqakit.api.planning.open_model", stop)
     rest = {"calibrate": ("-o", "m.safetensors"), "plan": ("--kv-heads", 1)}.get(command, ())

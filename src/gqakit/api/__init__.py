@@ -6,7 +6,6 @@ Every function raises a `GqakitError` with a message meant for people; `progress
 
 from __future__ import annotations
 
-from gqakit.api.calibrating import calibrate
 from gqakit.api.catalogue import inspect, methods
 from gqakit.api.converting import ConvertResult, convert
 from gqakit.api.correlating import correlate
@@ -18,6 +17,7 @@ from gqakit.api.repairing import RepairResult, repair
 from gqakit.api.uptraining import UptrainResult, uptrain
 from gqakit.api.verifying import verify
 from gqakit.api.vision_training import VisionResult, vision_train
+from gqakit.calibration.calibrate import calibrate
 from gqakit.models.generate import generate
 from gqakit.training.options import UptrainOptions
 from gqakit.training.repair import RepairOptions

@@ -6,11 +6,11 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from gqakit.api.calibrating import TOKENS, WINDOW, calibrate_opened, check_not_grouped
 from gqakit.api.evaluating import TOKENS as EVALUATION_TOKENS
 from gqakit.api.evaluating import evaluate
 from gqakit.api.planning import MEASURED_TOKENS, BudgetOptions, MeasureOptions, PlanOptions, explore_opened
 from gqakit.api.repairing import repair_opened, repair_windows
+from gqakit.calibration.calibrate import TOKENS, WINDOW, calibrate_opened, check_not_grouped
 from gqakit.calibration.store import MomentsFile
 from gqakit.checkpoint import Checkpoint, check_output, write_bytes
 from gqakit.checkpoint.atomic import output_errors

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gqakit.api.calibrating import check_not_grouped
 from gqakit.api.planning import MeasureOptions
+from gqakit.calibration.calibrate import check_not_grouped
 from gqakit.calibration.store import MomentsFile
 from gqakit.choices import LayerStats
 from gqakit.core.grouping import Partition

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from gqakit.api.calibrating import calibrate
 from gqakit.api.converting import convert
 from gqakit.api.evaluating import evaluate
 from gqakit.api.planning import BudgetOptions, PlanOptions
+from gqakit.calibration.calibrate import calibrate
 from gqakit.models.generate import generate
 from gqakit.progress import Reporter, silent
 from gqakit.report.evaluation import EvaluationRow

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gqakit.api.calibrating import WINDOW, unit_of
+from gqakit.calibration.calibrate import WINDOW, unit_of
 from gqakit.core.budget import CacheShape
 from gqakit.data.batches import DataSource, batches_of, read_source
 from gqakit.data.samples import positions_of

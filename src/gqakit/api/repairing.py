@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gqakit.api.calibrating import WINDOW
 from gqakit.api.evaluating import TOKENS as EVALUATION_TOKENS
 from gqakit.api.evaluating import evaluate
+from gqakit.calibration.calibrate import WINDOW
 from gqakit.checkpoint import Checkpoint, Replacement, check_output, write_bytes, write_checkpoint
 from gqakit.convert import CARD_FILE, CHECKSUM_FILE, PLAN_FILE
 from gqakit.data.batches import Content, DataSource, batches_of, read_source
