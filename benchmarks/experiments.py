@@ -10,7 +10,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from common import Table, environment
-from gqakit.report.drawing import COLOURS, axes_of, figure
+from gqakit.evaluation.drawing import COLOURS, axes_of, figure
 from trials import SOURCE, WHOLE, Cells, Subject, Ways, run
 
 

@@ -38,7 +38,7 @@ from gqakit.api import VisionOptions, vision_train
 from gqakit.cli.console import Screen
 from gqakit.data.labelled import LabelledImages, read_labelled_images
 from gqakit.data.samples import Images
-from gqakit.report.drawing import COLOURS, axes_of, figure
+from gqakit.evaluation.drawing import COLOURS, axes_of, figure
 from gqakit.zoo import DINOV2_SMALL, fetch
 
 DATASETS = {"cifar10": "CIFAR-10", "fashion": "Fashion-MNIST"}

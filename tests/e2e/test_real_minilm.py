@@ -8,7 +8,7 @@ import pytest
 from pretrained import BEST, PLAINEST, fetch_or_skip
 
 from gqakit import api
-from gqakit.report.evaluation import EvaluationRow
+from gqakit.evaluation.table import EvaluationRow
 from gqakit.zoo import MINILM
 
 pytestmark = pytest.mark.real

@@ -16,7 +16,7 @@ from pretrained import fetch_or_skip
 
 import gqakit
 from gqakit import api
-from gqakit.report.evaluation import EvaluationRow
+from gqakit.evaluation.table import EvaluationRow
 from gqakit.zoo import SMOLLM2
 
 pytestmark = pytest.mark.real

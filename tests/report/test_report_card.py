@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from gqakit.evaluation.language import LanguageScores
+from gqakit.evaluation.table import EvaluationRow, markdown_table
 from gqakit.plan import Plan
 from gqakit.report.card import inherited_licence, model_card
-from gqakit.report.evaluation import EvaluationRow, markdown_table
 
 
 def plan(key: tuple[int, ...] = (0, 0, 1, 1), value: tuple[int, ...] = (0, 0, 1, 1), **changes: Any) -> Plan:

@@ -9,8 +9,8 @@ import pytest
 
 from gqakit.errors import MissingDependencyError
 from gqakit.evaluation.language import LanguageScores
-from gqakit.report.evaluation import EvaluationRow
-from gqakit.report.plots import plot_quality
+from gqakit.evaluation.plots import plot_quality
+from gqakit.evaluation.table import EvaluationRow
 
 
 def row(name: str, kib: int, perplexity: float) -> EvaluationRow:

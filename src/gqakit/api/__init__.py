@@ -10,7 +10,6 @@ from gqakit.api.catalogue import inspect, methods
 from gqakit.api.converting import ConvertResult, convert
 from gqakit.api.correlating import correlate
 from gqakit.api.demonstrating import demo
-from gqakit.api.evaluating import evaluate
 from gqakit.api.exporting import ExportResult, export
 from gqakit.api.planning import BudgetOptions, MeasureOptions, PlanOptions, explore, plan
 from gqakit.api.repairing import RepairResult, repair
@@ -18,6 +17,7 @@ from gqakit.api.uptraining import UptrainResult, uptrain
 from gqakit.api.verifying import verify
 from gqakit.api.vision_training import VisionResult, vision_train
 from gqakit.calibration.calibrate import calibrate
+from gqakit.evaluation.evaluate import evaluate
 from gqakit.models.generate import generate
 from gqakit.training.options import UptrainOptions
 from gqakit.training.repair import RepairOptions

@@ -6,8 +6,6 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from gqakit.api.evaluating import TOKENS as EVALUATION_TOKENS
-from gqakit.api.evaluating import evaluate
 from gqakit.api.planning import MEASURED_TOKENS, BudgetOptions, MeasureOptions, PlanOptions, explore_opened
 from gqakit.api.repairing import repair_opened, repair_windows
 from gqakit.calibration.calibrate import TOKENS, WINDOW, calibrate_opened, check_not_grouped
@@ -18,12 +16,14 @@ from gqakit.convert import CARD_FILE, check_moments, check_rules, convert_checkp
 from gqakit.data.batches import Content, DataSource, batches_of, check_content, read_source
 from gqakit.data.text import Text
 from gqakit.errors import PlanError, UsageError
+from gqakit.evaluation.evaluate import TOKENS as EVALUATION_TOKENS
+from gqakit.evaluation.evaluate import evaluate
+from gqakit.evaluation.table import EvaluationRow
 from gqakit.models.inspection import open_model
 from gqakit.options import check_budget
 from gqakit.plan import Plan
 from gqakit.progress import Reporter, silent
 from gqakit.report.card import model_card
-from gqakit.report.evaluation import EvaluationRow
 from gqakit.training.repair import LayerRepair, RepairOptions
 
 

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gqakit.api.converting import convert
-from gqakit.api.evaluating import evaluate
 from gqakit.api.planning import BudgetOptions, PlanOptions
 from gqakit.calibration.calibrate import calibrate
+from gqakit.evaluation.evaluate import evaluate
+from gqakit.evaluation.plots import plot_quality
+from gqakit.evaluation.table import EvaluationRow
 from gqakit.models.generate import generate
 from gqakit.progress import Reporter, silent
-from gqakit.report.evaluation import EvaluationRow
-from gqakit.report.plots import plot_quality
 from gqakit.zoo import SMOLLM2, fetch
 
 PROMPT = "The best way to learn how to cook is"

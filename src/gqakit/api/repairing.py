@@ -11,21 +11,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gqakit.api.evaluating import TOKENS as EVALUATION_TOKENS
-from gqakit.api.evaluating import evaluate
 from gqakit.calibration.calibrate import WINDOW
 from gqakit.checkpoint import Checkpoint, Replacement, check_output, write_bytes, write_checkpoint
 from gqakit.convert import CARD_FILE, CHECKSUM_FILE, PLAN_FILE
 from gqakit.data.batches import Content, DataSource, batches_of, read_source
 from gqakit.data.text import Text
 from gqakit.errors import PlanError, UsageError
+from gqakit.evaluation.evaluate import TOKENS as EVALUATION_TOKENS
+from gqakit.evaluation.evaluate import evaluate
+from gqakit.evaluation.table import EvaluationRow
 from gqakit.models.inspection import open_model
 from gqakit.models.running import check_device
 from gqakit.models.spec import ModelSpec
 from gqakit.plan import Plan
 from gqakit.progress import Reporter, silent
 from gqakit.report.card import model_card
-from gqakit.report.evaluation import EvaluationRow
 from gqakit.training.repair import Job, LayerRepair, RepairOptions, check_windows, repair_layers
 from gqakit.training.repair_store import Store
 from gqakit.verify import check_config, check_structure

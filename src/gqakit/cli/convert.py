@@ -149,7 +149,7 @@ def command(
         rows.append(("repair", summary(result.repairs)))
     screen.table("Converted" if not dry_run else "Would convert", ("", ""), rows)
     if result.evaluation:
-        from gqakit.report.evaluation import header
+        from gqakit.evaluation.table import header
 
         screen.table("Measured", header(result.evaluation), [row.cells() for row in result.evaluation])
 

@@ -22,7 +22,7 @@ def command(
     """Shrink the KV cache of a real pretrained model (SmolLM2-135M, 93 MB from PyPI) and show what it cost."""
     screen = Screen(as_json=as_json, quiet=quiet, verbose=verbose)
     from gqakit.api import demo
-    from gqakit.report.evaluation import header
+    from gqakit.evaluation.table import header
 
     shown = demo(output, progress=screen.progress)
     if as_json:

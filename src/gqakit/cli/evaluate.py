@@ -55,7 +55,7 @@ def command(
         text, dataset, dataset_split, dataset_column, "evaluation", images, audio, samples, image_size
     )
     from gqakit.api import evaluate
-    from gqakit.report.evaluation import header
+    from gqakit.evaluation.table import header
 
     rows = evaluate(
         model,

@@ -94,6 +94,6 @@ def command(
         rows.insert(0, ("went on", f"behind {result.resumed} layers of an earlier run"))
     screen.table("Repaired", ("", ""), rows)
     if result.evaluation:
-        from gqakit.report.evaluation import header
+        from gqakit.evaluation.table import header
 
         screen.table("Measured", header(result.evaluation), [row.cells() for row in result.evaluation])

@@ -60,7 +60,7 @@ def command(
     """
     screen = Screen(as_json=as_json, quiet=quiet, verbose=verbose)
     from gqakit.api import vision_train
-    from gqakit.report.evaluation import number
+    from gqakit.evaluation.table import number
 
     def notice(phase: str, step: int, scores: Mapping[str, float]) -> None:
         told = ", ".join(f"{name} {number(value)}" for name, value in scores.items())

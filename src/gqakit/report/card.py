@@ -6,8 +6,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from gqakit.evaluation.table import EvaluationRow, markdown_table
 from gqakit.plan import Plan
-from gqakit.report.evaluation import EvaluationRow, markdown_table
 from gqakit.version import __version__
 
 

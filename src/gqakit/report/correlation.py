@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from gqakit.evaluation.correlation import Correlation, Picked
-from gqakit.report.drawing import axes_of, figure, shades
+from gqakit.evaluation.drawing import axes_of, figure, shades
 
 HEADER = (
     "score",

@@ -12,8 +12,8 @@ from typing import Any
 from gqakit.allocation import ALLOCATIONS, Point
 from gqakit.checkpoint import write_bytes
 from gqakit.choices import SlotChoices
+from gqakit.evaluation.drawing import axes_of, figure
 from gqakit.planner import Planned
-from gqakit.report.drawing import axes_of, figure
 
 
 def front_document(planned: Planned) -> dict[str, Any]:

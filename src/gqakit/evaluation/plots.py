@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gqakit.report.drawing import COLOURS, axes_of, figure
-from gqakit.report.evaluation import EvaluationRow
+from gqakit.evaluation.drawing import COLOURS, axes_of, figure
+from gqakit.evaluation.table import EvaluationRow
 
 
 def plot_quality(

@@ -14,10 +14,10 @@ from gqakit.errors import DataError
 from gqakit.evaluation.agreement import agreement, embed
 from gqakit.evaluation.cache import measure_cache
 from gqakit.evaluation.language import score_language
+from gqakit.evaluation.table import EvaluationRow
 from gqakit.models.inspection import open_model
 from gqakit.models.running import PRECISIONS, load_model
 from gqakit.progress import Reporter, silent
-from gqakit.report.evaluation import EvaluationRow
 
 TOKENS = 4096
 
