@@ -15,11 +15,11 @@ from pathlib import Path
 
 from common import Table, arguments, environment
 from gqakit.api import MeasureOptions
-from gqakit.api.correlating import correlate
 from gqakit.calibration.calibrate import calibrate
 from gqakit.data.batches import DataSource
 from gqakit.data.samples import read_speech
-from gqakit.report.correlation import HEADER, lines, plot_correlation
+from gqakit.planning.correlation.correlate import correlate
+from gqakit.planning.correlation.report import HEADER, lines, plot_correlation
 from gqakit.zoo import DINOV2_SMALL, MINILM, MPNET, SMOLLM2, WHISPER_BASE, WHISPER_TINY, PackagedModel, fetch
 from real_models import images_of, other_recordings
 

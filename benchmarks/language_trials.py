@@ -19,7 +19,7 @@ from gqakit.api import MeasureOptions
 from gqakit.calibration.store import MomentsFile
 from gqakit.models.inspection import open_model
 from gqakit.models.load import load
-from gqakit.planner import Measure
+from gqakit.planning.planner import Measure
 from gqakit.progress import silent
 from gqakit.training.language import LanguageTask
 from gqakit.training.options import LossWeights, UptrainOptions

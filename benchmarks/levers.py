@@ -19,7 +19,6 @@ import torch
 
 from common import Table, arguments, environment
 from gqakit.calibration.store import MomentsFile
-from gqakit.choices import LayerStats
 from gqakit.core import moments as core_moments
 from gqakit.core import rotation
 from gqakit.core.grouping import Partition
@@ -27,7 +26,8 @@ from gqakit.core.merging import RULES
 from gqakit.core.statistics import HeadStats, LayerMoments
 from gqakit.grouping_methods import Sizes
 from gqakit.grouping_methods.partition_search import best_partition
-from gqakit.plan import Plan
+from gqakit.planning.candidates import LayerStats
+from gqakit.planning.plan import Plan
 from workbench import Workbench, cross, without
 
 Cells = tuple[str, ...]
@@ -104,7 +104,7 @@ def _metric(key: bool = False, value: bool = False) -> Iterator[None]:
         return changed
 
     with (
-        mock.patch.multiple("gqakit.choices", **_patched(plain, key, value)),
+        mock.patch.multiple("gqakit.planning.candidates", **_patched(plain, key, value)),
         mock.patch.multiple("gqakit.convert", **_patched(plain, key, value)),
     ):
         yield

@@ -14,9 +14,9 @@ import torch
 
 from common import Table, arguments, environment
 from gqakit.api import PlanOptions, calibrate, convert
-from gqakit.api.planning import BudgetOptions
 from gqakit.evaluation.language import LanguageScores, score_language
 from gqakit.models.load import load
+from gqakit.planning.make import BudgetOptions
 from known_answer import spread_heads
 from workbench import Workbench
 

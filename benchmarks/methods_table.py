@@ -16,7 +16,6 @@ import torch
 
 from common import Table, arguments, environment
 from gqakit.api import MeasureOptions
-from gqakit.choices import LayerStats
 from gqakit.core.apply import apply_grouping, in_source_shape
 from gqakit.core.budget import resolve_budget
 from gqakit.core.merging import RULES
@@ -24,9 +23,10 @@ from gqakit.evaluation.language import score_language
 from gqakit.grouping_methods import METHODS
 from gqakit.models.layers import tensors_of_layer
 from gqakit.models.load import load
-from gqakit.options import PlanOptions
-from gqakit.plan import Plan
-from gqakit.planner import make_plan
+from gqakit.planning.candidates import LayerStats
+from gqakit.planning.options import PlanOptions
+from gqakit.planning.plan import Plan
+from gqakit.planning.planner import make_plan
 from gqakit.progress import silent
 from workbench import Workbench
 

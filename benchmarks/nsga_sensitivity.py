@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from common import Table, environment
-from gqakit.allocation import Point, Slot, pick
-from gqakit.allocation.knapsack import Knapsack
-from gqakit.allocation.qcqa_layers import QCQALayers
 from gqakit.core.within_cluster import Spread
 from gqakit.grouping_methods.base import Sizes
 from gqakit.grouping_methods.partition_search import exact_partitions
 from gqakit.grouping_methods.qcqa.method import QCQA, layer_front
+from gqakit.planning.allocation import Point, Slot, pick
+from gqakit.planning.allocation.knapsack import Knapsack
+from gqakit.planning.allocation.qcqa_layers import QCQALayers
 from packaged import MODELS, inner_products
 
 EVALUATIONS = (1_000, 10_000)

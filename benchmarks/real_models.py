@@ -24,12 +24,10 @@ import torch
 from torch import Tensor
 
 from common import Table, arguments, environment
-from gqakit import planner
 from gqakit.api import MeasureOptions
 from gqakit.calibration.calibrate import calibrate
 from gqakit.calibration.store import MomentsFile
 from gqakit.checkpoint import Checkpoint
-from gqakit.choices import LayerStats, SlotChoices, SlotShape, choices_of_slot
 from gqakit.core.apply import apply_grouping, in_source_shape
 from gqakit.core.budget import resolve_budget
 from gqakit.core.merging import RULES, MergeRule
@@ -45,9 +43,11 @@ from gqakit.models.inspection import open_model
 from gqakit.models.layers import parameters_of_layer, tensors_of_layer
 from gqakit.models.load import load
 from gqakit.models.running import load_tokenizer
-from gqakit.options import PlanOptions
-from gqakit.plan import Plan
-from gqakit.planner import make_plan
+from gqakit.planning import planner
+from gqakit.planning.candidates import LayerStats, SlotChoices, SlotShape, choices_of_slot
+from gqakit.planning.options import PlanOptions
+from gqakit.planning.plan import Plan
+from gqakit.planning.planner import make_plan
 from gqakit.progress import silent
 from gqakit.zoo import DINOV2_SMALL, MINILM, MPNET, SMOLLM2, WHISPER_BASE, WHISPER_TINY, PackagedModel, fetch
 

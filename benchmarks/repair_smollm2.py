@@ -22,9 +22,9 @@ from gqakit.core.budget import resolve_budget
 from gqakit.data.text import read_text
 from gqakit.evaluation.language import LanguageScores, score_language
 from gqakit.models.load import load
-from gqakit.options import PlanOptions
-from gqakit.plan import Plan
-from gqakit.planner import make_plan
+from gqakit.planning.options import PlanOptions
+from gqakit.planning.plan import Plan
+from gqakit.planning.planner import make_plan
 from gqakit.progress import silent
 from gqakit.report.repair import summary
 from workbench import Workbench

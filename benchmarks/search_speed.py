@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 
 from common import Table, environment
-from gqakit.allocation import Slot
-from gqakit.allocation.qcqa_layers import QCQALayers
 from gqakit.core.attention import Projection
 from gqakit.core.statistics import head_gram, weight_inner
 from gqakit.core.within_cluster import Spread
 from gqakit.grouping_methods.base import Sizes
 from gqakit.grouping_methods.qcqa.method import QCQA, layer_front
+from gqakit.planning.allocation import Slot
+from gqakit.planning.allocation.qcqa_layers import QCQALayers
 
 LAYERS, HEADS, HEAD_DIM, WIDTH = 32, 32, 128, 4096
 CANDIDATES = 100

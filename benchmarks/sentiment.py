@@ -27,7 +27,7 @@ from gqakit.data.text import Text
 from gqakit.models.inspection import open_model
 from gqakit.models.load import load
 from gqakit.models.running import load_tokenizer
-from gqakit.planner import Measure
+from gqakit.planning.planner import Measure
 from gqakit.progress import silent
 from gqakit.training.options import UptrainOptions
 from gqakit.training.task import Batch, Losses

@@ -26,7 +26,7 @@ from gqakit.data.batches import opening, speech_batches
 from gqakit.data.samples import Speech, read_speech
 from gqakit.models.inspection import open_model
 from gqakit.models.load import load
-from gqakit.planner import Measure
+from gqakit.planning.planner import Measure
 from gqakit.progress import silent
 from gqakit.training.options import UptrainOptions
 from gqakit.training.task import Batch, Losses

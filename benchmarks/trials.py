@@ -24,9 +24,9 @@ from gqakit.calibration.store import MomentsFile
 from gqakit.convert import convert_checkpoint
 from gqakit.core.budget import resolve_budget
 from gqakit.models.inspection import open_model
-from gqakit.options import PlanOptions
-from gqakit.plan import Plan
-from gqakit.planner import Measure, make_plan
+from gqakit.planning.options import PlanOptions
+from gqakit.planning.plan import Plan
+from gqakit.planning.planner import Measure, make_plan
 from gqakit.training.devices import accelerated, prepare
 from gqakit.training.loop import Loop, Pace
 from gqakit.training.options import UptrainOptions

@@ -16,15 +16,15 @@ from collections.abc import Iterator
 import torch
 
 from common import Table, arguments, environment
-from gqakit.allocation import ALLOCATIONS, Slot, pick
 from gqakit.core.attention import AttentionWeights, Projection
 from gqakit.core.linalg import eigh
 from gqakit.core.merging.batch import roots, weighted_gram
 from gqakit.core.statistics import value_stats
 from gqakit.evaluation.language import score_language
-from gqakit.evaluation.probe import LayerProbe
 from gqakit.models.layers import read_layer, tensors_of_layer
 from gqakit.models.load import load
+from gqakit.planning.allocation import ALLOCATIONS, Slot, pick
+from gqakit.planning.layer_loss.probe import LayerProbe
 from methods_table import Scored
 from workbench import Workbench
 
@@ -107,8 +107,8 @@ def head_rows(scored: Scored) -> Iterator[tuple[str, str, str]]:
     """What whole value heads give at the same bytes, keys untouched."""
     from gqakit.api import MeasureOptions
     from gqakit.core.budget import resolve_budget
-    from gqakit.options import PlanOptions
-    from gqakit.planner import explore
+    from gqakit.planning.options import PlanOptions
+    from gqakit.planning.planner import explore
     from gqakit.progress import silent
 
     bench = scored.bench

@@ -23,9 +23,9 @@ from gqakit.models.inspection import open_model
 from gqakit.models.load import load
 from gqakit.models.running import load_tokenizer
 from gqakit.models.spec import ModelSpec
-from gqakit.options import PlanOptions
-from gqakit.plan import Plan
-from gqakit.planner import make_plan
+from gqakit.planning.options import PlanOptions
+from gqakit.planning.plan import Plan
+from gqakit.planning.planner import make_plan
 from gqakit.zoo import SMOLLM2, fetch
 
 

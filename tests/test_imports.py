@@ -40,7 +40,7 @@ def imports(source: str, module: str) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
             start = ".".join([*base, *([node.module] if node.module else [])])
-            # `from gqakit import plan` names a module, `from gqakit.plan import Plan` one in it.
+            # `from gqakit import plan` names a module, `from gqakit.planning.plan import Plan` one in it.
             names = [f"{start}.{alias.name}" for alias in node.names] if start == "gqakit" else [start]
         for name in names:
             head, _, rest = name.partition(".")
@@ -85,12 +85,12 @@ def test_imports_run_one_way(module):
         ("core.fold", "from gqakit.errors import PlanError"),
         ("core.fold", "from ..methods import METHODS"),
         ("core.merging.fold", "from ...plan import Plan"),
-        ("methods.qcqa", "import gqakit.plan"),
+        ("methods.qcqa", "import gqakit.planning.plan"),
         ("planner", "from gqakit.convert import convert_checkpoint"),
         ("convert", "def f():\n    from gqakit import planner"),
-        ("calibration.text", "from gqakit.planner import make_plan"),
+        ("calibration.text", "from gqakit.planning.planner import make_plan"),
         ("plan", "from gqakit.models.running import load_model"),
-        ("errors", "from gqakit.plan import Plan"),
+        ("errors", "from gqakit.planning.plan import Plan"),
         ("runtime.load", "from gqakit.nowhere import x"),
         ("families.spec", "import gqakit"),
     ],
@@ -104,7 +104,7 @@ def test_wrong_imports_are_seen(module, source):
     [
         ("core.fold", "import torch\nfrom gqakit.core.merging import base\nfrom .merging import mean"),
         ("methods.qcqa", "from gqakit.errors import BudgetError\nfrom gqakit.core.grouping import Partition"),
-        ("planner", "from gqakit.plan import Plan\nfrom gqakit.version import __version__"),
+        ("planner", "from gqakit.planning.plan import Plan\nfrom gqakit.version import __version__"),
         ("convert", "from gqakit.runtime import shipped_code"),
         ("cli.plan", "from gqakit.api import plan"),
     ],

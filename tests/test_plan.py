@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from gqakit.errors import PlanError
-from gqakit.plan import PLAN_VERSION, Plan, diff_plans
+from gqakit.planning.plan import PLAN_VERSION, Plan, diff_plans
 
 
 def plan_data(**changes) -> dict:

@@ -15,9 +15,9 @@ from gqakit.errors import BudgetError, PlanError, UsageError
 from gqakit.grouping_methods import METHODS
 from gqakit.models.inspection import open_model
 from gqakit.models.spec import ModelSpec
-from gqakit.options import PlanOptions
-from gqakit.plan import Plan, diff_plans, is_uniform
-from gqakit.planner import make_plan
+from gqakit.planning.options import PlanOptions
+from gqakit.planning.plan import Plan, diff_plans, is_uniform
+from gqakit.planning.planner import make_plan
 
 Opened = tuple[Checkpoint, ModelSpec]
 

@@ -22,7 +22,7 @@ from gqakit.models.grouped_config import grouped_config
 from gqakit.models.layers import layer_shapes, read_layer, tensors_of_layer
 from gqakit.models.shipping import shipped_code
 from gqakit.models.spec import ModelSpec
-from gqakit.plan import Plan
+from gqakit.planning.plan import Plan
 
 PLAN_FILE = "gqakit-plan.json"
 CARD_FILE = "README.md"

@@ -19,7 +19,7 @@ from gqakit.core.budget import CacheShape
 from gqakit.data.samples import Batch
 from gqakit.evaluation.cache import measure_cache
 from gqakit.models.spec import ModelSpec
-from gqakit.plan import Plan
+from gqakit.planning.plan import Plan
 
 
 @dataclass(frozen=True)

@@ -94,9 +94,9 @@ def test_python_dash_m() -> None:
 
 
 def test_methods_lists_every_registry() -> None:
-    from gqakit.allocation import ALLOCATIONS
     from gqakit.core.merging import RULES
     from gqakit.grouping_methods import METHODS
+    from gqakit.planning.allocation import ALLOCATIONS
 
     entries = json.loads(succeeds("methods", "--json").out)
     assert {(e["kind"], e["name"]) for e in entries} == {

@@ -11,8 +11,8 @@ from command import QUICK, gqakit, refused, succeeds
 from test_e2e_matrix import loads_and_generates
 from tiny_fixtures import Models
 
-from gqakit.evaluation.losses import LossFile
-from gqakit.plan import Plan
+from gqakit.planning.layer_loss.file import LossFile
+from gqakit.planning.plan import Plan
 
 KNAPSACK = ("--allocation", "knapsack", "--layer-loss", "error")
 MEASURE = ("--measure-tokens", 64, "--window", 32)

@@ -167,7 +167,7 @@ def test_every_command_ends_with_130_when_interrupted(
 
     monkeypatch.setattr("gqakit.calibration.calibrate.open_model", stop)
     monkeypatch.setattr("gqakit.evaluation.evaluate.open_model", stop)
-    monkeypatch.setattr("gqakit.api.planning.open_model", stop)
+    monkeypatch.setattr("gqakit.planning.make.open_model", stop)
     rest = {"calibrate": ("-o", "m.safetensors"), "plan": ("--kv-heads", 1)}.get(command, ())
     ran = gqakit(command, model("llama"), *rest)
     assert (ran.code, ran.out) == (130, "")

@@ -27,7 +27,7 @@ import gqakit.errors
 from gqakit.api import BudgetOptions, PlanOptions, convert, verify
 from gqakit.core.attention import AttentionWeights
 from gqakit.models.inspection import inspect_checkpoint, open_model
-from gqakit.plan import Plan
+from gqakit.planning.plan import Plan
 
 DECODERS = [name for name, (family, _) in VARIANTS.items() if FAMILIES[family].task == "text"]
 

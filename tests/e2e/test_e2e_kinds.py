@@ -12,7 +12,7 @@ from command import gqakit, succeeds
 from family_models import build_family
 from tiny_models import tokenizer
 
-from gqakit.plan import Plan
+from gqakit.planning.plan import Plan
 
 
 def data_for(kind: str) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 import gqakit
 from gqakit.core.merging import RULES
 from gqakit.grouping_methods import METHODS
-from gqakit.plan import Plan
+from gqakit.planning.plan import Plan
 
 NEW_TOKENS = 6
 

@@ -16,10 +16,10 @@ from gqakit.calibration.store import MomentsFile
 from gqakit.convert import convert_checkpoint
 from gqakit.core.grouping import Partition
 from gqakit.data.samples import text_batches
-from gqakit.evaluation.measuring import Bench, Prober
-from gqakit.evaluation.probe import LayerProbe
 from gqakit.models.inspection import open_model
 from gqakit.models.layers import parameters_of_layer, read_layer, tensors_of_layer
+from gqakit.planning.layer_loss.measure import Bench, Prober
+from gqakit.planning.layer_loss.probe import LayerProbe
 
 
 def divergence(source: Path, other: Path, windows: torch.Tensor) -> float:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from gqakit.evaluation.correlation import picked_loss, rank_correlation, stratified_correlation
+from gqakit.planning.correlation.ranks import picked_loss, rank_correlation, stratified_correlation
 
 
 @pytest.mark.parametrize("seed", range(4))

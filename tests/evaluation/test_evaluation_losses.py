@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from gqakit.errors import PlanError
-from gqakit.evaluation.losses import LossFile, LossHeader
+from gqakit.planning.layer_loss.file import LossFile, LossHeader
 
 HEADER = LossHeader(source="a", moments="b", merge="fold", text_sha256="c", windows=3, window=512)
 KEY = (3, "both", (0, 0, 1))

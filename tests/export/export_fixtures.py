@@ -12,7 +12,7 @@ from tiny_models import build
 from gqakit.api import convert
 from gqakit.core.grouping import Grouping, Partition
 from gqakit.models.inspection import open_model
-from gqakit.plan import BudgetRecord, LayerPlan, Merging, Plan, Source
+from gqakit.planning.plan import BudgetRecord, LayerPlan, Merging, Plan, Source
 
 Maps = tuple[tuple[int, ...], tuple[int, ...]]
 

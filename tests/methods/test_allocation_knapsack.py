@@ -8,9 +8,9 @@ from allocation_slots import brute_force, losses_fall, slots
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gqakit.allocation import ALLOCATIONS, Point, Slot, pick
-from gqakit.allocation.base import undominated
 from gqakit.errors import BudgetError
+from gqakit.planning.allocation import ALLOCATIONS, Point, Slot, pick
+from gqakit.planning.allocation.base import undominated
 
 KNAPSACK = ALLOCATIONS["knapsack"]
 

@@ -9,8 +9,8 @@ import torch
 from allocation_slots import brute_force, losses_fall, slots
 from hypothesis import given, settings
 
-from gqakit.allocation import ALLOCATIONS, Slot, pick
 from gqakit.errors import UsageError
+from gqakit.planning.allocation import ALLOCATIONS, Slot, pick
 
 SHORT = ALLOCATIONS["qcqa_layers"].configured({"population": 20, "generations": 20})
 KNAPSACK = ALLOCATIONS["knapsack"]

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gqakit.allocation import ALLOCATIONS, Point, Slot, pick
 from gqakit.errors import BudgetError
+from gqakit.planning.allocation import ALLOCATIONS, Point, Slot, pick
 
 UNIFORM = ALLOCATIONS["uniform"]
 

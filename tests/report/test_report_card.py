@@ -9,7 +9,7 @@ import pytest
 
 from gqakit.evaluation.language import LanguageScores
 from gqakit.evaluation.table import EvaluationRow, markdown_table
-from gqakit.plan import Plan
+from gqakit.planning.plan import Plan
 from gqakit.report.card import inherited_licence, model_card
 
 

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 from gqakit.api.catalogue import inspect, methods
 from gqakit.api.converting import ConvertResult, convert
-from gqakit.api.correlating import correlate
 from gqakit.api.demonstrating import demo
 from gqakit.api.exporting import ExportResult, export
-from gqakit.api.planning import BudgetOptions, MeasureOptions, PlanOptions, explore, plan
 from gqakit.api.repairing import RepairResult, repair
 from gqakit.api.uptraining import UptrainResult, uptrain
 from gqakit.api.verifying import verify
@@ -19,6 +17,8 @@ from gqakit.api.vision_training import VisionResult, vision_train
 from gqakit.calibration.calibrate import calibrate
 from gqakit.evaluation.evaluate import evaluate
 from gqakit.models.generate import generate
+from gqakit.planning.correlation.correlate import correlate
+from gqakit.planning.make import BudgetOptions, MeasureOptions, PlanOptions, explore, plan
 from gqakit.training.options import UptrainOptions
 from gqakit.training.repair import RepairOptions
 from gqakit.training.vision_options import VisionOptions

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from gqakit.catalogue import catalogue
 from gqakit.models.inspection import Inspection, inspect_checkpoint, open_model
+from gqakit.planning.catalogue import catalogue
 
 
 def inspect(model: str) -> Inspection:

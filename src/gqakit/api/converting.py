@@ -6,7 +6,6 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from gqakit.api.planning import MEASURED_TOKENS, BudgetOptions, MeasureOptions, PlanOptions, explore_opened
 from gqakit.api.repairing import repair_opened, repair_windows
 from gqakit.calibration.calibrate import TOKENS, WINDOW, calibrate_opened, check_not_grouped
 from gqakit.calibration.store import MomentsFile
@@ -20,8 +19,9 @@ from gqakit.evaluation.evaluate import TOKENS as EVALUATION_TOKENS
 from gqakit.evaluation.evaluate import evaluate
 from gqakit.evaluation.table import EvaluationRow
 from gqakit.models.inspection import open_model
-from gqakit.options import check_budget
-from gqakit.plan import Plan
+from gqakit.planning.make import MEASURED_TOKENS, BudgetOptions, MeasureOptions, PlanOptions, explore_opened
+from gqakit.planning.options import check_budget
+from gqakit.planning.plan import Plan
 from gqakit.progress import Reporter, silent
 from gqakit.report.card import model_card
 from gqakit.training.repair import LayerRepair, RepairOptions

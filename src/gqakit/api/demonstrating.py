@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gqakit.api.converting import convert
-from gqakit.api.planning import BudgetOptions, PlanOptions
 from gqakit.calibration.calibrate import calibrate
 from gqakit.evaluation.evaluate import evaluate
 from gqakit.evaluation.plots import plot_quality
 from gqakit.evaluation.table import EvaluationRow
 from gqakit.models.generate import generate
+from gqakit.planning.make import BudgetOptions, PlanOptions
 from gqakit.progress import Reporter, silent
 from gqakit.zoo import SMOLLM2, fetch
 

@@ -23,7 +23,7 @@ from gqakit.evaluation.table import EvaluationRow
 from gqakit.models.inspection import open_model
 from gqakit.models.running import check_device
 from gqakit.models.spec import ModelSpec
-from gqakit.plan import Plan
+from gqakit.planning.plan import Plan
 from gqakit.progress import Reporter, silent
 from gqakit.report.card import model_card
 from gqakit.training.repair import Job, LayerRepair, RepairOptions, check_windows, repair_layers

@@ -11,7 +11,7 @@ from gqakit.data.batches import DataSource, batches_of, noise_batch, read_source
 from gqakit.models.inspection import open_model
 from gqakit.models.running import load_model
 from gqakit.models.spec import ModelSpec
-from gqakit.plan import Plan
+from gqakit.planning.plan import Plan
 from gqakit.progress import Reporter, silent
 from gqakit.training.export import UPTRAIN_FILE
 from gqakit.verify import (

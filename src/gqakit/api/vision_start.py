@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from gqakit.api.converting import convert
-from gqakit.api.planning import BudgetOptions, PlanOptions, plan
 from gqakit.checkpoint import Checkpoint, write_bytes
 from gqakit.checkpoint.atomic import output_errors
 from gqakit.checkpoint.jsonio import canonical
@@ -18,6 +17,7 @@ from gqakit.data.samples import Images
 from gqakit.errors import BudgetError, DataError, UsageError
 from gqakit.models.remote_code.heads_gqakit import read_layers
 from gqakit.models.spec import ModelSpec
+from gqakit.planning.make import BudgetOptions, PlanOptions, plan
 from gqakit.progress import Reporter
 from gqakit.training.classifier import CLASSIFIER, save_classifier
 from gqakit.training.keydriven_install import check_groups

@@ -19,7 +19,7 @@ from torch import Tensor
 from gqakit.checkpoint.atomic import write_bytes
 from gqakit.core.statistics import LayerMoments
 from gqakit.errors import PlanError
-from gqakit.plan import MomentsRecord
+from gqakit.planning.plan import MomentsRecord
 
 _KEY = "gqakit_moments"
 _KINDS = tuple(field.name for field in fields(LayerMoments))

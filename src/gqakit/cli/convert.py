@@ -87,7 +87,7 @@ def command(
     """
     screen = Screen(as_json=as_json, quiet=quiet, verbose=verbose)
     from gqakit.api import MeasureOptions, RepairOptions, convert
-    from gqakit.plan import Plan
+    from gqakit.planning.plan import Plan
 
     _refuse_beside_plan(ctx, plan)
     content = data_source(

@@ -100,7 +100,7 @@ def command(
             progress=screen.progress,
         )
     if plot is not None:
-        from gqakit.report.correlation import plot_correlation
+        from gqakit.planning.correlation.report import plot_correlation
 
         plot_correlation(
             plot, f"{Path(model).name}, merge rule {merge}", found.rows, found.samples, found.loss
@@ -108,7 +108,7 @@ def command(
     if as_json:
         screen.json(found)
         return
-    from gqakit.report.correlation import HEADER, lines
+    from gqakit.planning.correlation.report import HEADER, lines
 
     title = (
         f"Scores against measured loss ({found.loss}), {len(found.samples)} groupings of single layers, "

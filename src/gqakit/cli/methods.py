@@ -16,7 +16,7 @@ def command(
 ) -> None:
     """List the grouping methods, merge rules and allocations; docs/methods.md explains each."""
     screen = Screen(as_json=as_json)
-    from gqakit.catalogue import HEADER, TITLES, catalogue, markdown, rows
+    from gqakit.planning.catalogue import HEADER, TITLES, catalogue, markdown, rows
 
     if as_json:
         screen.json(catalogue())

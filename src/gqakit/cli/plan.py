@@ -29,7 +29,7 @@ from gqakit.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from gqakit.plan import Plan
+    from gqakit.planning.plan import Plan
 
 
 class _MakeByDefault(TyperGroup):
@@ -119,11 +119,11 @@ def make(
             progress=screen.progress,
         )
     if pareto is not None:
-        from gqakit.report.front import save_front
+        from gqakit.planning.front import save_front
 
         save_front(pareto, planned)
     if plot is not None:
-        from gqakit.report.front import plot_front
+        from gqakit.planning.front import plot_front
 
         plot_front(plot, planned)
     if output is not None:
@@ -144,7 +144,7 @@ def make(
 @app.command("show")
 def show(plan: PlanFile, as_json: Json = False) -> None:
     """Print a plan: budget, every layer's groups, errors."""
-    from gqakit.plan import Plan
+    from gqakit.planning.plan import Plan
 
     screen = Screen(as_json=as_json)
     loaded = Plan.load(plan)
@@ -157,7 +157,7 @@ def show(plan: PlanFile, as_json: Json = False) -> None:
 @app.command("diff")
 def diff(a: PlanFile, b: PlanFile, as_json: Json = False) -> None:
     """Print what differs between two plans; exit code 1 if anything does."""
-    from gqakit.plan import Plan, diff_plans
+    from gqakit.planning.plan import Plan, diff_plans
 
     screen = Screen(as_json=as_json)
     differences = list(diff_plans(Plan.load(a), Plan.load(b)))

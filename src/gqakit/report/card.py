@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gqakit.evaluation.table import EvaluationRow, markdown_table
-from gqakit.plan import Plan
+from gqakit.planning.plan import Plan
 from gqakit.version import __version__
 
 

@@ -10,7 +10,6 @@ from typing import Literal
 
 import torch
 
-from gqakit.allocation import Point, Slot
 from gqakit.calibration.store import MomentsFile
 from gqakit.checkpoint import Checkpoint
 from gqakit.core.attention import AttentionWeights
@@ -23,6 +22,7 @@ from gqakit.errors import PlanError
 from gqakit.grouping_methods import METHODS, GroupingMethod, LayerHeads, Sizes
 from gqakit.models.layers import read_layer
 from gqakit.models.spec import ModelSpec
+from gqakit.planning.allocation import Point, Slot
 
 Side = Literal["both", "key", "value"]
 """What one partition is for: keys and values alike, or one of the two."""

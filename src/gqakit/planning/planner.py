@@ -9,18 +9,34 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
 from typing import Any
 
-from gqakit.allocation import Loss, Point, Slot, pick
 from gqakit.calibration.store import MomentsFile
 from gqakit.checkpoint import Checkpoint
-from gqakit.choices import LayerStats, Side, SlotChoices, SlotShape, choices_of_model, choices_of_slot
 from gqakit.core.budget import Budget, CacheShape
 from gqakit.core.grouping import Grouping, Partition
 from gqakit.core.merging import RULES, MergeRule
 from gqakit.core.rope import Channels
 from gqakit.errors import PlanError, UsageError
 from gqakit.models.spec import ModelSpec
-from gqakit.options import PlanOptions, check_budget
-from gqakit.plan import BudgetRecord, Constraints, Format, LayerPlan, Merging, Plan, Source, is_uniform
+from gqakit.planning.allocation import Loss, Point, Slot, pick
+from gqakit.planning.candidates import (
+    LayerStats,
+    Side,
+    SlotChoices,
+    SlotShape,
+    choices_of_model,
+    choices_of_slot,
+)
+from gqakit.planning.options import PlanOptions, check_budget
+from gqakit.planning.plan import (
+    BudgetRecord,
+    Constraints,
+    Format,
+    LayerPlan,
+    Merging,
+    Plan,
+    Source,
+    is_uniform,
+)
 from gqakit.version import __version__
 
 Measure = Callable[[Sequence[SlotChoices]], Sequence[Mapping[int, float]]]

@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gqakit.allocation.base import Allocation, Point, Slot
+from gqakit.planning.allocation.base import Allocation, Point, Slot
 
 
 @dataclass(frozen=True)

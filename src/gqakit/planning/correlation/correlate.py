@@ -7,24 +7,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gqakit.api.planning import MeasureOptions
 from gqakit.calibration.calibrate import check_not_grouped
 from gqakit.calibration.store import MomentsFile
-from gqakit.choices import LayerStats
 from gqakit.core.grouping import Partition
 from gqakit.core.merging import RULES
 from gqakit.errors import UsageError, unknown_name
-from gqakit.evaluation.correlation import (
+from gqakit.grouping_methods import METHODS, LayerHeads, Sizes
+from gqakit.models.inspection import open_model
+from gqakit.planning.candidates import LayerStats
+from gqakit.planning.correlation.ranks import (
     Correlation,
     Picked,
     picked_loss,
     rank_correlation,
     stratified_correlation,
 )
-from gqakit.evaluation.losses import Key
-from gqakit.evaluation.measuring import measure_keys, what_is_measured
-from gqakit.grouping_methods import METHODS, LayerHeads, Sizes
-from gqakit.models.inspection import open_model
+from gqakit.planning.layer_loss.file import Key
+from gqakit.planning.layer_loss.measure import measure_keys, what_is_measured
+from gqakit.planning.make import MeasureOptions
 from gqakit.progress import Reporter, silent
 
 PROXIES = {

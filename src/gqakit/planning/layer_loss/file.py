@@ -12,8 +12,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gqakit.checkpoint.atomic import output_errors
-from gqakit.choices import Side
 from gqakit.errors import PlanError
+from gqakit.planning.candidates import Side
 
 Key = tuple[int, Side, tuple[int, ...]]
 """Layer, what is converted, and the group of every head."""

@@ -15,16 +15,16 @@ from torch import Tensor
 
 from gqakit.calibration.store import MomentsFile
 from gqakit.checkpoint import Checkpoint
-from gqakit.choices import LayerStats, SlotChoices
 from gqakit.core.apply import apply_grouping, in_source_shape
 from gqakit.core.grouping import Grouping, Partition
 from gqakit.core.merging import RULES
 from gqakit.errors import GqakitError
-from gqakit.evaluation.losses import Key, LossFile
-from gqakit.evaluation.probe import LayerProbe
 from gqakit.models.inspection import open_model
 from gqakit.models.layers import tensors_of_layer
 from gqakit.models.load import auto_class, load
+from gqakit.planning.candidates import LayerStats, SlotChoices
+from gqakit.planning.layer_loss.file import Key, LossFile
+from gqakit.planning.layer_loss.probe import LayerProbe
 from gqakit.progress import Reporter
 
 

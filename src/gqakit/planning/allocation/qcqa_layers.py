@@ -10,9 +10,9 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from gqakit.allocation.base import Allocation, Point, Slot, tied_points, undominated
 from gqakit.grouping_methods.base import in_range
 from gqakit.grouping_methods.qcqa.nsga2 import Breeding, Dice, Rows, dice_of, distinct, evolve
+from gqakit.planning.allocation.base import Allocation, Point, Slot, tied_points, undominated
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from gqakit.allocation.base import Allocation, Loss, Point, Slot, pick
-from gqakit.allocation.knapsack import Knapsack
-from gqakit.allocation.qcqa_layers import QCQALayers
-from gqakit.allocation.uniform import Uniform
+from gqakit.planning.allocation.base import Allocation, Loss, Point, Slot, pick
+from gqakit.planning.allocation.knapsack import Knapsack
+from gqakit.planning.allocation.qcqa_layers import QCQALayers
+from gqakit.planning.allocation.uniform import Uniform
 
 ALLOCATIONS: dict[str, Allocation] = {
     allocation.name: allocation for allocation in (Uniform(), Knapsack(), QCQALayers())

@@ -46,7 +46,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Allocation(Configurable, ABC):
-    """A way to spend the budget over the layers. One file and one line in `gqakit.allocation` make a new one.
+    """A way to spend the budget over the layers. One file and one line in `gqakit.planning.allocation` make a new one.
 
     Like a grouping method it is a frozen dataclass whose fields are its options.
     """

@@ -9,11 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gqakit.allocation import ALLOCATIONS, Point
 from gqakit.checkpoint import write_bytes
-from gqakit.choices import SlotChoices
 from gqakit.evaluation.drawing import axes_of, figure
-from gqakit.planner import Planned
+from gqakit.planning.allocation import ALLOCATIONS, Point
+from gqakit.planning.candidates import SlotChoices
+from gqakit.planning.planner import Planned
 
 
 def front_document(planned: Planned) -> dict[str, Any]:

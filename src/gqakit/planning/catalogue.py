@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gqakit.allocation import ALLOCATIONS
 from gqakit.core.merging import RULES
 from gqakit.grouping_methods import METHODS
+from gqakit.planning.allocation import ALLOCATIONS
 
 TITLES = {
     "method": "Grouping methods (--method)",

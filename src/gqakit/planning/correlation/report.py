@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from gqakit.evaluation.correlation import Correlation, Picked
 from gqakit.evaluation.drawing import axes_of, figure, shades
+from gqakit.planning.correlation.ranks import Correlation, Picked
 
 HEADER = (
     "score",
@@ -20,7 +20,7 @@ HEADER = (
 
 
 class Row(Protocol):
-    """What a line of the table needs; see `gqakit.api.correlating.ProxyRow`."""
+    """What a line of the table needs; see `gqakit.planning.correlation.correlate.ProxyRow`."""
 
     @property
     def proxy(self) -> str: ...
@@ -35,7 +35,7 @@ class Row(Protocol):
 
 
 class Point(Protocol):
-    """What a dot needs; see `gqakit.api.correlating.Sample`."""
+    """What a dot needs; see `gqakit.planning.correlation.correlate.Sample`."""
 
     @property
     def kv_heads(self) -> int: ...

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gqakit.allocation.base import Allocation, Point, Slot, tied_points, undominated
+from gqakit.planning.allocation.base import Allocation, Point, Slot, tied_points, undominated
 
 
 @dataclass(frozen=True)

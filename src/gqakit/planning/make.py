@@ -8,21 +8,21 @@ from pathlib import Path
 
 import torch
 
-from gqakit import planner
 from gqakit.calibration.store import MomentsFile
 from gqakit.checkpoint import Checkpoint
 from gqakit.core.budget import Budget, resolve_budget
 from gqakit.data.batches import DataSource, batches_of, read_source
 from gqakit.data.samples import positions_of
 from gqakit.errors import BudgetError
-from gqakit.evaluation.losses import LossFile, LossHeader
-from gqakit.evaluation.measuring import Bench, measure_losses
 from gqakit.models.inspection import open_model
 from gqakit.models.running import check_device
 from gqakit.models.spec import ModelSpec
-from gqakit.options import PlanOptions
-from gqakit.plan import Plan
-from gqakit.planner import Measure, Planned
+from gqakit.planning import planner
+from gqakit.planning.layer_loss.file import LossFile, LossHeader
+from gqakit.planning.layer_loss.measure import Bench, measure_losses
+from gqakit.planning.options import PlanOptions
+from gqakit.planning.plan import Plan
+from gqakit.planning.planner import Measure, Planned
 from gqakit.progress import Reporter, silent
 
 MEASURED_TOKENS = 1536

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
-from gqakit.allocation import ALLOCATIONS, Allocation, Loss
-from gqakit.choices import Side, SlotShape
 from gqakit.core.budget import Budget
 from gqakit.core.merging import RULES
 from gqakit.errors import BudgetError, UsageError, unknown_name
 from gqakit.grouping_methods import METHODS, GroupingMethod, Sizes
 from gqakit.models.engines import ENGINES, check_engine
 from gqakit.models.spec import ModelSpec
+from gqakit.planning.allocation import ALLOCATIONS, Allocation, Loss
+from gqakit.planning.candidates import Side, SlotShape
 
 
 @dataclass(frozen=True)

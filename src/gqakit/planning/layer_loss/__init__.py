@@ -1,0 +1,1 @@
+"""What converting one layer alone costs the model, measured."""
