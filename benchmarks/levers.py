@@ -105,7 +105,7 @@ def _metric(key: bool = False, value: bool = False) -> Iterator[None]:
 
     with (
         mock.patch.multiple("gqakit.planning.candidates", **_patched(plain, key, value)),
-        mock.patch.multiple("gqakit.convert", **_patched(plain, key, value)),
+        mock.patch.multiple("gqakit.conversion.convert", **_patched(plain, key, value)),
     ):
         yield
 

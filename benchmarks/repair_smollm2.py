@@ -17,7 +17,7 @@ import torch
 from brown import brown_windows
 from common import Table, arguments, environment
 from gqakit.api import MeasureOptions, RepairOptions, repair
-from gqakit.convert import convert_checkpoint
+from gqakit.conversion.convert import convert_checkpoint
 from gqakit.core.budget import resolve_budget
 from gqakit.data.text import read_text
 from gqakit.evaluation.language import LanguageScores, score_language

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from gqakit.calibration.store import MomentsFile
-from gqakit.convert import convert_checkpoint
+from gqakit.conversion.convert import convert_checkpoint
 from gqakit.core.budget import resolve_budget
 from gqakit.models.inspection import open_model
 from gqakit.planning.options import PlanOptions

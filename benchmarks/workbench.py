@@ -14,7 +14,7 @@ import torch
 from gqakit.calibration.calibrate import calibrate
 from gqakit.calibration.store import MomentsFile, save_moments
 from gqakit.checkpoint import Checkpoint
-from gqakit.convert import convert_checkpoint
+from gqakit.conversion.convert import convert_checkpoint
 from gqakit.core.budget import resolve_budget
 from gqakit.core.statistics import LayerMoments
 from gqakit.data.text import read_text, token_windows

@@ -86,7 +86,7 @@ def test_imports_run_one_way(module):
         ("core.fold", "from ..methods import METHODS"),
         ("core.merging.fold", "from ...plan import Plan"),
         ("methods.qcqa", "import gqakit.planning.plan"),
-        ("planner", "from gqakit.convert import convert_checkpoint"),
+        ("planner", "from gqakit.conversion.convert import convert_checkpoint"),
         ("convert", "def f():\n    from gqakit import planner"),
         ("calibration.text", "from gqakit.planning.planner import make_plan"),
         ("plan", "from gqakit.models.running import load_model"),

@@ -90,8 +90,8 @@ def interrupted(monkeypatch: pytest.MonkeyPatch, target: str, name: str, after: 
     ("sharded", "target", "name", "after"),
     [
         (True, writer.__name__, "write_shard", 3),
-        (True, "gqakit.convert", "convert_layer", 2),
-        (False, "gqakit.convert", "convert_layer", 1),
+        (True, "gqakit.conversion.convert", "convert_layer", 2),
+        (False, "gqakit.conversion.convert", "convert_layer", 1),
         (False, writer.__name__, "copy_side_files", 0),
     ],
     ids=["between shards", "inside a shard", "inside the only shard", "after the shards"],
@@ -149,7 +149,7 @@ def test_an_interrupted_calibration_leaves_nothing_and_the_moments_of_a_finished
     command = ("convert", source, "-o", "out", "--kv-heads", 2, *QUICK)
     interrupted(monkeypatch, "gqakit.calibration.calibrate", "collect_moments", 0, *command)
     assert list(Path().iterdir()) == []
-    interrupted(monkeypatch, "gqakit.convert", "convert_layer", 0, *command)
+    interrupted(monkeypatch, "gqakit.conversion.convert", "convert_layer", 0, *command)
     kept = Path("out.moments.safetensors").read_bytes()
     with monkeypatch.context() as patch:
         patch.delattr("gqakit.api.converting.calibrate_opened")

@@ -13,7 +13,7 @@ from transformers import BertConfig, BertForQuestionAnswering
 import gqakit
 from gqakit.api import BudgetOptions, MeasureOptions, PlanOptions, explore
 from gqakit.calibration.store import MomentsFile
-from gqakit.convert import convert_checkpoint
+from gqakit.conversion.convert import convert_checkpoint
 from gqakit.core.grouping import Partition
 from gqakit.data.samples import text_batches
 from gqakit.models.inspection import open_model

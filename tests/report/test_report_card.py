@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from gqakit.conversion.model_card import inherited_licence, model_card
 from gqakit.evaluation.language import LanguageScores
 from gqakit.evaluation.table import EvaluationRow, markdown_table
 from gqakit.planning.plan import Plan
-from gqakit.report.card import inherited_licence, model_card
 
 
 def plan(key: tuple[int, ...] = (0, 0, 1, 1), value: tuple[int, ...] = (0, 0, 1, 1), **changes: Any) -> Plan:

@@ -12,9 +12,9 @@ from gqakit.api.demonstrating import demo
 from gqakit.api.exporting import ExportResult, export
 from gqakit.api.repairing import RepairResult, repair
 from gqakit.api.uptraining import UptrainResult, uptrain
-from gqakit.api.verifying import verify
 from gqakit.api.vision_training import VisionResult, vision_train
 from gqakit.calibration.calibrate import calibrate
+from gqakit.conversion.verify import verify
 from gqakit.evaluation.evaluate import evaluate
 from gqakit.models.generate import generate
 from gqakit.planning.correlation.correlate import correlate

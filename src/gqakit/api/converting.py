@@ -11,7 +11,8 @@ from gqakit.calibration.calibrate import TOKENS, WINDOW, calibrate_opened, check
 from gqakit.calibration.store import MomentsFile
 from gqakit.checkpoint import Checkpoint, check_output, write_bytes
 from gqakit.checkpoint.atomic import output_errors
-from gqakit.convert import CARD_FILE, check_moments, check_rules, convert_checkpoint, job_of
+from gqakit.conversion.convert import CARD_FILE, check_moments, check_rules, convert_checkpoint, job_of
+from gqakit.conversion.model_card import model_card
 from gqakit.data.batches import Content, DataSource, batches_of, check_content, read_source
 from gqakit.data.text import Text
 from gqakit.errors import PlanError, UsageError
@@ -23,7 +24,6 @@ from gqakit.planning.make import MEASURED_TOKENS, BudgetOptions, MeasureOptions,
 from gqakit.planning.options import check_budget
 from gqakit.planning.plan import Plan
 from gqakit.progress import Reporter, silent
-from gqakit.report.card import model_card
 from gqakit.training.repair import LayerRepair, RepairOptions
 
 

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from gqakit.calibration.calibrate import WINDOW
 from gqakit.checkpoint import Checkpoint, Replacement, check_output, write_bytes, write_checkpoint
-from gqakit.convert import CARD_FILE, CHECKSUM_FILE, PLAN_FILE
+from gqakit.conversion.checks import check_config, check_structure
+from gqakit.conversion.convert import CARD_FILE, CHECKSUM_FILE, PLAN_FILE
+from gqakit.conversion.model_card import model_card
 from gqakit.data.batches import Content, DataSource, batches_of, read_source
 from gqakit.data.text import Text
 from gqakit.errors import PlanError, UsageError
@@ -25,10 +27,8 @@ from gqakit.models.running import check_device
 from gqakit.models.spec import ModelSpec
 from gqakit.planning.plan import Plan
 from gqakit.progress import Reporter, silent
-from gqakit.report.card import model_card
 from gqakit.training.repair import Job, LayerRepair, RepairOptions, check_windows, repair_layers
 from gqakit.training.repair_store import Store
-from gqakit.verify import check_config, check_structure
 from gqakit.version import __version__
 
 REPAIR_FILE = "gqakit-repair.json"

@@ -16,7 +16,7 @@ from torch import Tensor
 from gqakit.checkpoint import MANIFEST_NAME, Checkpoint, check_output
 from gqakit.checkpoint.atomic import output_errors
 from gqakit.checkpoint.jsonio import pretty
-from gqakit.convert import CARD_FILE
+from gqakit.conversion.convert import CARD_FILE
 from gqakit.data.text import Text, read_text, token_windows
 from gqakit.errors import CheckpointError, DataError, OutputError, UsageError, unknown_name
 from gqakit.models.inspection import open_model

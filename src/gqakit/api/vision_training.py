@@ -16,7 +16,7 @@ from gqakit.api.vision_start import Made, check_start, prepare_start, read_image
 from gqakit.checkpoint import MANIFEST_NAME, Checkpoint, check_output, write_checkpoint
 from gqakit.checkpoint.atomic import output_errors
 from gqakit.checkpoint.jsonio import pretty
-from gqakit.convert import CARD_FILE, CHECKSUM_FILE
+from gqakit.conversion.convert import CARD_FILE, CHECKSUM_FILE
 from gqakit.data.labelled import LabelledImages
 from gqakit.data.pixels import PixelTransform
 from gqakit.errors import OutputError, UsageError

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gqakit.checkpoint import Checkpoint, Replacement, write_checkpoint
-from gqakit.convert import CARD_FILE, CHECKSUM_FILE
+from gqakit.conversion.convert import CARD_FILE, CHECKSUM_FILE
 from gqakit.models.load import load
 from gqakit.models.shipping import shipped_code
 from gqakit.models.spec import ModelSpec

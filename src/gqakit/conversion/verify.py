@@ -6,15 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gqakit.checkpoint import Checkpoint
-from gqakit.convert import PLAN_FILE, converted_cache
-from gqakit.data.batches import DataSource, batches_of, noise_batch, read_source
-from gqakit.models.inspection import open_model
-from gqakit.models.running import load_model
-from gqakit.models.spec import ModelSpec
-from gqakit.planning.plan import Plan
-from gqakit.progress import Reporter, silent
-from gqakit.training.export import UPTRAIN_FILE
-from gqakit.verify import (
+from gqakit.conversion.checks import (
     Check,
     attention_errors,
     check_attention,
@@ -23,6 +15,14 @@ from gqakit.verify import (
     check_config,
     check_tensors,
 )
+from gqakit.conversion.convert import PLAN_FILE, converted_cache
+from gqakit.data.batches import DataSource, batches_of, noise_batch, read_source
+from gqakit.models.inspection import open_model
+from gqakit.models.running import load_model
+from gqakit.models.spec import ModelSpec
+from gqakit.planning.plan import Plan
+from gqakit.progress import Reporter, silent
+from gqakit.training.export import UPTRAIN_FILE
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from gqakit.checkpoint import Checkpoint
-from gqakit.convert import CHECKSUM_FILE, converted_config, converted_shapes
+from gqakit.conversion.convert import CHECKSUM_FILE, converted_config, converted_shapes
 from gqakit.core.budget import CacheShape
 from gqakit.data.samples import Batch
 from gqakit.evaluation.cache import measure_cache
