@@ -21,9 +21,9 @@ from gqakit.models.inspection import open_model
 from gqakit.models.load import load
 from gqakit.planning.planner import Measure
 from gqakit.progress import silent
-from gqakit.training.language import LanguageTask
-from gqakit.training.options import LossWeights, UptrainOptions
-from gqakit.training.trainable import prepare_student
+from gqakit.recovery.distil.language import LanguageTask
+from gqakit.recovery.distil.options import LossWeights, UptrainOptions
+from gqakit.recovery.distil.trainable import prepare_student
 from workbench import Remembering, Workbench
 
 

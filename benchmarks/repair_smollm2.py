@@ -26,7 +26,7 @@ from gqakit.planning.options import PlanOptions
 from gqakit.planning.plan import Plan
 from gqakit.planning.planner import make_plan
 from gqakit.progress import silent
-from gqakit.report.repair import summary
+from gqakit.recovery.repair.summary import summary
 from workbench import Workbench
 
 

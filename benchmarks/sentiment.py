@@ -29,8 +29,8 @@ from gqakit.models.load import load
 from gqakit.models.running import load_tokenizer
 from gqakit.planning.planner import Measure
 from gqakit.progress import silent
-from gqakit.training.options import UptrainOptions
-from gqakit.training.task import Batch, Losses
+from gqakit.recovery.distil.options import UptrainOptions
+from gqakit.recovery.distil.task import Batch, Losses
 from gqakit.zoo import MINILM, fetch
 from movies import Review, short_reviews
 from real_models import ridge

@@ -28,9 +28,9 @@ from gqakit.models.inspection import open_model
 from gqakit.models.load import load
 from gqakit.planning.planner import Measure
 from gqakit.progress import silent
-from gqakit.training.options import UptrainOptions
-from gqakit.training.task import Batch, Losses
-from gqakit.training.trainable import prepare_student
+from gqakit.recovery.distil.options import UptrainOptions
+from gqakit.recovery.distil.task import Batch, Losses
+from gqakit.recovery.distil.trainable import prepare_student
 from gqakit.zoo import WHISPER_TINY, fetch
 from real_models import WEIGHED_CLIPS, other_recordings, sentence_batches, transcripts
 

@@ -27,12 +27,12 @@ from gqakit.models.inspection import open_model
 from gqakit.planning.options import PlanOptions
 from gqakit.planning.plan import Plan
 from gqakit.planning.planner import Measure, make_plan
-from gqakit.training.devices import accelerated, prepare
-from gqakit.training.loop import Loop, Pace
-from gqakit.training.options import UptrainOptions
-from gqakit.training.state import Store
-from gqakit.training.task import Task
-from gqakit.training.trainable import parameter_groups
+from gqakit.recovery.distil.devices import accelerated, prepare
+from gqakit.recovery.distil.loop import Loop, Pace
+from gqakit.recovery.distil.options import UptrainOptions
+from gqakit.recovery.distil.state import Store
+from gqakit.recovery.distil.task import Task
+from gqakit.recovery.distil.trainable import parameter_groups
 
 Scores = Mapping[str, float]
 Ways = Mapping[str, Mapping[str, Any]]

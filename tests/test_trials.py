@@ -11,9 +11,9 @@ import torch
 
 from gqakit.models.inspection import open_model
 from gqakit.models.load import load
-from gqakit.training.language import LanguageTask
-from gqakit.training.options import LossWeights, UptrainOptions
-from gqakit.training.trainable import prepare_student
+from gqakit.recovery.distil.language import LanguageTask
+from gqakit.recovery.distil.options import LossWeights, UptrainOptions
+from gqakit.recovery.distil.trainable import prepare_student
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 MEAN = {"merge": "mean", "allocation": "uniform"}

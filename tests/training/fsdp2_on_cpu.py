@@ -15,7 +15,7 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
 from gqakit.api import uptraining
 from gqakit.cli import main
-from gqakit.training.loop import Loop
+from gqakit.recovery.distil.loop import Loop
 
 plain, step = uptraining.accelerated, Loop._step
 

@@ -17,8 +17,8 @@ from tiny_models import all_tensors, edit_json, edit_tensors, hashes
 from gqakit.api import RepairOptions, repairing
 from gqakit.checkpoint import Checkpoint
 from gqakit.errors import UsageError
+from gqakit.recovery.repair.fit import Schedule
 from gqakit.training import repair as training
-from gqakit.training.repair_fit import Schedule
 
 SIZE = ("--tokens", 1024, "--window", 64, "--steps", 6, "--no-evaluate")
 MEAN = ("--method", "neighbour", "--merge", "mean", *QUICK)

@@ -15,7 +15,7 @@ import gqakit
 from gqakit.checkpoint import Checkpoint
 from gqakit.models.inspection import open_model
 from gqakit.models.spec import ModelSpec
-from gqakit.training.repair_blocks import Blocks
+from gqakit.recovery.repair.blocks import Blocks
 
 
 def check(target: Checkpoint, spec: ModelSpec, windows: torch.Tensor) -> list[bool]:

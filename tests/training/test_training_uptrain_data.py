@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gqakit.errors import DataError, UsageError
-from gqakit.training.data import Sampler, micro_batches, split_windows
-from gqakit.training.options import UptrainOptions
+from gqakit.recovery.distil.data import Sampler, micro_batches, split_windows
+from gqakit.recovery.distil.options import UptrainOptions
 
 
 @given(st.integers(2, 400), st.integers(0, 20))

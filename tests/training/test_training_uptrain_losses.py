@@ -6,8 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from gqakit.recovery.distil.losses import (
+    cross_entropy,
+    divergence,
+    hidden_distance,
+    in_chunks,
+    teacher_targets,
+)
 from gqakit.training import losses
-from gqakit.training.losses import cross_entropy, divergence, hidden_distance, in_chunks, teacher_targets
 
 VOCABULARY = 13
 

@@ -12,14 +12,14 @@ import pytest
 import torch
 
 from gqakit.errors import OutputError
-from gqakit.training.lock import LOCK_FILE, locked
-from gqakit.training.state import Progress, Store
-from gqakit.training.tensorfile import load_tensors, save_tensors
+from gqakit.recovery.distil.lock import LOCK_FILE, locked
+from gqakit.recovery.distil.state import Progress, Store
+from gqakit.recovery.distil.tensorfile import load_tensors, save_tensors
 
 HOLD = """
 import os, sys, time
 from pathlib import Path
-from gqakit.training.lock import locked
+from gqakit.recovery.distil.lock import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

@@ -24,10 +24,10 @@ from gqakit.errors import OutputError
 from gqakit.models.inspection import inspect_checkpoint, open_model
 from gqakit.models.load import load
 from gqakit.models.remote_code.attention_gqakit import GroupedHeads
+from gqakit.recovery.distil.lock import locked
 from gqakit.training.classifier import save_classifier
 from gqakit.training.keydriven import Schedule
 from gqakit.training.keydriven_install import VARIANTS, freeze, install
-from gqakit.training.lock import locked
 
 SHORT: dict[str, Any] = {
     "batch_size": 8,

@@ -11,7 +11,7 @@ from typing import Any
 from tiny_models import build
 
 from gqakit.api import BudgetOptions, PlanOptions, UptrainOptions, convert, uptrain
-from gqakit.api.uptraining import UptrainResult, work_directory
+from gqakit.recovery.distil.uptrain import UptrainResult, work_directory
 
 SHORT: dict[str, Any] = {
     "window": 32,

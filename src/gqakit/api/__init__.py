@@ -10,8 +10,6 @@ from gqakit.api.catalogue import inspect, methods
 from gqakit.api.converting import ConvertResult, convert
 from gqakit.api.demonstrating import demo
 from gqakit.api.exporting import ExportResult, export
-from gqakit.api.repairing import RepairResult, repair
-from gqakit.api.uptraining import UptrainResult, uptrain
 from gqakit.api.vision_training import VisionResult, vision_train
 from gqakit.calibration.calibrate import calibrate
 from gqakit.conversion.verify import verify
@@ -19,8 +17,10 @@ from gqakit.evaluation.evaluate import evaluate
 from gqakit.models.generate import generate
 from gqakit.planning.correlation.correlate import correlate
 from gqakit.planning.make import BudgetOptions, MeasureOptions, PlanOptions, explore, plan
-from gqakit.training.options import UptrainOptions
-from gqakit.training.repair import RepairOptions
+from gqakit.recovery.distil.options import UptrainOptions
+from gqakit.recovery.distil.uptrain import UptrainResult, uptrain
+from gqakit.recovery.repair.layers import RepairOptions
+from gqakit.recovery.repair.repair import RepairResult, repair
 from gqakit.training.vision_options import VisionOptions
 
 __all__ = [

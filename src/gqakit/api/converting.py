@@ -6,7 +6,6 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from gqakit.api.repairing import repair_opened, repair_windows
 from gqakit.calibration.calibrate import TOKENS, WINDOW, calibrate_opened, check_not_grouped
 from gqakit.calibration.store import MomentsFile
 from gqakit.checkpoint import Checkpoint, check_output, write_bytes
@@ -24,7 +23,8 @@ from gqakit.planning.make import MEASURED_TOKENS, BudgetOptions, MeasureOptions,
 from gqakit.planning.options import check_budget
 from gqakit.planning.plan import Plan
 from gqakit.progress import Reporter, silent
-from gqakit.training.repair import LayerRepair, RepairOptions
+from gqakit.recovery.repair.layers import LayerRepair, RepairOptions
+from gqakit.recovery.repair.repair import repair_opened, repair_windows
 
 
 @dataclass(frozen=True)

@@ -25,17 +25,17 @@ from gqakit.models.load import load
 from gqakit.models.running import check_device
 from gqakit.models.shipping import shipped_code
 from gqakit.progress import Reporter, silent
+from gqakit.recovery.distil.devices import Prepared, accelerated, prepare, put_weights
+from gqakit.recovery.distil.lock import locked
+from gqakit.recovery.distil.loop import Loop, Pace, evaluate
+from gqakit.recovery.distil.options import UptrainOptions
+from gqakit.recovery.distil.state import Progress, Store
+from gqakit.recovery.distil.trainable import parameter_groups
 from gqakit.report.vision_card import vision_card
 from gqakit.training.classifier import train_all_but
-from gqakit.training.devices import Prepared, accelerated, prepare, put_weights
 from gqakit.training.images import Classes, Features, ImageTask
 from gqakit.training.keydriven import Schedule
 from gqakit.training.keydriven_install import Allocation, freeze, install
-from gqakit.training.lock import locked
-from gqakit.training.loop import Loop, Pace, evaluate
-from gqakit.training.options import UptrainOptions
-from gqakit.training.state import Progress, Store
-from gqakit.training.trainable import parameter_groups
 from gqakit.training.vision_options import KEY_DRIVEN, VisionOptions
 from gqakit.version import __version__
 

@@ -144,7 +144,7 @@ def command(
         ),
     ]
     if result.repairs:
-        from gqakit.report.repair import summary
+        from gqakit.recovery.repair.summary import summary
 
         rows.append(("repair", summary(result.repairs)))
     screen.table("Converted" if not dry_run else "Would convert", ("", ""), rows)

@@ -87,7 +87,7 @@ def command(
     if as_json:
         screen.json(result)
         return
-    from gqakit.report.repair import summary
+    from gqakit.recovery.repair.summary import summary
 
     rows = [("layers", summary(result.layers)), ("written", str(result.out))]
     if result.resumed:

@@ -22,7 +22,7 @@ from gqakit.cli.options import (
     Verbose,
     data_source,
 )
-from gqakit.training.options import UptrainOptions
+from gqakit.recovery.distil.options import UptrainOptions
 
 
 @takes_fields(UptrainOptions)

@@ -22,7 +22,7 @@ from gqakit.models.running import load_model
 from gqakit.models.spec import ModelSpec
 from gqakit.planning.plan import Plan
 from gqakit.progress import Reporter, silent
-from gqakit.training.export import UPTRAIN_FILE
+from gqakit.recovery.distil.export import UPTRAIN_FILE
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from gqakit.data.labelled import LabelledImages
-from gqakit.training.losses import cross_entropy, hidden_distance
-from gqakit.training.task import Batch, Losses
+from gqakit.recovery.distil.losses import cross_entropy, hidden_distance
+from gqakit.recovery.distil.task import Batch, Losses
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from gqakit.core.key_allocation import allot, contiguous_map, equal_allocation, min_max
 from gqakit.models.remote_code.attention_gqakit import GroupedHeads
 from gqakit.models.remote_code.heads_gqakit import LayerHeads
-from gqakit.training.data import mixed_seed
+from gqakit.recovery.distil.data import mixed_seed
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class KeyDrivenHeads(nn.Module, ABC):
         steps: training steps so far. draws: how often chance was asked.
     """
 
-    keeps_statistics = True  # see `gqakit.training.devices`
+    keeps_statistics = True  # see `gqakit.recovery.distil.devices`
 
     average: Tensor
     allocation: Tensor

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gqakit.errors import UsageError
-from gqakit.training.options import SCHEDULES, UptrainOptions, flag
+from gqakit.recovery.distil.options import SCHEDULES, UptrainOptions, flag
 
 METHODS = {
     "gqa": "consecutive equal groups, means of their heads",

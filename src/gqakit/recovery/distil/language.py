@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gqakit.training.losses import (
+from gqakit.recovery.distil.losses import (
     Targets,
     cross_entropy,
     divergence,
@@ -18,8 +18,8 @@ from gqakit.training.losses import (
     in_chunks,
     teacher_targets,
 )
-from gqakit.training.options import LossWeights
-from gqakit.training.task import Batch, Losses
+from gqakit.recovery.distil.options import LossWeights
+from gqakit.recovery.distil.task import Batch, Losses
 
 
 @dataclass(frozen=True)

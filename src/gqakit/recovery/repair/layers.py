@@ -20,9 +20,9 @@ from torch import Tensor
 from gqakit.checkpoint import Checkpoint
 from gqakit.errors import DataError, UsageError
 from gqakit.models.spec import ModelSpec
-from gqakit.training.repair_blocks import Block, Blocks
-from gqakit.training.repair_fit import Schedule, fit, relative_error
-from gqakit.training.repair_store import Store
+from gqakit.recovery.repair.blocks import Block, Blocks
+from gqakit.recovery.repair.fit import Schedule, fit, relative_error
+from gqakit.recovery.repair.store import Store
 
 HELD_OUT = 8
 """One window of so many decides and is not fitted on."""

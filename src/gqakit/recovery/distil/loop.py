@@ -13,17 +13,17 @@ import torch
 from torch import Tensor
 
 from gqakit.errors import TrainingError
-from gqakit.training.data import Sampler, micro_batches, mixed_seed
-from gqakit.training.devices import (
+from gqakit.recovery.distil.data import Sampler, micro_batches, mixed_seed
+from gqakit.recovery.distil.devices import (
     Prepared,
     optimiser_tensors,
     restore_optimiser,
     restore_weights,
     trained_weights,
 )
-from gqakit.training.options import UptrainOptions
-from gqakit.training.state import Progress, Store
-from gqakit.training.task import Batch, Task
+from gqakit.recovery.distil.options import UptrainOptions
+from gqakit.recovery.distil.state import Progress, Store
+from gqakit.recovery.distil.task import Batch, Task
 
 Notice = Callable[[int, Mapping[str, float]], None]
 """Called with a step and what the evaluation after it said."""

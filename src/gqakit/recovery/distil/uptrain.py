@@ -24,16 +24,16 @@ from gqakit.models.load import auto_class, load
 from gqakit.models.running import check_device, load_tokenizer
 from gqakit.models.spec import ModelSpec
 from gqakit.progress import Reporter, silent
-from gqakit.report.uptrain_card import uptrained_card
-from gqakit.training.data import split_windows
-from gqakit.training.devices import PROJECT, accelerated, from_main, prepare
-from gqakit.training.export import METRICS_FILE, UPTRAIN_FILE, read_card, write_trained
-from gqakit.training.language import LanguageTask
-from gqakit.training.lock import locked
-from gqakit.training.loop import Loop, Pace
-from gqakit.training.options import TRACKERS, UptrainOptions
-from gqakit.training.state import Progress, Store
-from gqakit.training.trainable import (
+from gqakit.recovery.distil.data import split_windows
+from gqakit.recovery.distil.devices import PROJECT, accelerated, from_main, prepare
+from gqakit.recovery.distil.export import METRICS_FILE, UPTRAIN_FILE, read_card, write_trained
+from gqakit.recovery.distil.language import LanguageTask
+from gqakit.recovery.distil.lock import locked
+from gqakit.recovery.distil.loop import Loop, Pace
+from gqakit.recovery.distil.model_card import uptrained_card
+from gqakit.recovery.distil.options import TRACKERS, UptrainOptions
+from gqakit.recovery.distil.state import Progress, Store
+from gqakit.recovery.distil.trainable import (
     check_writable,
     checkpoint_activations,
     parameter_groups,

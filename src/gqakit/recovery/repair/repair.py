@@ -27,8 +27,8 @@ from gqakit.models.running import check_device
 from gqakit.models.spec import ModelSpec
 from gqakit.planning.plan import Plan
 from gqakit.progress import Reporter, silent
-from gqakit.training.repair import Job, LayerRepair, RepairOptions, check_windows, repair_layers
-from gqakit.training.repair_store import Store
+from gqakit.recovery.repair.layers import Job, LayerRepair, RepairOptions, check_windows, repair_layers
+from gqakit.recovery.repair.store import Store
 from gqakit.version import __version__
 
 REPAIR_FILE = "gqakit-repair.json"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gqakit.training.repair import LayerRepair
+from gqakit.recovery.repair.layers import LayerRepair
 
 
 def summary(layers: Sequence[LayerRepair]) -> str:

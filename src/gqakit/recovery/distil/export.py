@@ -14,8 +14,8 @@ from gqakit.conversion.convert import CARD_FILE, CHECKSUM_FILE
 from gqakit.models.load import load
 from gqakit.models.shipping import shipped_code
 from gqakit.models.spec import ModelSpec
-from gqakit.training.options import UptrainOptions
-from gqakit.training.trainable import checkpoint_names, merged_weights
+from gqakit.recovery.distil.options import UptrainOptions
+from gqakit.recovery.distil.trainable import checkpoint_names, merged_weights
 
 UPTRAIN_FILE, METRICS_FILE = "gqakit-uptrain.json", "gqakit-uptrain-metrics.jsonl"
 _CODES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}

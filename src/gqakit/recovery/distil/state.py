@@ -24,7 +24,7 @@ from gqakit.checkpoint import write_bytes
 from gqakit.checkpoint.atomic import output_errors, sync_directory
 from gqakit.checkpoint.jsonio import canonical, pretty
 from gqakit.errors import OutputError
-from gqakit.training.tensorfile import load_tensors, save_tensors
+from gqakit.recovery.distil.tensorfile import load_tensors, save_tensors
 
 RUN_FILE, METRICS_FILE, STATE_FILE = "run.json", "metrics.jsonl", "state.json"
 WEIGHTS_FILE, OPTIMISER_FILE = "weights.safetensors", "optimiser.safetensors"

@@ -1,7 +1,7 @@
 """What the training loop asks of the thing that is trained: batches in, losses out.
 
 The loop knows neither text nor images. A new task (image classification, masked or sequence-to-sequence models) is one
-class with these five members; see `gqakit.training.language` for the one of language models.
+class with these five members; see `gqakit.recovery.distil.language` for the one of language models.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from gqakit.errors import CheckpointError, MissingDependencyError
 from gqakit.models.spec import ModelSpec
-from gqakit.training.options import UptrainOptions
+from gqakit.recovery.distil.options import UptrainOptions
 
 
 def prepare_student(model: PreTrainedModel, spec: ModelSpec, options: UptrainOptions) -> nn.Module:

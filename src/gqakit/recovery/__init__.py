@@ -1,0 +1,1 @@
+"""What brings quality back after a conversion."""

@@ -1,0 +1,1 @@
+"""Uptraining: a converted checkpoint trained towards its teacher."""

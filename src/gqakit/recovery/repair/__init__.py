@@ -1,0 +1,1 @@
+"""Local repair: converted attention fitted layer by layer to the source's."""
