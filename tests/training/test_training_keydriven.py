@@ -6,9 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gqakit.models.remote_code.attention_gqakit import GroupedHeads
-from gqakit.models.remote_code.heads_gqakit import LayerHeads
-from gqakit.training.keydriven import (
+from gqakit.key_driven.attention import (
     DynamicKeyDistributed,
     KeyDistributed,
     KeyDrivenHeads,
@@ -18,6 +16,8 @@ from gqakit.training.keydriven import (
     key_norms,
     perturbation,
 )
+from gqakit.models.remote_code.attention_gqakit import GroupedHeads
+from gqakit.models.remote_code.heads_gqakit import LayerHeads
 
 HEADS, GROUPS, LENGTH, DIM = 6, 3, 5, 4
 REST = (None, 0.0, DIM**-0.5, False)

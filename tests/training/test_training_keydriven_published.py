@@ -7,8 +7,8 @@ import torch
 from test_training_keydriven import GROUPS, HEADS, REST, plain, states, with_norms
 
 from gqakit.errors import TrainingError
-from gqakit.training.keydriven import Schedule, diagonal
-from gqakit.training.keydriven_published import (
+from gqakit.key_driven.attention import Schedule, diagonal
+from gqakit.key_driven.published import (
     PublishedDynamic,
     PublishedKeyDistributed,
     PublishedPerturbed,

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from command import QUICK, gqakit, refused, succeeds
+from gqakit.training import repair as training
 from tiny_fixtures import Models
 from tiny_models import all_tensors, edit_json, edit_tensors, hashes
 
@@ -18,7 +19,6 @@ from gqakit.api import RepairOptions, repairing
 from gqakit.checkpoint import Checkpoint
 from gqakit.errors import UsageError
 from gqakit.recovery.repair.fit import Schedule
-from gqakit.training import repair as training
 
 SIZE = ("--tokens", 1024, "--window", 64, "--steps", 6, "--no-evaluate")
 MEAN = ("--method", "neighbour", "--merge", "mean", *QUICK)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from gqakit.training import losses
 from torch import Tensor
 
 from gqakit.recovery.distil.losses import (
@@ -13,7 +14,6 @@ from gqakit.recovery.distil.losses import (
     in_chunks,
     teacher_targets,
 )
-from gqakit.training import losses
 
 VOCABULARY = 13
 

@@ -16,18 +16,18 @@ from transformers import AutoModelForImageClassification
 from uptrain_runs import Killed
 
 from gqakit.api import BudgetOptions, PlanOptions, VisionOptions, convert, plan, vision_train
-from gqakit.api.vision_training import VisionResult, work_directory
 from gqakit.checkpoint import Checkpoint
 from gqakit.data.labelled import read_labelled_images
 from gqakit.data.pixels import PixelTransform
 from gqakit.errors import OutputError
+from gqakit.key_driven.attention import Schedule
+from gqakit.key_driven.classifier import save_classifier
+from gqakit.key_driven.install import VARIANTS, freeze, install
+from gqakit.key_driven.train import VisionResult, work_directory
 from gqakit.models.inspection import inspect_checkpoint, open_model
 from gqakit.models.load import load
 from gqakit.models.remote_code.attention_gqakit import GroupedHeads
 from gqakit.recovery.distil.lock import locked
-from gqakit.training.classifier import save_classifier
-from gqakit.training.keydriven import Schedule
-from gqakit.training.keydriven_install import VARIANTS, freeze, install
 
 SHORT: dict[str, Any] = {
     "batch_size": 8,

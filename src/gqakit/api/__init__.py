@@ -10,10 +10,11 @@ from gqakit.api.catalogue import inspect, methods
 from gqakit.api.converting import ConvertResult, convert
 from gqakit.api.demonstrating import demo
 from gqakit.api.exporting import ExportResult, export
-from gqakit.api.vision_training import VisionResult, vision_train
 from gqakit.calibration.calibrate import calibrate
 from gqakit.conversion.verify import verify
 from gqakit.evaluation.evaluate import evaluate
+from gqakit.key_driven.options import VisionOptions
+from gqakit.key_driven.train import VisionResult, vision_train
 from gqakit.models.generate import generate
 from gqakit.planning.correlation.correlate import correlate
 from gqakit.planning.make import BudgetOptions, MeasureOptions, PlanOptions, explore, plan
@@ -21,7 +22,6 @@ from gqakit.recovery.distil.options import UptrainOptions
 from gqakit.recovery.distil.uptrain import UptrainResult, uptrain
 from gqakit.recovery.repair.layers import RepairOptions
 from gqakit.recovery.repair.repair import RepairResult, repair
-from gqakit.training.vision_options import VisionOptions
 
 __all__ = [
     "BudgetOptions",

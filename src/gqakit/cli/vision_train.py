@@ -11,7 +11,7 @@ import typer
 from gqakit.cli.console import Screen, interruptible
 from gqakit.cli.option_fields import takes_fields
 from gqakit.cli.options import Device, Json, Model, Quiet, Verbose
-from gqakit.training.vision_options import VisionOptions
+from gqakit.key_driven.options import VisionOptions
 
 
 @takes_fields(VisionOptions)

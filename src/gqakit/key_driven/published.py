@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gqakit.core.key_allocation import published_by_norm, published_by_share
 from gqakit.errors import TrainingError
-from gqakit.training.keydriven import KeyDrivenHeads, Schedule, diagonal
+from gqakit.key_driven.attention import KeyDrivenHeads, Schedule, diagonal
 
 
 def summed_norms(key: Tensor) -> Tensor:

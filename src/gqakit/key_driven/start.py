@@ -15,13 +15,13 @@ from gqakit.checkpoint.jsonio import canonical
 from gqakit.data.labelled import LabelledImages, read_labelled_images, split_images
 from gqakit.data.samples import Images
 from gqakit.errors import BudgetError, DataError, UsageError
+from gqakit.key_driven.classifier import CLASSIFIER, save_classifier
+from gqakit.key_driven.install import check_groups
+from gqakit.key_driven.options import VisionOptions
 from gqakit.models.remote_code.heads_gqakit import read_layers
 from gqakit.models.spec import ModelSpec
 from gqakit.planning.make import BudgetOptions, PlanOptions, plan
 from gqakit.progress import Reporter
-from gqakit.training.classifier import CLASSIFIER, save_classifier
-from gqakit.training.keydriven_install import check_groups
-from gqakit.training.vision_options import VisionOptions
 
 PREPARED_FILE = "prepared.json"
 CALIBRATION_IMAGES = 256

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from gqakit.api.vision_start import Made, check_start, prepare_start, read_images_for
 from gqakit.checkpoint import MANIFEST_NAME, Checkpoint, check_output, write_checkpoint
 from gqakit.checkpoint.atomic import output_errors
 from gqakit.checkpoint.jsonio import pretty
@@ -20,6 +19,13 @@ from gqakit.conversion.convert import CARD_FILE, CHECKSUM_FILE
 from gqakit.data.labelled import LabelledImages
 from gqakit.data.pixels import PixelTransform
 from gqakit.errors import OutputError, UsageError
+from gqakit.key_driven.attention import Schedule
+from gqakit.key_driven.classifier import train_all_but
+from gqakit.key_driven.install import Allocation, freeze, install
+from gqakit.key_driven.model_card import vision_card
+from gqakit.key_driven.options import KEY_DRIVEN, VisionOptions
+from gqakit.key_driven.start import Made, check_start, prepare_start, read_images_for
+from gqakit.key_driven.tasks import Classes, Features, ImageTask
 from gqakit.models.inspection import open_model
 from gqakit.models.load import load
 from gqakit.models.running import check_device
@@ -31,12 +37,6 @@ from gqakit.recovery.distil.loop import Loop, Pace, evaluate
 from gqakit.recovery.distil.options import UptrainOptions
 from gqakit.recovery.distil.state import Progress, Store
 from gqakit.recovery.distil.trainable import parameter_groups
-from gqakit.report.vision_card import vision_card
-from gqakit.training.classifier import train_all_but
-from gqakit.training.images import Classes, Features, ImageTask
-from gqakit.training.keydriven import Schedule
-from gqakit.training.keydriven_install import Allocation, freeze, install
-from gqakit.training.vision_options import KEY_DRIVEN, VisionOptions
 from gqakit.version import __version__
 
 RECORD_FILE, METRICS_FILE, PREPARED_FILE = (

@@ -11,21 +11,21 @@ from torch import nn
 
 from gqakit.core.key_allocation import contiguous_map, equal_allocation
 from gqakit.errors import UsageError
-from gqakit.models.remote_code.attention_gqakit import GroupedHeads
-from gqakit.models.remote_code.heads_gqakit import LayerHeads
-from gqakit.models.spec import ModelSpec
-from gqakit.training.keydriven import (
+from gqakit.key_driven.attention import (
     DynamicKeyDistributed,
     KeyDistributed,
     KeyDrivenHeads,
     Perturbed,
     Schedule,
 )
-from gqakit.training.keydriven_published import (
+from gqakit.key_driven.published import (
     PublishedDynamic,
     PublishedKeyDistributed,
     PublishedPerturbed,
 )
+from gqakit.models.remote_code.attention_gqakit import GroupedHeads
+from gqakit.models.remote_code.heads_gqakit import LayerHeads
+from gqakit.models.spec import ModelSpec
 
 Make = Callable[[int, int, int, Schedule], KeyDrivenHeads]
 

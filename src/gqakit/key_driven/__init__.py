@@ -1,0 +1,1 @@
+"""Key-driven attention for vision transformers: KDGQA, DGQA, PGQA (arXiv 2408.08454)."""

@@ -1,1 +1,0 @@
-"""What brings quality back after a conversion."""
