@@ -17,7 +17,7 @@ from export_fixtures import UNEQUAL
 from tiny_models import all_tensors, edit_json
 
 from gqakit.core.grouping import Grouping, Partition
-from gqakit.export.gguf_model import interleave, llama3_divisors
+from gqakit.exporters.gguf_model import interleave, llama3_divisors
 
 gguf = pytest.importorskip("gguf")
 Models = Callable[..., Path]
@@ -255,7 +255,7 @@ def test_an_interrupted_export_leaves_nothing(grouped: Models, monkeypatch: pyte
     def stop(*args: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("gqakit.export.gguf_file.encode", stop)
+    monkeypatch.setattr("gqakit.exporters.gguf_file.encode", stop)
     from command import gqakit
 
     assert gqakit("export", grouped(), "--to", "gguf", "-o", "x.gguf").code == 130

@@ -11,7 +11,7 @@ from command import succeeds
 from tiny_models import build, prompt_ids
 
 import gqakit
-from gqakit.export.source import Source
+from gqakit.exporters.source import Source
 from gqakit.models.head_layout import pad_layer
 
 pytest.importorskip("xllamacpp")

@@ -15,7 +15,7 @@ import torch
 from tiny_models import all_tensors
 from transformers import AutoConfig
 
-from gqakit.export.source import Source
+from gqakit.exporters.source import Source
 from gqakit.models.head_layout import pad_layer
 from gqakit.models.layers import tensors_of_layer
 from gqakit.models.vllm.plugin import register

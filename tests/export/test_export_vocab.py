@@ -12,7 +12,7 @@ from tiny_models import edit_json
 from tokenizers import Tokenizer, decoders, models, normalizers, trainers
 
 from gqakit.checkpoint import Checkpoint
-from gqakit.export.gguf_vocab import BYTE, PRE_OF_REGEX, read_vocab
+from gqakit.exporters.gguf_vocab import BYTE, PRE_OF_REGEX, read_vocab
 
 Models = Callable[..., Path]
 

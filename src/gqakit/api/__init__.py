@@ -9,10 +9,10 @@ from __future__ import annotations
 from gqakit.api.catalogue import inspect, methods
 from gqakit.api.converting import ConvertResult, convert
 from gqakit.api.demonstrating import demo
-from gqakit.api.exporting import ExportResult, export
 from gqakit.calibration.calibrate import calibrate
 from gqakit.conversion.verify import verify
 from gqakit.evaluation.evaluate import evaluate
+from gqakit.exporters.export import ExportResult, export
 from gqakit.key_driven.options import VisionOptions
 from gqakit.key_driven.train import VisionResult, vision_train
 from gqakit.models.generate import generate

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gqakit.checkpoint.atomic import PARTIAL, output_errors, sync_directory
 from gqakit.errors import OutputError
-from gqakit.export.gguf_types import SUPERBLOCK, TOOL
+from gqakit.exporters.gguf_types import SUPERBLOCK, TOOL
 
 
 def run_tool(tool: str, plain: Path, path: Path, quantise: str) -> None:

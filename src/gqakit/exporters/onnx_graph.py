@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from gqakit.errors import FamilyError, GqakitError, MissingDependencyError
-from gqakit.export.source import Source
+from gqakit.exporters.source import Source
 from gqakit.models.load import load
 
 FILE = "model.onnx"

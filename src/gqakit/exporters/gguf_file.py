@@ -10,9 +10,9 @@ import numpy as np
 from gqakit.checkpoint import atomic_file
 from gqakit.checkpoint.atomic import output_errors
 from gqakit.errors import CheckpointError
-from gqakit.export.gguf_model import GgufModel
-from gqakit.export.gguf_types import PLAIN, encode, load_gguf, nbytes_of, type_of
-from gqakit.export.gguf_vocab import Vocab
+from gqakit.exporters.gguf_model import GgufModel
+from gqakit.exporters.gguf_types import PLAIN, encode, load_gguf, nbytes_of, type_of
+from gqakit.exporters.gguf_vocab import Vocab
 from gqakit.progress import Advance
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gqakit.checkpoint import Replacement, WriteResult, write_checkpoint
 from gqakit.errors import FamilyError, UsageError, unknown_name
-from gqakit.export.source import Source
+from gqakit.exporters.source import Source
 from gqakit.models.head_layout import Arrangement, equalise_model, pad_model
 from gqakit.models.layers import tensors_of_layer
 from gqakit.progress import Advance

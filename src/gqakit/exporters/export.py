@@ -11,15 +11,15 @@ from pathlib import Path
 from gqakit.checkpoint import check_output, copy_side_files
 from gqakit.checkpoint.atomic import PARTIAL, output_errors, sync_directory
 from gqakit.errors import OutputError, UsageError, unknown_name
-from gqakit.export.gguf_file import gguf_bytes, write_gguf
-from gqakit.export.gguf_model import describe_gguf
-from gqakit.export.gguf_tool import odd_rows, run_tool
-from gqakit.export.gguf_types import BUILT_IN, DTYPES, check_types, load_gguf
-from gqakit.export.gguf_vocab import read_vocab
-from gqakit.export.onnx_graph import FILE as ONNX_FILE
-from gqakit.export.onnx_graph import load_exporter, write_onnx
-from gqakit.export.source import Source
-from gqakit.export.uniform import describe_uniform, write_uniform
+from gqakit.exporters.gguf_file import gguf_bytes, write_gguf
+from gqakit.exporters.gguf_model import describe_gguf
+from gqakit.exporters.gguf_tool import odd_rows, run_tool
+from gqakit.exporters.gguf_types import BUILT_IN, DTYPES, check_types, load_gguf
+from gqakit.exporters.gguf_vocab import read_vocab
+from gqakit.exporters.onnx_graph import FILE as ONNX_FILE
+from gqakit.exporters.onnx_graph import load_exporter, write_onnx
+from gqakit.exporters.source import Source
+from gqakit.exporters.uniform import describe_uniform, write_uniform
 from gqakit.models.head_layout import Arrangement
 from gqakit.progress import Reporter, silent
 from gqakit.version import __version__
@@ -75,7 +75,7 @@ def export(
         model: directory or hub name.
         out: a file for GGUF, a directory otherwise.
         to: "gguf", "uniform" or "onnx".
-        how: for uniform, see `gqakit.export.uniform.describe_uniform`.
+        how: for uniform, see `gqakit.exporters.uniform.describe_uniform`.
         dtype: for GGUF: f32, f16 or bf16; None is the checkpoint's own.
         quantise: for GGUF, such as Q8_0, or Q4_K_M with llama.cpp's tool.
         tokenizer_pre: for GGUF, llama.cpp's name of how text is split before BPE, where it is not recognised.

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from gqakit.errors import FamilyError
-from gqakit.export.source import Source
+from gqakit.exporters.source import Source
 from gqakit.models.families.base import Role
 from gqakit.models.head_layout import Arrangement, pad_layer
 
