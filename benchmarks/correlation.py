@@ -14,14 +14,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from common import Table, arguments, environment
-from gqakit.api import MeasureOptions
 from gqakit.calibration.calibrate import calibrate
 from gqakit.data.batches import DataSource
 from gqakit.data.samples import read_speech
 from gqakit.planning.correlation.correlate import correlate
 from gqakit.planning.correlation.report import HEADER, lines, plot_correlation
-from gqakit.zoo import DINOV2_SMALL, MINILM, MPNET, SMOLLM2, WHISPER_BASE, WHISPER_TINY, PackagedModel, fetch
+from gqakit.planning.make import MeasureOptions
 from real_models import images_of, other_recordings
+from zoo import (
+    DINOV2_SMALL,
+    MINILM,
+    MPNET,
+    SMOLLM2,
+    WHISPER_BASE,
+    WHISPER_TINY,
+    PackagedModel,
+    fetch,
+)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from transformers import DynamicCache, StaticCache
 
 from common import Table, environment
 from gqakit.models.load import load
-from gqakit.zoo import SMOLLM2, fetch
+from zoo import SMOLLM2, fetch
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ import torch
 from transformers import AutoTokenizer
 
 import gqakit
-from gqakit.api import export
+from gqakit.exporters.export import export
 from gqakit.models.inspection import open_model
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "export"))

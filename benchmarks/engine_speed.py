@@ -24,9 +24,9 @@ from typing import Any
 import xllamacpp as _xllamacpp
 
 from common import Table, environment
-from gqakit.api import export
+from gqakit.exporters.export import export
 from gqakit.models.inspection import open_model
-from gqakit.zoo import SMOLLM2, fetch
+from zoo import SMOLLM2, fetch
 
 xllamacpp: Any = _xllamacpp  # compiled, without types
 BYTES = {"f32": 4, "f16": 2, "bf16": 2}

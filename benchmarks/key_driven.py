@@ -34,12 +34,13 @@ import numpy as np
 import torch
 
 from common import Table, environment
-from gqakit.api import VisionOptions, vision_train
 from gqakit.cli.console import Screen
 from gqakit.data.labelled import LabelledImages, read_labelled_images
 from gqakit.data.samples import Images
 from gqakit.evaluation.drawing import COLOURS, axes_of, figure
-from gqakit.zoo import DINOV2_SMALL, fetch
+from gqakit.key_driven.options import VisionOptions
+from gqakit.key_driven.train import vision_train
+from zoo import DINOV2_SMALL, fetch
 
 DATASETS = {"cifar10": "CIFAR-10", "fashion": "Fashion-MNIST"}
 SIZES = {"cifar10": 42, "fashion": 28}

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from gqakit.api import MeasureOptions
 from gqakit.calibration.store import MomentsFile
 from gqakit.models.inspection import open_model
 from gqakit.models.load import load
+from gqakit.planning.make import MeasureOptions
 from gqakit.planning.planner import Measure
 from gqakit.progress import silent
 from gqakit.recovery.distil.language import LanguageTask

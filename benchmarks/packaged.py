@@ -10,7 +10,7 @@ from gqakit.core.attention import AttentionWeights
 from gqakit.core.statistics import weight_inner
 from gqakit.models.inspection import open_model
 from gqakit.models.layers import read_layer
-from gqakit.zoo import MINILM, WHISPER_BASE, PackagedModel, fetch
+from zoo import MINILM, WHISPER_BASE, PackagedModel, fetch
 
 Layers = Iterator[tuple[str, AttentionWeights]]
 

@@ -24,7 +24,6 @@ import torch
 from torch import Tensor
 
 from common import Table, arguments, environment
-from gqakit.api import MeasureOptions
 from gqakit.calibration.calibrate import calibrate
 from gqakit.calibration.store import MomentsFile
 from gqakit.checkpoint import Checkpoint
@@ -45,11 +44,21 @@ from gqakit.models.load import load
 from gqakit.models.running import load_tokenizer
 from gqakit.planning import planner
 from gqakit.planning.candidates import LayerStats, SlotChoices, SlotShape, choices_of_slot
+from gqakit.planning.make import MeasureOptions
 from gqakit.planning.options import PlanOptions
 from gqakit.planning.plan import Plan
 from gqakit.planning.planner import make_plan
 from gqakit.progress import silent
-from gqakit.zoo import DINOV2_SMALL, MINILM, MPNET, SMOLLM2, WHISPER_BASE, WHISPER_TINY, PackagedModel, fetch
+from zoo import (
+    DINOV2_SMALL,
+    MINILM,
+    MPNET,
+    SMOLLM2,
+    WHISPER_BASE,
+    WHISPER_TINY,
+    PackagedModel,
+    fetch,
+)
 
 RATIOS = {"3/4": 3 / 4, "1/2": 1 / 2, "1/4": 1 / 4}
 WAYS: dict[str, dict[str, Any]] = {

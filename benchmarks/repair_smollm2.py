@@ -16,16 +16,18 @@ import torch
 
 from brown import brown_windows
 from common import Table, arguments, environment
-from gqakit.api import MeasureOptions, RepairOptions, repair
 from gqakit.conversion.convert import convert_checkpoint
 from gqakit.core.budget import resolve_budget
 from gqakit.data.text import read_text
 from gqakit.evaluation.language import LanguageScores, score_language
 from gqakit.models.load import load
+from gqakit.planning.make import MeasureOptions
 from gqakit.planning.options import PlanOptions
 from gqakit.planning.plan import Plan
 from gqakit.planning.planner import make_plan
 from gqakit.progress import silent
+from gqakit.recovery.repair.layers import RepairOptions
+from gqakit.recovery.repair.repair import repair
 from gqakit.recovery.repair.summary import summary
 from workbench import Workbench
 

@@ -21,7 +21,7 @@ from common import Table, environment
 from gqakit.models.grouped_config import grouped_config
 from gqakit.models.inspection import open_model
 from gqakit.models.load import load
-from gqakit.zoo import SMOLLM2, fetch
+from zoo import SMOLLM2, fetch
 
 
 def main() -> None:

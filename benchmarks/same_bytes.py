@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gqakit.zoo import MINILM, SMOLLM2, WHISPER_TINY, fetch
+from zoo import MINILM, SMOLLM2, WHISPER_TINY, fetch
 
 
 def gpt_neox(work: Path) -> Path:

@@ -20,21 +20,21 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gqakit.api import MeasureOptions
 from gqakit.calibration.calibrate import calibrate
 from gqakit.calibration.store import MomentsFile
 from gqakit.data.text import Text
 from gqakit.models.inspection import open_model
 from gqakit.models.load import load
 from gqakit.models.running import load_tokenizer
+from gqakit.planning.make import MeasureOptions
 from gqakit.planning.planner import Measure
 from gqakit.progress import silent
 from gqakit.recovery.distil.options import UptrainOptions
 from gqakit.recovery.distil.task import Batch, Losses
-from gqakit.zoo import MINILM, fetch
 from movies import Review, short_reviews
 from real_models import ridge
 from trials import train
+from zoo import MINILM, fetch
 
 RIDGE = 10.0
 WINDOW = 96

@@ -19,20 +19,20 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.modeling_outputs import BaseModelOutput
 
-from gqakit.api import MeasureOptions
 from gqakit.calibration.calibrate import calibrate
 from gqakit.calibration.store import MomentsFile
 from gqakit.data.batches import opening, speech_batches
 from gqakit.data.samples import Speech, read_speech
 from gqakit.models.inspection import open_model
 from gqakit.models.load import load
+from gqakit.planning.make import MeasureOptions
 from gqakit.planning.planner import Measure
 from gqakit.progress import silent
 from gqakit.recovery.distil.options import UptrainOptions
 from gqakit.recovery.distil.task import Batch, Losses
 from gqakit.recovery.distil.trainable import prepare_student
-from gqakit.zoo import WHISPER_TINY, fetch
 from real_models import WEIGHED_CLIPS, other_recordings, sentence_batches, transcripts
+from zoo import WHISPER_TINY, fetch
 
 
 class Decoder(nn.Module):

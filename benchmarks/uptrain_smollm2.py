@@ -19,11 +19,12 @@ import torch
 
 from brown import brown
 from common import Table, arguments, environment
-from gqakit.api import UptrainOptions, uptrain
 from gqakit.cli.console import Screen
 from gqakit.data.text import Text, read_text
 from gqakit.evaluation.language import LanguageScores, score_language
 from gqakit.models.load import load
+from gqakit.recovery.distil.options import UptrainOptions
+from gqakit.recovery.distil.uptrain import uptrain
 from workbench import Workbench
 
 CHARACTERS_A_TOKEN = 4

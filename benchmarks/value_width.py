@@ -105,8 +105,8 @@ def original(scored: Scored, layer: int) -> dict[str, torch.Tensor]:
 
 def head_rows(scored: Scored) -> Iterator[tuple[str, str, str]]:
     """What whole value heads give at the same bytes, keys untouched."""
-    from gqakit.api import MeasureOptions
     from gqakit.core.budget import resolve_budget
+    from gqakit.planning.make import MeasureOptions
     from gqakit.planning.options import PlanOptions
     from gqakit.planning.planner import explore
     from gqakit.progress import silent

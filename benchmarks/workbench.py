@@ -26,7 +26,7 @@ from gqakit.models.spec import ModelSpec
 from gqakit.planning.options import PlanOptions
 from gqakit.planning.plan import Plan
 from gqakit.planning.planner import make_plan
-from gqakit.zoo import SMOLLM2, fetch
+from zoo import SMOLLM2, fetch
 
 
 @dataclass(frozen=True)

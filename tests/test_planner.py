@@ -17,7 +17,7 @@ from gqakit.models.inspection import open_model
 from gqakit.models.spec import ModelSpec
 from gqakit.planning.options import PlanOptions
 from gqakit.planning.plan import Plan, diff_plans, is_uniform
-from gqakit.planning.planner import make_plan
+from gqakit.planning.planner import make_plan, moments_record
 
 Opened = tuple[Checkpoint, ModelSpec]
 
@@ -163,7 +163,7 @@ def test_where_it_came_from(opened, moments):
     assert made.source.fingerprint == opened[0].fingerprint()
     assert made.source.name == opened[0].path.name
     assert (made.source.num_layers, made.source.head_dim, made.source.model_type) == (4, 4, "llama")
-    assert made.moments == moments.record()
+    assert made.moments == moments_record(moments)
     assert (made.seed, made.allocation) == (9, "uniform")
     assert make_plan(*opened, Budget(0.5, "x"), PlanOptions(), name="other").source.name == "other"
 

@@ -19,7 +19,7 @@ def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
     folder = tmp_path / "corpus"
     folder.mkdir()
-    text = files("gqakit").joinpath("assets", "calibration.txt").read_text(encoding="utf-8")
+    text = files("gqakit").joinpath("data", "assets", "calibration.txt").read_text(encoding="utf-8")
     rows = [part for part in text.split("\n\n") if part.strip()]
     for split, chosen in (("train", rows[:60]), ("test", rows[60:120])):
         lines = [json.dumps({"text": row, "number": i}) for i, row in enumerate(chosen)]

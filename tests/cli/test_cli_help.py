@@ -9,8 +9,8 @@ import sys
 import pytest
 from command import gqakit, succeeds
 
+from gqakit import __version__
 from gqakit.errors import GqakitError
-from gqakit.version import __version__
 
 COMMANDS = [
     (),

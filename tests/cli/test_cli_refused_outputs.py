@@ -12,7 +12,7 @@ from tiny_fixtures import Models
 @pytest.fixture
 def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """The refusal comes before the calibration."""
-    monkeypatch.delattr("gqakit.api.converting.calibrate_opened")
+    monkeypatch.delattr("gqakit.pipeline.calibrate_opened")
 
 
 def convert(source: Path, out: Path | str, *more: str, says: tuple[str, ...]) -> None:

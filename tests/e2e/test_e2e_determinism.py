@@ -152,7 +152,7 @@ def test_an_interrupted_calibration_leaves_nothing_and_the_moments_of_a_finished
     interrupted(monkeypatch, "gqakit.conversion.convert", "convert_layer", 0, *command)
     kept = Path("out.moments.safetensors").read_bytes()
     with monkeypatch.context() as patch:
-        patch.delattr("gqakit.api.converting.calibrate_opened")
+        patch.delattr("gqakit.pipeline.calibrate_opened")
         ran = succeeds(*command)
     assert "calibrate" not in ran.err
     assert Path("out.moments.safetensors").read_bytes() == kept

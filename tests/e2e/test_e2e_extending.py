@@ -13,7 +13,6 @@ import torch
 from command import succeeds
 from tiny_fixtures import Models
 
-from gqakit.api import BudgetOptions, PlanOptions, plan
 from gqakit.core.grouping import Partition
 from gqakit.core.merging import RULES, HeadMerge, MergeRule
 from gqakit.core.merging.base import identity_maps
@@ -22,6 +21,7 @@ from gqakit.errors import UsageError
 from gqakit.grouping_methods import METHODS, GroupingMethod, LayerHeads, Sizes
 from gqakit.grouping_methods.base import in_range
 from gqakit.planning.catalogue import markdown
+from gqakit.planning.make import BudgetOptions, PlanOptions, plan
 
 DOCS = Path(__file__).parents[2] / "docs"
 

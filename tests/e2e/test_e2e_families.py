@@ -24,9 +24,11 @@ from transformers import GenerationConfig
 
 import gqakit
 import gqakit.errors
-from gqakit.api import BudgetOptions, PlanOptions, convert, verify
+from gqakit.conversion.verify import verify
 from gqakit.core.attention import AttentionWeights
 from gqakit.models.inspection import inspect_checkpoint, open_model
+from gqakit.pipeline import convert
+from gqakit.planning.make import BudgetOptions, PlanOptions
 from gqakit.planning.plan import Plan
 
 DECODERS = [name for name, (family, _) in VARIANTS.items() if FAMILIES[family].task == "text"]
@@ -60,7 +62,7 @@ def converted(source: Path, variant: str, out: str, ratio: float = 0.5, **option
 
 def gqakit_plan(source: Path, ratio: float, options: PlanOptions) -> Plan:
     """A plan from weights alone."""
-    from gqakit.api import plan
+    from gqakit.planning.make import plan
 
     return plan(str(source), BudgetOptions(kv_ratio=ratio), options)
 

@@ -11,7 +11,6 @@ from tiny_models import prompt_ids
 from transformers import BertConfig, BertForQuestionAnswering
 
 import gqakit
-from gqakit.api import BudgetOptions, MeasureOptions, PlanOptions, explore
 from gqakit.calibration.store import MomentsFile
 from gqakit.conversion.convert import convert_checkpoint
 from gqakit.core.grouping import Partition
@@ -20,6 +19,7 @@ from gqakit.models.inspection import open_model
 from gqakit.models.layers import parameters_of_layer, read_layer, tensors_of_layer
 from gqakit.planning.layer_loss.measure import Bench, Prober
 from gqakit.planning.layer_loss.probe import LayerProbe
+from gqakit.planning.make import BudgetOptions, MeasureOptions, PlanOptions, explore
 
 
 def divergence(source: Path, other: Path, windows: torch.Tensor) -> float:

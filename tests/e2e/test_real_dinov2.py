@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from pretrained import PLAINEST, fetch_or_skip
 
-from gqakit import api
+import gqakit
 from gqakit.data.samples import Images
-from gqakit.zoo import DINOV2_SMALL
+from zoo import DINOV2_SMALL
 
 pytestmark = pytest.mark.real
 
@@ -38,14 +38,16 @@ def drawn(count: int, seed: int) -> Images:
 
 def test_half_of_the_heads_keep_the_features_and_neighbour_mean_does_not(tmp_path: Path) -> None:
     source = str(fetch_or_skip(DINOV2_SMALL))
-    moments = api.calibrate(source, tmp_path / "m.safetensors", text=drawn(32, seed=0))
-    fold = api.PlanOptions(method="aligned", merge="fold", allocation="uniform", format="grouped")
+    moments = gqakit.calibrate(source, tmp_path / "m.safetensors", text=drawn(32, seed=0))
+    fold = gqakit.PlanOptions(method="aligned", merge="fold", allocation="uniform", format="grouped")
     made: list[str] = []
     for name, options in {"fold": fold, "plainest": PLAINEST}.items():
         made.append(str(tmp_path / name))
-        half = api.BudgetOptions(kv_ratio=0.5)
-        api.convert(source, Path(made[-1]), budget=half, options=options, moments=moments.path, measure=False)
-    rows = api.evaluate(source, made, text=drawn(16, seed=1))
+        half = gqakit.BudgetOptions(kv_ratio=0.5)
+        gqakit.convert(
+            source, Path(made[-1]), budget=half, options=options, moments=moments.path, measure=False
+        )
+    rows = gqakit.evaluate(source, made, text=drawn(16, seed=1))
     cosine = [row.scores.cosine for row in rows]
     assert [row.kv_ratio for row in rows] == [1, 0.5, 0.5]
     assert cosine[0] == pytest.approx(1.0, abs=1e-6)

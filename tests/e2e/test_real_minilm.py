@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from pretrained import BEST, PLAINEST, fetch_or_skip
 
-from gqakit import api
+import gqakit
 from gqakit.evaluation.table import EvaluationRow
-from gqakit.zoo import MINILM
+from zoo import MINILM
 
 pytestmark = pytest.mark.real
 
@@ -19,17 +19,17 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, EvaluationRow]:
     """Converted with the bundled calibration text at reduced length, scored on the bundled held-out text."""
     source = str(fetch_or_skip(MINILM))
     folder = tmp_path_factory.mktemp("minilm")
-    moments = api.calibrate(source, folder / "m.safetensors", tokens=4096, window=128)
-    measure = api.MeasureOptions(tokens=256, window=128)
-    half = api.BudgetOptions(kv_ratio=0.5)
+    moments = gqakit.calibrate(source, folder / "m.safetensors", tokens=4096, window=128)
+    measure = gqakit.MeasureOptions(tokens=256, window=128)
+    half = gqakit.BudgetOptions(kv_ratio=0.5)
     made: list[Path] = []
     for name, options in {"best": BEST, "plainest": PLAINEST}.items():
         weighed = measure if options.layer_loss == "measured" else None
-        plan = api.plan(source, half, options, moments=moments.path, measure=weighed)
+        plan = gqakit.plan(source, half, options, moments=moments.path, measure=weighed)
         assert plan.budget.kv_ratio == pytest.approx(0.5)
         made.append(folder / name)
-        api.convert(source, made[-1], plan=plan, moments=moments.path)
-    found = api.evaluate(source, list(map(str, made)), tokens=4096, window=64)
+        gqakit.convert(source, made[-1], plan=plan, moments=moments.path)
+    found = gqakit.evaluate(source, list(map(str, made)), tokens=4096, window=64)
     return dict(zip(("source", "best", "plainest"), found, strict=True))
 
 

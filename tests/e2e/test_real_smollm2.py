@@ -15,9 +15,8 @@ import torch
 from pretrained import fetch_or_skip
 
 import gqakit
-from gqakit import api
 from gqakit.evaluation.table import EvaluationRow
-from gqakit.zoo import SMOLLM2
+from zoo import SMOLLM2
 
 pytestmark = pytest.mark.real
 
@@ -26,8 +25,8 @@ pytestmark = pytest.mark.real
 BOUND = {"source": 68.0, "fold-2": 72.0, "fold-1": 106.0}
 FAR = 5.0
 WAYS = {
-    "fold": api.PlanOptions(method="optimal", merge="fold"),
-    "mean": api.PlanOptions(method="neighbour", merge="mean"),
+    "fold": gqakit.PlanOptions(method="optimal", merge="fold"),
+    "mean": gqakit.PlanOptions(method="neighbour", merge="mean"),
 }
 IDS = list(range(100, 148))
 WITHOUT_GQAKIT = """
@@ -56,14 +55,14 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Real]:
     """Converted with the bundled calibration text at reduced length, scored on the bundled held-out text."""
     source = fetch_or_skip(SMOLLM2)
     folder = tmp_path_factory.mktemp("real")
-    moments = api.calibrate(str(source), folder / "m.safetensors", tokens=2048, window=256)
+    moments = gqakit.calibrate(str(source), folder / "m.safetensors", tokens=2048, window=256)
     converted: dict[str, Path] = {}
     for way, options in WAYS.items():
         for kept in (2, 1):
             out = converted[f"{way}-{kept}"] = folder / f"{way}-{kept}"
-            budget = api.BudgetOptions(kv_heads=kept)
-            api.convert(str(source), out, budget=budget, options=options, moments=moments.path)
-    rows = api.evaluate(str(source), [str(out) for out in converted.values()], tokens=512, window=256)
+            budget = gqakit.BudgetOptions(kv_heads=kept)
+            gqakit.convert(str(source), out, budget=budget, options=options, moments=moments.path)
+    rows = gqakit.evaluate(str(source), [str(out) for out in converted.values()], tokens=512, window=256)
     yield Real(source, converted, dict(zip(["source", *converted], rows, strict=True)))
     shutil.rmtree(folder)  # two gigabytes that pytest would keep
 
@@ -87,7 +86,7 @@ def test_the_cache_measured_is_the_one_promised(real: Real, kept: int) -> None:
 
 
 def test_generation_runs(real: Real) -> None:
-    text = api.generate(
+    text = gqakit.generate(
         str(real.converted["fold-2"]), "The best way to learn how to cook is", max_new_tokens=12
     )
     assert len(text.split()) > 4
@@ -122,6 +121,6 @@ def test_two_of_three_loads_without_gqakit_and_gives_the_same_logits(real: Real,
 
 
 def test_verify_passes(real: Real) -> None:
-    found = api.verify(str(real.source), str(real.converted["fold-2"]), window=64)
+    found = gqakit.verify(str(real.source), str(real.converted["fold-2"]), window=64)
     assert found.passed, found.checks
     assert max(found.layer_errors) < 0.5

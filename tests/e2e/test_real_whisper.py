@@ -16,13 +16,12 @@ import torch
 from pretrained import BEST, PLAINEST, fetch_or_skip
 
 import gqakit
-from gqakit import api
 from gqakit.data.batches import opening, speech_features
 from gqakit.data.samples import Speech, read_speech
 from gqakit.evaluation.cache import measure_cache
 from gqakit.models.inspection import open_model
 from gqakit.models.running import load_tokenizer
-from gqakit.zoo import WHISPER_TINY
+from zoo import WHISPER_TINY
 
 pytestmark = pytest.mark.real
 
@@ -79,7 +78,7 @@ def test_half_of_the_caches_lose_under_a_tenth_of_what_neighbour_mean_loses(tmp_
     place = recordings()
     source = fetch_or_skip(WHISPER_TINY)
     speech = other_recordings(place)
-    moments = api.calibrate(str(source), tmp_path / "m.safetensors", text=speech)
+    moments = gqakit.calibrate(str(source), tmp_path / "m.safetensors", text=speech)
     assert moments.header.num_layers == 12  # encoder, decoder and cross
     weighed = read_speech(
         sorted((place / "librivox").glob("*.wav"))[:2]
@@ -87,11 +86,11 @@ def test_half_of_the_caches_lose_under_a_tenth_of_what_neighbour_mean_loses(tmp_
     batches = read_sentences(source, place)[2:]
     losses = {"source": loss(source, batches)}
     for name, options in {"best": BEST, "plainest": PLAINEST}.items():
-        measure = api.MeasureOptions(weighed) if options.layer_loss == "measured" else None
-        half = api.BudgetOptions(kv_ratio=0.5)
-        plan = api.plan(str(source), half, options, moments=moments.path, measure=measure)
+        measure = gqakit.MeasureOptions(weighed) if options.layer_loss == "measured" else None
+        half = gqakit.BudgetOptions(kv_ratio=0.5)
+        plan = gqakit.plan(str(source), half, options, moments=moments.path, measure=measure)
         assert plan.source.stacks == ("decoder", "cross")
-        api.convert(str(source), tmp_path / name, plan=plan, moments=moments.path)
+        gqakit.convert(str(source), tmp_path / name, plan=plan, moments=moments.path)
         losses[name] = loss(tmp_path / name, batches)
     # measured: 0.506; 0.511 converted the best way, 8.04 by neighbour mean
     assert losses["source"] < 0.7, losses

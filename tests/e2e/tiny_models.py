@@ -52,7 +52,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
     trainer = trainers.BpeTrainer(
         vocab_size=VOCAB, special_tokens=["<unk>", "<s>", "</s>"], show_progress=False
     )
-    text = files("gqakit").joinpath("assets", "calibration.txt").read_text(encoding="utf-8")
+    text = files("gqakit").joinpath("data", "assets", "calibration.txt").read_text(encoding="utf-8")
     inner.train_from_iterator(text[:20_000].splitlines(keepends=True), trainer)
     inner.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     return PreTrainedTokenizerFast(

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from tiny_models import build
 
-from gqakit.api import convert
 from gqakit.core.grouping import Grouping, Partition
 from gqakit.models.inspection import open_model
+from gqakit.pipeline import convert
 from gqakit.planning.plan import BudgetRecord, LayerPlan, Merging, Plan, Source
 
 Maps = tuple[tuple[int, ...], tuple[int, ...]]

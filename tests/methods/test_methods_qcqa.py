@@ -212,7 +212,8 @@ def test_first_populations_hold_every_number_asked_for(num_heads, seed):
 
 def test_pymoo_is_imported_by_a_search_alone_and_prints_nothing():
     script = (
-        "import sys; from gqakit.grouping_methods import Sizes; from gqakit.grouping_methods.qcqa.method import QCQA, layer_front; import torch;"
+        "import sys; from gqakit.grouping_methods import Sizes; "
+        "from gqakit.grouping_methods.qcqa.method import QCQA, layer_front; import torch;"
         "assert not any(name.startswith('pymoo') for name in sys.modules);"
         "counts = {n: Sizes(1, 5 - n) for n in range(1, 5)};"
         "layer_front(torch.eye(4).double(), counts, QCQA(generations=2), seed='0');"

@@ -13,8 +13,8 @@ from typing import Any
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
-from gqakit.api import uptraining
 from gqakit.cli import main
+from gqakit.recovery.distil import uptrain as uptraining
 from gqakit.recovery.distil.loop import Loop
 
 plain, step = uptraining.accelerated, Loop._step

@@ -15,10 +15,11 @@ from gqakit.training import repair as training
 from tiny_fixtures import Models
 from tiny_models import all_tensors, edit_json, edit_tensors, hashes
 
-from gqakit.api import RepairOptions, repairing
 from gqakit.checkpoint import Checkpoint
 from gqakit.errors import UsageError
+from gqakit.recovery.repair import repair as repairing
 from gqakit.recovery.repair.fit import Schedule
+from gqakit.recovery.repair.layers import RepairOptions
 
 SIZE = ("--tokens", 1024, "--window", 64, "--steps", 6, "--no-evaluate")
 MEAN = ("--method", "neighbour", "--merge", "mean", *QUICK)

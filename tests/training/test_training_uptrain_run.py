@@ -11,7 +11,7 @@ from tiny_models import all_tensors, hashes, logits
 from transformers import AutoModelForCausalLM
 from uptrain_runs import Killed, Pair, killed_after, metrics, pair, work_directory
 
-from gqakit.api import verify
+from gqakit.conversion.verify import verify
 from gqakit.errors import OutputError, TrainingError
 
 

@@ -15,7 +15,6 @@ from tiny_models import all_tensors, hashes
 from transformers import AutoModelForImageClassification
 from uptrain_runs import Killed
 
-from gqakit.api import BudgetOptions, PlanOptions, VisionOptions, convert, plan, vision_train
 from gqakit.checkpoint import Checkpoint
 from gqakit.data.labelled import read_labelled_images
 from gqakit.data.pixels import PixelTransform
@@ -23,10 +22,13 @@ from gqakit.errors import OutputError
 from gqakit.key_driven.attention import Schedule
 from gqakit.key_driven.classifier import save_classifier
 from gqakit.key_driven.install import VARIANTS, freeze, install
-from gqakit.key_driven.train import VisionResult, work_directory
+from gqakit.key_driven.options import VisionOptions
+from gqakit.key_driven.train import VisionResult, vision_train, work_directory
 from gqakit.models.inspection import inspect_checkpoint, open_model
 from gqakit.models.load import load
 from gqakit.models.remote_code.attention_gqakit import GroupedHeads
+from gqakit.pipeline import convert
+from gqakit.planning.make import BudgetOptions, PlanOptions, plan
 from gqakit.recovery.distil.lock import locked
 
 SHORT: dict[str, Any] = {

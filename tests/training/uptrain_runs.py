@@ -10,8 +10,10 @@ from typing import Any
 
 from tiny_models import build
 
-from gqakit.api import BudgetOptions, PlanOptions, UptrainOptions, convert, uptrain
-from gqakit.recovery.distil.uptrain import UptrainResult, work_directory
+from gqakit.pipeline import convert
+from gqakit.planning.make import BudgetOptions, PlanOptions
+from gqakit.recovery.distil.options import UptrainOptions
+from gqakit.recovery.distil.uptrain import UptrainResult, uptrain, work_directory
 
 SHORT: dict[str, Any] = {
     "window": 32,

@@ -19,7 +19,6 @@ from torch import Tensor
 from gqakit.checkpoint.atomic import write_bytes
 from gqakit.core.statistics import LayerMoments
 from gqakit.errors import PlanError
-from gqakit.planning.plan import MomentsRecord
 
 _KEY = "gqakit_moments"
 _KINDS = tuple(field.name for field in fields(LayerMoments))
@@ -93,10 +92,6 @@ class MomentsFile:
         head = self.header
         have = (head.fingerprint, head.text_sha256, head.tokens_asked, head.window)
         return have == (fingerprint, text_sha256, tokens, window)
-
-    def record(self) -> MomentsRecord:
-        """What a plan notes about these moments."""
-        return MomentsRecord(path=str(self.path), fingerprint=self.fingerprint, tokens=self.header.tokens)
 
     def check_source(self, fingerprint: str, name: str) -> None:
         """Raise `PlanError` unless the moments were taken on the model with this fingerprint."""

@@ -10,8 +10,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from gqakit import __version__
 from gqakit.errors import OutputError
-from gqakit.version import __version__
 
 from .atomic import output_errors, write_bytes
 from .jsonio import canonical, pretty

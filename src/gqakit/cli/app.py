@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from gqakit import __version__
 from gqakit.cli import (
     calibrate,
     convert,
@@ -23,7 +24,6 @@ from gqakit.cli import (
     verify,
     vision_train,
 )
-from gqakit.version import __version__
 
 app = typer.Typer(
     name="gqakit",

@@ -53,7 +53,7 @@ def command(
     source = data_source(
         text, dataset, dataset_split, dataset_column, "calibration", images, audio, samples, image_size
     )
-    from gqakit.api import calibrate
+    from gqakit.calibration.calibrate import calibrate
 
     moments = calibrate(
         model,

@@ -86,8 +86,10 @@ def command(
     Interrupted, the same command goes on where it stopped.
     """
     screen = Screen(as_json=as_json, quiet=quiet, verbose=verbose)
-    from gqakit.api import MeasureOptions, RepairOptions, convert
+    from gqakit.pipeline import convert
+    from gqakit.planning.make import MeasureOptions
     from gqakit.planning.plan import Plan
+    from gqakit.recovery.repair.layers import RepairOptions
 
     _refuse_beside_plan(ctx, plan)
     content = data_source(

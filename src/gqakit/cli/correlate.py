@@ -73,7 +73,8 @@ def command(
     rank correlation of each score with that, and what the grouping of the lowest score loses against the average one.
     """
     screen = Screen(as_json=as_json, quiet=quiet, verbose=verbose)
-    from gqakit.api import MeasureOptions, correlate
+    from gqakit.planning.correlation.correlate import correlate
+    from gqakit.planning.make import MeasureOptions
 
     measure = MeasureOptions(
         data_source(

@@ -21,7 +21,7 @@ def command(
 ) -> None:
     """Shrink the KV cache of a real pretrained model (SmolLM2-135M, 93 MB from PyPI) and show what it cost."""
     screen = Screen(as_json=as_json, quiet=quiet, verbose=verbose)
-    from gqakit.api import demo
+    from gqakit.demonstration.demo import demo
     from gqakit.evaluation.table import header
 
     shown = demo(output, progress=screen.progress)

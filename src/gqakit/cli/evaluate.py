@@ -54,7 +54,7 @@ def command(
     source = data_source(
         text, dataset, dataset_split, dataset_column, "evaluation", images, audio, samples, image_size
     )
-    from gqakit.api import evaluate
+    from gqakit.evaluation.evaluate import evaluate
     from gqakit.evaluation.table import header
 
     rows = evaluate(

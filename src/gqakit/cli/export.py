@@ -11,7 +11,7 @@ from gqakit.cli.console import Screen, interruptible
 from gqakit.cli.options import Json, Model, Quiet, Verbose
 
 if TYPE_CHECKING:
-    from gqakit.api import ExportResult
+    from gqakit.exporters.export import ExportResult
 
 _GGUF = "GGUF"
 _UNIFORM = "uniform"
@@ -61,7 +61,7 @@ def command(
     for each engine.
     """
     screen = Screen(as_json=as_json, quiet=quiet, verbose=verbose)
-    from gqakit.api import export
+    from gqakit.exporters.export import export
 
     with interruptible(screen, "; nothing is left under the output's name but what a rerun continues"):
         result = export(

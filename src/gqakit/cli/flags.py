@@ -23,7 +23,7 @@ from gqakit.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from gqakit.api import BudgetOptions, PlanOptions
+    from gqakit.planning.make import BudgetOptions, PlanOptions
 
 _HOW = "How"
 _SHAPE = "Constraints on the groups"
@@ -144,7 +144,7 @@ class PlanFlags:
 
     def budget(self) -> BudgetOptions:
         """The budget that is asked for."""
-        from gqakit.api import BudgetOptions
+        from gqakit.planning.make import BudgetOptions
 
         return BudgetOptions(
             self.kv_ratio, self.kv_heads, self.kv_bytes_per_token, self.kv_gib, self.context, self.batch
@@ -160,8 +160,8 @@ class PlanFlags:
         Raises:
             UsageError: for unknown names, values out of range, and a search option that nothing here has.
         """
-        from gqakit.api import PlanOptions
         from gqakit.errors import UsageError
+        from gqakit.planning.make import PlanOptions
 
         names = (
             "method", "merge", "allocation", "format", "seed", "kv_maps", "cardinality", "max_group_size",

@@ -26,7 +26,7 @@ def command(
 ) -> None:
     """Continue a prompt with a checkpoint, source or converted."""
     screen = Screen(as_json=as_json, verbose=verbose)
-    from gqakit.api import generate
+    from gqakit.models.generate import generate
 
     text = generate(
         model,

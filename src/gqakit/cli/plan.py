@@ -82,7 +82,7 @@ def make(
     --losses.
     """
     screen = Screen(as_json=as_json, quiet=quiet, verbose=verbose)
-    from gqakit.api import MeasureOptions, explore
+    from gqakit.planning.make import MeasureOptions, explore
 
     measure = None
     if flags.layer_loss == "measured" or text or dataset or images or audio or flags.losses:

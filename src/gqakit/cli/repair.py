@@ -69,7 +69,8 @@ def command(
     """
     screen = Screen(as_json=as_json, quiet=quiet, verbose=verbose)
     content = data_source(text, dataset, dataset_split, dataset_column, "calibration")
-    from gqakit.api import RepairOptions, repair
+    from gqakit.recovery.repair.layers import RepairOptions
+    from gqakit.recovery.repair.repair import repair
 
     with interruptible(screen, "; the same command goes on behind the last layer that was done"):
         result = repair(

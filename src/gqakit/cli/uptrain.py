@@ -65,8 +65,8 @@ def command(
     """
     screen = Screen(as_json=as_json, quiet=quiet, verbose=verbose)
     source = data_source(text, dataset, dataset_split, dataset_column, "calibration")
-    from gqakit.api import uptrain
     from gqakit.evaluation.table import number
+    from gqakit.recovery.distil.uptrain import uptrain
 
     def notice(step: int, scores: Mapping[str, float]) -> None:
         told = ", ".join(f"{name} {number(value)}" for name, value in scores.items())

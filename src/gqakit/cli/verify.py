@@ -21,7 +21,7 @@ def command(
 ) -> None:
     """Check that a converted checkpoint is what its plan promises; exit code 8 if it is not."""
     screen = Screen(as_json=as_json, quiet=quiet, verbose=verbose)
-    from gqakit.api import verify
+    from gqakit.conversion.verify import verify
 
     found = verify(model, converted, text=text or None, progress=screen.progress)
     if as_json:

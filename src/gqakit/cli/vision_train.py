@@ -59,8 +59,8 @@ def command(
     written is an ordinary grouped checkpoint. Interrupted, the same command goes on where it was saved.
     """
     screen = Screen(as_json=as_json, quiet=quiet, verbose=verbose)
-    from gqakit.api import vision_train
     from gqakit.evaluation.table import number
+    from gqakit.key_driven.train import vision_train
 
     def notice(phase: str, step: int, scores: Mapping[str, float]) -> None:
         told = ", ".join(f"{name} {number(value)}" for name, value in scores.items())

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from gqakit.checkpoint import Checkpoint
-from gqakit.conversion.convert import CHECKSUM_FILE, converted_config, converted_shapes
+from gqakit.conversion.convert import converted_config, converted_shapes
+from gqakit.conversion.files import CHECKSUM_FILE
 from gqakit.core.budget import CacheShape
 from gqakit.data.samples import Batch
 from gqakit.evaluation.cache import measure_cache

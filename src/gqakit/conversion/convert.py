@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gqakit.calibration.store import MomentsFile
 from gqakit.checkpoint import Checkpoint, Replacement, WriteResult, write_checkpoint
+from gqakit.conversion.files import CARD_FILE, CHECKSUM_FILE, PLAN_FILE
 from gqakit.core.apply import apply_grouping
 from gqakit.core.budget import CacheShape
 from gqakit.core.merging import RULES
@@ -23,10 +24,6 @@ from gqakit.models.layers import layer_shapes, read_layer, tensors_of_layer
 from gqakit.models.shipping import shipped_code
 from gqakit.models.spec import ModelSpec
 from gqakit.planning.plan import Plan
-
-PLAN_FILE = "gqakit-plan.json"
-CARD_FILE = "README.md"
-CHECKSUM_FILE = "gqakit-checksums.json"
 
 
 def converted_config(config: Mapping[str, Any], spec: ModelSpec, plan: Plan) -> dict[str, Any]:

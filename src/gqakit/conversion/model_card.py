@@ -6,9 +6,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from gqakit import __version__
 from gqakit.evaluation.table import EvaluationRow, markdown_table
 from gqakit.planning.plan import Plan
-from gqakit.version import __version__
 
 
 def model_card(

@@ -15,14 +15,14 @@ from gqakit.conversion.checks import (
     check_config,
     check_tensors,
 )
-from gqakit.conversion.convert import PLAN_FILE, converted_cache
+from gqakit.conversion.convert import converted_cache
+from gqakit.conversion.files import PLAN_FILE, UPTRAIN_FILE
 from gqakit.data.batches import DataSource, batches_of, noise_batch, read_source
 from gqakit.models.inspection import open_model
 from gqakit.models.running import load_model
 from gqakit.models.spec import ModelSpec
 from gqakit.planning.plan import Plan
 from gqakit.progress import Reporter, silent
-from gqakit.recovery.distil.export import UPTRAIN_FILE
 
 
 @dataclass(frozen=True)

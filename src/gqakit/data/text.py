@@ -56,7 +56,7 @@ def read_text(sources: Sequence[str | Path]) -> Text:
         if (
             isinstance(source, str) and source in BUNDLED
         ):  # a file of that name is ./NAME: what lies about never replaces a default
-            content = files("gqakit").joinpath("assets", f"{source}.txt").read_text(encoding="utf-8")
+            content = files("gqakit").joinpath("data", "assets", f"{source}.txt").read_text(encoding="utf-8")
             names.append(f"gqakit {source} text")
         else:
             try:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from gqakit import __version__
 from gqakit.checkpoint import check_output, copy_side_files
 from gqakit.checkpoint.atomic import PARTIAL, output_errors, sync_directory
 from gqakit.errors import OutputError, UsageError, unknown_name
@@ -22,7 +23,6 @@ from gqakit.exporters.source import Source
 from gqakit.exporters.uniform import describe_uniform, write_uniform
 from gqakit.models.head_layout import Arrangement
 from gqakit.progress import Reporter, silent
-from gqakit.version import __version__
 
 TARGETS = ("gguf", "uniform", "onnx")
 

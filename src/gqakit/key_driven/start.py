@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gqakit.api.converting import convert
 from gqakit.checkpoint import Checkpoint, write_bytes
 from gqakit.checkpoint.atomic import output_errors
 from gqakit.checkpoint.jsonio import canonical
@@ -20,6 +19,7 @@ from gqakit.key_driven.install import check_groups
 from gqakit.key_driven.options import VisionOptions
 from gqakit.models.remote_code.heads_gqakit import read_layers
 from gqakit.models.spec import ModelSpec
+from gqakit.pipeline import convert
 from gqakit.planning.make import BudgetOptions, PlanOptions, plan
 from gqakit.progress import Reporter
 

@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 
+from gqakit import __version__
 from gqakit.checkpoint import MANIFEST_NAME, Checkpoint, check_output, write_checkpoint
 from gqakit.checkpoint.atomic import output_errors
 from gqakit.checkpoint.jsonio import pretty
-from gqakit.conversion.convert import CARD_FILE, CHECKSUM_FILE
+from gqakit.conversion.files import CARD_FILE, CHECKSUM_FILE
 from gqakit.data.labelled import LabelledImages
 from gqakit.data.pixels import PixelTransform
 from gqakit.errors import OutputError, UsageError
@@ -37,7 +38,6 @@ from gqakit.recovery.distil.loop import Loop, Pace, evaluate
 from gqakit.recovery.distil.options import UptrainOptions
 from gqakit.recovery.distil.state import Progress, Store
 from gqakit.recovery.distil.trainable import parameter_groups
-from gqakit.version import __version__
 
 RECORD_FILE, METRICS_FILE, PREPARED_FILE = (
     "gqakit-vision.json",

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
 from typing import Any
 
+from gqakit import __version__
 from gqakit.calibration.store import MomentsFile
 from gqakit.checkpoint import Checkpoint
 from gqakit.core.budget import Budget, CacheShape
@@ -33,11 +34,11 @@ from gqakit.planning.plan import (
     Format,
     LayerPlan,
     Merging,
+    MomentsRecord,
     Plan,
     Source,
     is_uniform,
 )
-from gqakit.version import __version__
 
 Measure = Callable[[Sequence[SlotChoices]], Sequence[Mapping[int, float]]]
 """Gives, for each slot, what each of its numbers of heads loses when only that slot is converted."""
@@ -288,10 +289,17 @@ def _plan(task: _Task, decided: _Decided, name: str) -> Plan:
         ),
         merging=merging,
         seed=options.seed,
-        moments=moments.record() if moments else None,
+        moments=moments_record(moments) if moments else None,
         versions={"gqakit": __version__},
         notes=tuple(_notes(merging, spec)),
         layers=tuple(layers),
+    )
+
+
+def moments_record(moments: MomentsFile) -> MomentsRecord:
+    """How a plan names the calibration that it rests on."""
+    return MomentsRecord(
+        path=str(moments.path), fingerprint=moments.fingerprint, tokens=moments.header.tokens
     )
 
 

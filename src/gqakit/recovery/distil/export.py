@@ -10,14 +10,13 @@ import torch
 from torch import Tensor
 
 from gqakit.checkpoint import Checkpoint, Replacement, write_checkpoint
-from gqakit.conversion.convert import CARD_FILE, CHECKSUM_FILE
+from gqakit.conversion.files import CARD_FILE, CHECKSUM_FILE
 from gqakit.models.load import load
 from gqakit.models.shipping import shipped_code
 from gqakit.models.spec import ModelSpec
 from gqakit.recovery.distil.options import UptrainOptions
 from gqakit.recovery.distil.trainable import checkpoint_names, merged_weights
 
-UPTRAIN_FILE, METRICS_FILE = "gqakit-uptrain.json", "gqakit-uptrain-metrics.jsonl"
 _CODES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 

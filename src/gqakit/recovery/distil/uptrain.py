@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gqakit import __version__
 from gqakit.checkpoint import MANIFEST_NAME, Checkpoint, check_output
 from gqakit.checkpoint.atomic import output_errors
 from gqakit.checkpoint.jsonio import pretty
-from gqakit.conversion.convert import CARD_FILE
+from gqakit.conversion.files import CARD_FILE, METRICS_FILE, UPTRAIN_FILE
 from gqakit.data.text import Text, read_text, token_windows
 from gqakit.errors import CheckpointError, DataError, OutputError, UsageError, unknown_name
 from gqakit.models.inspection import open_model
@@ -26,7 +27,7 @@ from gqakit.models.spec import ModelSpec
 from gqakit.progress import Reporter, silent
 from gqakit.recovery.distil.data import split_windows
 from gqakit.recovery.distil.devices import PROJECT, accelerated, from_main, prepare
-from gqakit.recovery.distil.export import METRICS_FILE, UPTRAIN_FILE, read_card, write_trained
+from gqakit.recovery.distil.export import read_card, write_trained
 from gqakit.recovery.distil.language import LanguageTask
 from gqakit.recovery.distil.lock import locked
 from gqakit.recovery.distil.loop import Loop, Pace
@@ -39,7 +40,6 @@ from gqakit.recovery.distil.trainable import (
     parameter_groups,
     prepare_student,
 )
-from gqakit.version import __version__
 
 
 @dataclass(frozen=True)

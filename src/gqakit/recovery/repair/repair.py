@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gqakit import __version__
 from gqakit.calibration.calibrate import WINDOW
 from gqakit.checkpoint import Checkpoint, Replacement, check_output, write_bytes, write_checkpoint
 from gqakit.conversion.checks import check_config, check_structure
-from gqakit.conversion.convert import CARD_FILE, CHECKSUM_FILE, PLAN_FILE
+from gqakit.conversion.files import CARD_FILE, CHECKSUM_FILE, PLAN_FILE, REPAIR_FILE
 from gqakit.conversion.model_card import model_card
 from gqakit.data.batches import Content, DataSource, batches_of, read_source
 from gqakit.data.text import Text
@@ -29,9 +30,6 @@ from gqakit.planning.plan import Plan
 from gqakit.progress import Reporter, silent
 from gqakit.recovery.repair.layers import Job, LayerRepair, RepairOptions, check_windows, repair_layers
 from gqakit.recovery.repair.store import Store
-from gqakit.version import __version__
-
-REPAIR_FILE = "gqakit-repair.json"
 
 
 @dataclass(frozen=True)

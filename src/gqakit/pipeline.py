@@ -10,7 +10,8 @@ from gqakit.calibration.calibrate import TOKENS, WINDOW, calibrate_opened, check
 from gqakit.calibration.store import MomentsFile
 from gqakit.checkpoint import Checkpoint, check_output, write_bytes
 from gqakit.checkpoint.atomic import output_errors
-from gqakit.conversion.convert import CARD_FILE, check_moments, check_rules, convert_checkpoint, job_of
+from gqakit.conversion.convert import check_moments, check_rules, convert_checkpoint, job_of
+from gqakit.conversion.files import CARD_FILE
 from gqakit.conversion.model_card import model_card
 from gqakit.data.batches import Content, DataSource, batches_of, check_content, read_source
 from gqakit.data.text import Text
@@ -89,7 +90,7 @@ def convert(
         evaluate_on: like `text`; None for the held-out text that comes with gqakit. A model that does not run on text is
             only evaluated where this is given.
         device: for calibration, repair and evaluation.
-        repair: then repair the conversion on `text`; see `gqakit.api.repair`. Language models alone.
+        repair: then repair the conversion on `text`; see `gqakit.repair`. Language models alone.
         dry_run: check and decide everything, write no checkpoint.
         overwrite: replace a checkpoint in `out`.
         progress: see the package.

@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from gqakit.api.converting import convert
 from gqakit.calibration.calibrate import calibrate
+from gqakit.demonstration.packaged import SMOLLM2, fetch
 from gqakit.evaluation.evaluate import evaluate
 from gqakit.evaluation.plots import plot_quality
 from gqakit.evaluation.table import EvaluationRow
 from gqakit.models.generate import generate
+from gqakit.pipeline import convert
 from gqakit.planning.make import BudgetOptions, PlanOptions
 from gqakit.progress import Reporter, silent
-from gqakit.zoo import SMOLLM2, fetch
 
 PROMPT = "The best way to learn how to cook is"
 WAYS = {

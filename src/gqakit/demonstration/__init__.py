@@ -1,0 +1,1 @@
+"""`gqakit demo`: the main job on a real pretrained model."""
