@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 from command import QUICK, gqakit, refused, succeeds
-from gqakit.training import repair as training
 from tiny_fixtures import Models
 from tiny_models import all_tensors, edit_json, edit_tensors, hashes
 
 from gqakit.checkpoint import Checkpoint
 from gqakit.errors import UsageError
+from gqakit.recovery.repair import layers as training
 from gqakit.recovery.repair import repair as repairing
 from gqakit.recovery.repair.fit import Schedule
 from gqakit.recovery.repair.layers import RepairOptions

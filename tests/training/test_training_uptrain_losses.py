@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from gqakit.training import losses
 from torch import Tensor
 
+from gqakit.recovery.distil import losses
 from gqakit.recovery.distil.losses import (
     cross_entropy,
     divergence,
