@@ -14,15 +14,16 @@ from gqakit.calibration.store import MomentsFile
 from gqakit.checkpoint import Checkpoint
 from gqakit.core.attention import AttentionWeights
 from gqakit.core.grouping import Partition
-from gqakit.core.merging import GroupCosts, MergeRule
+from gqakit.core.merging.base import GroupCosts, MergeRule
 from gqakit.core.merging.bound import low_rank_bound
 from gqakit.core.statistics import HeadStats, LayerMoments, key_stats, value_stats, weight_inner
 from gqakit.core.within_cluster import Spread
 from gqakit.errors import PlanError
-from gqakit.grouping_methods import METHODS, GroupingMethod, LayerHeads, Sizes
+from gqakit.grouping_methods import METHODS
+from gqakit.grouping_methods.base import GroupingMethod, LayerHeads, Sizes
 from gqakit.models.layers import read_layer
 from gqakit.models.spec import ModelSpec
-from gqakit.planning.allocation import Point, Slot
+from gqakit.planning.allocation.base import Point, Slot
 
 Side = Literal["both", "key", "value"]
 """What one partition is for: keys and values alike, or one of the two."""

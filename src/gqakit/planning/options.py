@@ -10,10 +10,12 @@ from typing import Any, Literal
 from gqakit.core.budget import Budget
 from gqakit.core.merging import RULES
 from gqakit.errors import BudgetError, UsageError, unknown_name
-from gqakit.grouping_methods import METHODS, GroupingMethod, Sizes
+from gqakit.grouping_methods import METHODS
+from gqakit.grouping_methods.base import GroupingMethod, Sizes
 from gqakit.models.engines import ENGINES, check_engine
 from gqakit.models.spec import ModelSpec
-from gqakit.planning.allocation import ALLOCATIONS, Allocation, Loss
+from gqakit.planning.allocation import ALLOCATIONS
+from gqakit.planning.allocation.base import Allocation, Loss
 from gqakit.planning.candidates import Side, SlotShape
 
 

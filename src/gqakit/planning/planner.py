@@ -14,11 +14,12 @@ from gqakit.calibration.store import MomentsFile
 from gqakit.checkpoint import Checkpoint
 from gqakit.core.budget import Budget, CacheShape
 from gqakit.core.grouping import Grouping, Partition
-from gqakit.core.merging import RULES, MergeRule
+from gqakit.core.merging import RULES
+from gqakit.core.merging.base import MergeRule
 from gqakit.core.rope import Channels
 from gqakit.errors import PlanError, UsageError
 from gqakit.models.spec import ModelSpec
-from gqakit.planning.allocation import Loss, Point, Slot, pick
+from gqakit.planning.allocation.base import Loss, Point, Slot, pick
 from gqakit.planning.candidates import (
     LayerStats,
     Side,
