@@ -29,7 +29,8 @@ from gqakit.calibration.store import MomentsFile
 from gqakit.checkpoint import Checkpoint
 from gqakit.core.apply import apply_grouping, in_source_shape
 from gqakit.core.budget import resolve_budget
-from gqakit.core.merging import RULES, MergeRule
+from gqakit.core.merging import RULES
+from gqakit.core.merging.base import MergeRule
 from gqakit.data.batches import DataSource, opening, speech_features, transcribe
 from gqakit.data.pixels import PixelTransform
 from gqakit.data.samples import Images, Speech, read_speech
@@ -37,7 +38,7 @@ from gqakit.data.text import read_text, token_windows
 from gqakit.errors import BudgetError
 from gqakit.evaluation.agreement import agreement, embed
 from gqakit.evaluation.language import score_language
-from gqakit.grouping_methods import GroupingMethod
+from gqakit.grouping_methods.base import GroupingMethod
 from gqakit.models.inspection import open_model
 from gqakit.models.layers import parameters_of_layer, tensors_of_layer
 from gqakit.models.load import load

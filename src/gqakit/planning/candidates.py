@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from gqakit.core.grouping import Partition
-from gqakit.core.merging import MergeRule
+from gqakit.core.merging.base import MergeRule
 from gqakit.errors import PlanError
 from gqakit.grouping_methods import METHODS
 from gqakit.grouping_methods.base import GroupingMethod, LayerHeads, Sizes

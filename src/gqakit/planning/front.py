@@ -11,7 +11,8 @@ from typing import Any
 
 from gqakit.checkpoint import write_bytes
 from gqakit.evaluation.drawing import axes_of, figure
-from gqakit.planning.allocation import ALLOCATIONS, Point
+from gqakit.planning.allocation import ALLOCATIONS
+from gqakit.planning.allocation.base import Point
 from gqakit.planning.candidates import SlotChoices
 from gqakit.planning.planner import Planned
 

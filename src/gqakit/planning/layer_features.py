@@ -12,7 +12,7 @@ import torch
 
 from gqakit.calibration.store import MomentsFile
 from gqakit.core.attention import AttentionWeights
-from gqakit.core.merging import GroupCosts, MergeRule
+from gqakit.core.merging.base import GroupCosts, MergeRule
 from gqakit.core.merging.bound import low_rank_bound
 from gqakit.core.statistics import HeadStats, LayerMoments, key_stats, value_stats, weight_inner
 from gqakit.errors import PlanError

@@ -12,7 +12,8 @@ from gqakit import __version__
 from gqakit.calibration.store import MomentsFile
 from gqakit.core.budget import Budget, CacheShape
 from gqakit.core.grouping import Grouping, Partition
-from gqakit.core.merging import RULES, MergeRule
+from gqakit.core.merging import RULES
+from gqakit.core.merging.base import MergeRule
 from gqakit.core.rope import Channels
 from gqakit.errors import PlanError
 from gqakit.models.source import Source

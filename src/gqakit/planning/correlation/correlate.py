@@ -12,7 +12,8 @@ from gqakit.calibration.store import MomentsFile
 from gqakit.core.grouping import Partition
 from gqakit.core.merging import RULES
 from gqakit.errors import UsageError, unknown_name
-from gqakit.grouping_methods import METHODS, LayerHeads, Sizes
+from gqakit.grouping_methods import METHODS
+from gqakit.grouping_methods.base import LayerHeads, Sizes
 from gqakit.models.inspection import open_model
 from gqakit.planning.candidates import LayerStats
 from gqakit.planning.correlation.ranks import (
