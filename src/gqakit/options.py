@@ -51,7 +51,14 @@ def option(
     """
     if unknown := bounds.keys() - _BOUNDS.keys():
         raise TypeError(f"unknown bounds {sorted(unknown)}")
-    metadata = {"help": help, "panel": panel, "choices": choices, "flags": flags, "expert": expert, "many": many}
+    metadata = {
+        "help": help,
+        "panel": panel,
+        "choices": choices,
+        "flags": flags,
+        "expert": expert,
+        "many": many,
+    }
     return field(default=default, kw_only=True, metadata={**metadata, "bounds": bounds})
 
 

@@ -144,7 +144,7 @@ class Conversion:
         if job.calibrates:
             check_content(source.spec, content)
         if options.repair:
-            repair_windows(source, content, job.repair_options)
+            repair_windows(source.checkpoint, source.spec, content, job.repair_options)
         return job._with(held_out=job._held_out())
 
     def _with(self, **values: object) -> Conversion:
@@ -263,7 +263,7 @@ class Conversion:
             plan,
             self.out,
             self.content,
-            repair_windows(source, self.content, self.repair_options),
+            repair_windows(source.checkpoint, source.spec, self.content, self.repair_options),
             self.repair_options,
             device=options.device,
             overwrite=options.overwrite,

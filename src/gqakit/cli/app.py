@@ -10,19 +10,14 @@ from gqakit import __version__
 from gqakit.cli import (
     calibrate,
     convert,
-    correlate,
     demo,
     evaluate,
-    export,
     families,
     generate,
     inspect,
     methods,
     plan,
-    repair,
-    uptrain,
     verify,
-    vision_train,
 )
 
 app = typer.Typer(
@@ -57,7 +52,10 @@ def _root(
 
 COMMANDS = {
     "Convert": {
-        "inspect": (inspect.inspect, "Say what a checkpoint is, what its KV cache takes, what it can become."),
+        "inspect": (
+            inspect.inspect,
+            "Say what a checkpoint is, what its KV cache takes, what it can become.",
+        ),
         "convert": (convert.convert, "Write a checkpoint with a smaller KV cache."),
         "verify": (verify.verify, "Check that a conversion is what its plan promises."),
         "evaluate": (evaluate.evaluate, "Compare checkpoints: perplexity, divergence, cache size."),
@@ -68,16 +66,9 @@ COMMANDS = {
         "calibrate": (calibrate.calibrate, "Run the model over some data; keep statistics."),
         "plan": (plan.app, "Decide which heads share and how; show or compare plans."),
     },
-    "Recover quality": {
-        "repair": (repair.repair, "Fit a conversion to its source layer by layer: minutes."),
-        "uptrain": (uptrain.uptrain, "Train a conversion towards its source, or on text."),
-        "vision-train": (vision_train.vision_train, "Convert and train an image model, with key-driven attention."),
-    },
-    "Serve": {"export": (export.export, "Write a checkpoint for another engine: GGUF, stock, ONNX.")},
     "Look closer": {
         "methods": (methods.methods, "List grouping methods, merge rules and allocations."),
         "families": (families.families, "List the model families that can be converted."),
-        "correlate": (correlate.correlate, "Are the methods' scores a guide to the loss, on a model?"),
     },
 }
 for panel, commands in COMMANDS.items():

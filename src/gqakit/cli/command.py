@@ -20,7 +20,10 @@ Model = Annotated[
     typer.Argument(help="Directory of a checkpoint, or a name on the Hugging Face hub.", show_default=False),
 ]
 Output = Annotated[
-    Path, typer.Option("--output", "-o", help="The directory to write.", rich_help_panel="Output", show_default=False)
+    Path,
+    typer.Option(
+        "--output", "-o", help="The directory to write.", rich_help_panel="Output", show_default=False
+    ),
 ]
 
 EXPERT = "--help-all"
@@ -46,14 +49,14 @@ def command(
             for name, p in inspect.signature(function, eval_str=True).parameters.items()
             if name not in ("screen", "options")
         ]
-        added = [_parameter(each) for each in fields(kind)] if kind else []
+        added = [_parameter(each) for each in _in_order(kind)] if kind else []
         parameters = [*own, *added, *_shared()]
 
         def run(**values: Any) -> None:
             screen = Screen(values.pop("as_json"), values.pop("quiet"), values.pop("verbose"))
             values.pop("help_all")
             given = {each.name: values.pop(each.name) for each in fields(kind)} if kind else {}
-            arguments = {**values, "options": kind(**_without_empty(given))} if kind else values
+            arguments = {**values, "options": kind(**_given(given))} if kind else values
             try:
                 function(screen, **arguments)
             except KeyboardInterrupt:
@@ -76,9 +79,18 @@ def _help(function: Callable[..., None], examples: Sequence[str]) -> str:
     return "\n\n".join(["\b\n" + "\n".join(f"$ gqakit {line}" for line in examples), text])
 
 
-def _without_empty(given: dict[str, Any]) -> dict[str, Any]:
-    """Options that were not given as None, where the command line has an empty list."""
-    return {name: None if value == [] else value for name, value in given.items()}
+def _given(values: dict[str, Any]) -> dict[str, Any]:
+    """Without the options that were left out: the options class has their defaults."""
+    return {name: value for name, value in values.items() if value is not None and value != []}
+
+
+def _in_order(kind: type[Options]) -> list[Field[Any]]:
+    """The fields in the order of the classes that this one combines, its own last: the order of work."""
+    own, *bases = (cls for cls in kind.__mro__ if cls is not object)
+    place = {
+        name: i for i, cls in enumerate([*bases, own]) for name in cls.__dict__.get("__annotations__", {})
+    }
+    return sorted(fields(kind), key=lambda each: place[each.name])
 
 
 def _parameter(each: Field[Any]) -> inspect.Parameter:
@@ -102,7 +114,7 @@ def _parameter(each: Field[Any]) -> inspect.Parameter:
         flags = [flag(each.name)]
     option = typer.Option(
         *flags,
-        help=metadata["help"],
+        help=metadata["help"].replace("[", "\\["),
         rich_help_panel=metadata["panel"],
         hidden=metadata["expert"] and EXPERT not in sys.argv,
         show_default=default is not None and default is not False,
@@ -131,7 +143,9 @@ def _shared() -> list[inspect.Parameter]:
         switch("as_json", "--json", help="Print JSON, and nothing else, on standard output."),
         switch("quiet", "--quiet", "-q", help="No progress, no remarks."),
         switch("verbose", "--verbose", "-v", help="Log what is done."),
-        switch("help_all", EXPERT, help="Show the options of searches too.", callback=_show_all, is_eager=True),
+        switch(
+            "help_all", EXPERT, help="Show the options of searches too.", callback=_show_all, is_eager=True
+        ),
     ]
 
 
@@ -150,5 +164,3 @@ def with_flags(message: str) -> str:
         return "--no-" + flag(name).removeprefix("--") if value == "False" else f"{flag(name)} {value}"
 
     return re.sub(r"`([a-z]+(?:_[a-z]+)*)(?:=([^`\s]*))?`", spelled, message)
-
-

@@ -30,7 +30,9 @@ class _MakeByDefault(TyperGroup):
 
 
 app = typer.Typer(
-    cls=_MakeByDefault, help="Decide which heads share and how; show a plan, or compare two.", rich_markup_mode="rich"
+    cls=_MakeByDefault,
+    help="Decide which heads share and how; show a plan, or compare two.",
+    rich_markup_mode="rich",
 )
 
 PlanFile = Annotated[Path, typer.Argument(help="A plan file.", show_default=False)]
@@ -55,7 +57,9 @@ def make(
     ] = None,
     pareto: Annotated[
         Path | None,
-        typer.Option(help="Also write the Pareto fronts of layers and model, as JSON.", rich_help_panel=_FILES),
+        typer.Option(
+            help="Also write the Pareto fronts of layers and model, as JSON.", rich_help_panel=_FILES
+        ),
     ] = None,
     plot: Annotated[
         Path | None, typer.Option(help="Also draw these fronts, as an image.", rich_help_panel=_FILES)

@@ -65,7 +65,11 @@ def check_tensors(
         tensor = out.load(name)
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             broken.append(name)
-        if name not in planned and name in source.checkpoint.tensors and tensor.shape == source.checkpoint.tensors[name].shape:
+        if (
+            name not in planned
+            and name in source.checkpoint.tensors
+            and tensor.shape == source.checkpoint.tensors[name].shape
+        ):
             same = torch.equal(_bits(tensor), _bits(source.checkpoint.load(name)))
             changed += [] if same else [name]
         progress(info.nbytes)
@@ -81,8 +85,12 @@ def check_tensors(
 def check_structure(source: Source, plan: Plan, out: Checkpoint) -> Check:
     """Names, shapes and types of all tensors are as planned."""
     planned = _planned_shapes(source.spec, plan)
-    problems = [f"{name} is missing" for name in sorted(source.checkpoint.tensors.keys() - out.tensors.keys())]
-    problems += [f"{name} is not expected" for name in sorted(out.tensors.keys() - source.checkpoint.tensors.keys())]
+    problems = [
+        f"{name} is missing" for name in sorted(source.checkpoint.tensors.keys() - out.tensors.keys())
+    ]
+    problems += [
+        f"{name} is not expected" for name in sorted(out.tensors.keys() - source.checkpoint.tensors.keys())
+    ]
     for name in sorted(source.checkpoint.tensors.keys() & out.tensors.keys()):
         original, seen = source.checkpoint.tensors[name], out.tensors[name]
         shape = planned.get(name, original.shape)

@@ -38,8 +38,10 @@ class ConvertOptions(BudgetOptions, PlanOptions, LossOptions, DataOptions):
         panel=AFTER,
     )  # fmt: skip
     evaluate_text: Any = option(
-        None, "Text to measure on; may be repeated. Default: the held-out text that comes with gqakit.",
-        panel=AFTER, many=True,
+        None,
+        "Text to measure on; may be repeated. Default: the held-out text that comes with gqakit.",
+        panel=AFTER,
+        many=True,
     )
 
     dry_run: bool = option(False, "Check and decide everything, write no checkpoint.", panel=OUTPUT)

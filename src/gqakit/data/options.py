@@ -21,8 +21,10 @@ class TextOptions(Options):
     """A text: files, a dataset, or one that comes with gqakit."""
 
     text: Any = option(
-        None, "A UTF-8 text file; may be repeated. Default: a small text that comes with gqakit.",
-        panel=DATA, many=True,
+        None,
+        "A UTF-8 text file; may be repeated. Default: a small text that comes with gqakit.",
+        panel=DATA,
+        many=True,
     )
     dataset: str | None = option(
         None, "A dataset (hub name or local directory) in place of a text file.", panel=DATA
@@ -89,7 +91,9 @@ class DataOptions(TextOptions):
         if isinstance(self.images, Images) or isinstance(self.audio, Speech):
             return self.images or self.audio
         if self.audio is not None:
-            return read_speech([self.audio] if isinstance(self.audio, str | Path) else self.audio, self.samples)
+            return read_speech(
+                [self.audio] if isinstance(self.audio, str | Path) else self.audio, self.samples
+            )
         return super().read(default)
 
 

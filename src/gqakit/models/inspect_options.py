@@ -18,7 +18,8 @@ class InspectOptions(Options):
         None, "Precision of the cache. Default: the checkpoint's own.", choices=tuple(PRECISIONS)
     )
     stacks: tuple[str, ...] = option(
-        (), "Kinds of attention layers, such as decoder,cross (see `gqakit families`). Default: what is cached."
+        (),
+        "Kinds of attention layers, such as decoder,cross (see `gqakit families`). Default: what is cached.",
     )
 
     @property

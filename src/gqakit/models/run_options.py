@@ -20,7 +20,9 @@ RUN = "Running"
 class DeviceOptions(Options):
     """Where a model runs."""
 
-    device: str = option("auto", "Where to run; auto is a GPU where torch sees one.", panel=RUN, choices=DEVICES)
+    device: str = option(
+        "auto", "Where to run; auto is a GPU where torch sees one.", panel=RUN, choices=DEVICES
+    )
 
 
 @dataclass(frozen=True)

@@ -67,9 +67,7 @@ def explore(
             measure = replace(measure, file=keep, replace=True)
         _warn_of_other_data(content, statistics)
     with progress("plan", source.spec.num_layers, "layers") as advance:
-        return make_plan(
-            source, request, statistics, lambda: advance(1), measure, whole_front=whole_front
-        )
+        return make_plan(source, request, statistics, lambda: advance(1), measure, whole_front=whole_front)
 
 
 def _warn_of_other_data(content: Content, statistics: MomentsFile | None) -> None:

@@ -31,7 +31,9 @@ class BudgetOptions(Options):
     kv_ratio: float | None = option(
         None, "KV-cache bytes after / before, such as 0.5.", panel=BUDGET, above=0, at_most=1
     )
-    kv_heads: int | None = option(None, "KV heads per layer, the same in every layer.", panel=BUDGET, at_least=1)
+    kv_heads: int | None = option(
+        None, "KV heads per layer, the same in every layer.", panel=BUDGET, at_least=1
+    )
     kv_bytes_per_token: int | None = option(
         None, "Cache bytes per token, at the checkpoint's precision.", panel=BUDGET, at_least=1
     )
@@ -92,13 +94,19 @@ class PlanOptions(StackOptions):
     seed: int = option(0, "Of everything random.", panel=HOW, at_least=0)
 
     cardinality: str = option(
-        "arbitrary", "Whether groups of a layer may differ in size.", panel=GROUPS, choices=("arbitrary", "equal")
+        "arbitrary",
+        "Whether groups of a layer may differ in size.",
+        panel=GROUPS,
+        choices=("arbitrary", "equal"),
     )
     max_group_size: int | None = option(
         None, "The most query heads that share one KV head.", panel=GROUPS, at_least=1
     )
     kv_multiple_of: int = option(
-        1, "Every layer keeps a multiple of this number of KV heads (tensor parallelism).", panel=GROUPS, at_least=1
+        1,
+        "Every layer keeps a multiple of this number of KV heads (tensor parallelism).",
+        panel=GROUPS,
+        at_least=1,
     )
 
     layer_loss: str = option(
@@ -118,7 +126,11 @@ class PlanOptions(StackOptions):
         panel=SEARCH, expert=True, flags=("--symmetric/--asymmetric",),
     )  # fmt: skip
     similarity: str | None = option(
-        None, "What heads are alike in (asymgqa).", panel=SEARCH, expert=True, choices=("activation", "weight")
+        None,
+        "What heads are alike in (asymgqa).",
+        panel=SEARCH,
+        expert=True,
+        choices=("activation", "weight"),
     )
     iterations: int | None = option(None, "Proposals, n (asymgqa).", panel=SEARCH, expert=True)
     neighbours: int | None = option(
@@ -142,7 +154,11 @@ class PlanOptions(StackOptions):
     @property
     def search(self) -> dict[str, Any]:
         """The options of a search that were given, for the method or the allocation that has them."""
-        named = {each.name: getattr(self, each.name) for each in fields(PlanOptions) if each.metadata["panel"] == SEARCH}
+        named = {
+            each.name: getattr(self, each.name)
+            for each in fields(PlanOptions)
+            if each.metadata["panel"] == SEARCH
+        }
         return {name: value for name, value in named.items() if value is not None}
 
     @property
@@ -167,7 +183,9 @@ class MakePlanOptions(BudgetOptions, PlanOptions, LossOptions, DataOptions):
     """Everything that `plan` takes: a budget, how to spend it, and what to measure losses on."""
 
     statistics: Path | None = option(
-        None, "Calibration statistics made by `gqakit calibrate`; without them the weights alone decide.", panel=DATA
+        None,
+        "Calibration statistics made by `gqakit calibrate`; without them the weights alone decide.",
+        panel=DATA,
     )
     window: int = option(WINDOW, "Tokens per window.", panel=DATA, at_least=2)
 

@@ -100,9 +100,7 @@ class _Work:
 
     def candidates(self, shape: EntryShape, compare: bool) -> EntryCandidates:
         request = self.request
-        return shape.candidates(
-            self.read, request.method, self.rule, request.options.seed, compare=compare
-        )
+        return shape.candidates(self.read, request.method, self.rule, request.options.seed, compare=compare)
 
     def layer_plans(self, candidates: Sequence[EntryCandidates], counts: Sequence[int]) -> list[LayerPlan]:
         """The layers of the plan, when these numbers of heads are chosen for these entries."""

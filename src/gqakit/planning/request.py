@@ -181,7 +181,9 @@ class Request:
                 f"equal groups are asked for, and {shapes[0].num_heads} KV heads do not divide into {budget.kv_heads}; "
                 f"possible: `kv_heads` {possible}. Or `format=grouped` with `cardinality=arbitrary`, which takes any number"
             )
-        common = set(shapes[0].counts).intersection(*(shape.counts for shape in shapes)) if self.tied else None
+        common = (
+            set(shapes[0].counts).intersection(*(shape.counts for shape in shapes)) if self.tied else None
+        )
         if common is not None and not common:
             yield "`format=uniform` needs a number of KV heads that every layer can have; there is none"
         smallest = sum(min(common or shape.counts) * shape.entry.width for shape in shapes)
