@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from gqakit.demonstration.demo import demo
     from gqakit.evaluation.evaluate import evaluate
     from gqakit.exporters.export import export
+    from gqakit.exporters.options import ExportOptions
     from gqakit.key_driven.options import VisionOptions
     from gqakit.key_driven.train import vision_train
     from gqakit.models.generate import generate
@@ -36,6 +37,7 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "BudgetOptions": "planning.make",
+    "ExportOptions": "exporters.options",
     "MeasureOptions": "planning.make",
     "PlanOptions": "planning.options",
     "RepairOptions": "recovery.repair.layers",
@@ -63,6 +65,7 @@ register_lazily()
 
 __all__ = [
     "BudgetOptions",
+    "ExportOptions",
     "MeasureOptions",
     "PlanOptions",
     "RepairOptions",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from functools import wraps
 from typing import Annotated, Any, get_type_hints
 
@@ -17,7 +17,8 @@ import typer
 def _option(hint: Any, metadata: Mapping[str, Any]) -> Any:
     if hasattr(hint, "__metadata__"):
         return hint
-    return Annotated[hint, typer.Option(help=metadata["help"], rich_help_panel=metadata["panel"])]
+    names = metadata.get("names", ())
+    return Annotated[hint, typer.Option(*names, help=metadata["help"], rich_help_panel=metadata["panel"])]
 
 
 def takes_fields(
@@ -33,7 +34,7 @@ def takes_fields(
         inspect.Parameter(
             field.name,
             inspect.Parameter.KEYWORD_ONLY,
-            default=field.default,
+            default=inspect.Parameter.empty if field.default is MISSING else field.default,
             annotation=_option(hints[field.name], field.metadata),
         )
         for field in fields(kind)
