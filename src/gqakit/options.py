@@ -17,13 +17,16 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import wraps
 from pathlib import Path
 from typing import Any, Self
 
 from gqakit.errors import UsageError, unknown_name
 from gqakit.progress import reporter
+
+REQUIRED = MISSING
+"""The default of an option that must be given."""
 
 
 def option(
@@ -40,7 +43,7 @@ def option(
     """A field of an options class.
 
     Args:
-        default: its value where it is not given; the only place where this stands.
+        default: its value where it is not given, the only place where this stands; or `REQUIRED`.
         help: one sentence for `--help`.
         panel: the heading that `--help` lists it under.
         choices: the values that it may have.
@@ -118,6 +121,9 @@ class Options:
         for name in given:
             if name not in names:
                 raise unknown_name("option", name, names)
+        missing = [f"`{f.name}`" for f in fields(cls) if f.default is MISSING and f.name not in given]
+        if missing:
+            raise UsageError(f"{', '.join(missing)} must be given")
         return cls(**given)
 
     def changed(self, **values: Any) -> Self:
@@ -160,7 +166,12 @@ def takes(kind: type[Options]) -> Callable[[Callable[..., Any]], Callable[..., A
 
         mine = [p for p in own.values() if p.name not in ("options", "progress")]
         added = [
-            inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type)
+            inspect.Parameter(
+                f.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=inspect.Parameter.empty if f.default is MISSING else f.default,
+                annotation=f.type,
+            )
             for f in fields(kind)
         ]
         if "progress" in own:

@@ -12,6 +12,7 @@ from gqakit.cli import (
     convert,
     demo,
     evaluate,
+    export,
     families,
     generate,
     inspect,
@@ -66,6 +67,7 @@ COMMANDS = {
         "calibrate": (calibrate.calibrate, "Run the model over some data; keep statistics."),
         "plan": (plan.app, "Decide which heads share and how; show or compare plans."),
     },
+    "Serve": {"export": (export.export, "Write a checkpoint for another engine: GGUF, stock, ONNX.")},
     "Look closer": {
         "methods": (methods.methods, "List grouping methods, merge rules and allocations."),
         "families": (families.families, "List the model families that can be converted."),

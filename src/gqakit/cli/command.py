@@ -6,7 +6,7 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import Field, fields
+from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -98,7 +98,7 @@ def _parameter(each: Field[Any]) -> inspect.Parameter:
     metadata, hint = each.metadata, str(each.type)
     plain = hint.removesuffix(" | None")
     kind: Any = _PLAIN.get(plain, str)
-    default = each.default
+    default = inspect.Parameter.empty if each.default is MISSING else each.default
     if metadata["many"]:
         kind, default = list[str], None
     elif metadata["choices"]:
@@ -117,7 +117,7 @@ def _parameter(each: Field[Any]) -> inspect.Parameter:
         help=metadata["help"].replace("[", "\\["),
         rich_help_panel=metadata["panel"],
         hidden=metadata["expert"] and EXPERT not in sys.argv,
-        show_default=default is not None and default is not False,
+        show_default=default not in (None, False, inspect.Parameter.empty),
     )
     return inspect.Parameter(
         each.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option]
