@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
 
 GIB = 1024**3
 
@@ -50,69 +49,56 @@ class Budget:
     kv_heads: int | None = None
 
 
-class Asked(Protocol):
-    """A budget in one of its spellings; what is None was not given."""
-
-    @property
-    def kv_ratio(self) -> float | None:
-        """Bytes after / before, in (0, 1]."""
-        ...
-
-    @property
-    def kv_heads(self) -> int | None:
-        """KV heads per layer, for sources with the same number in every layer."""
-        ...
-
-    @property
-    def kv_bytes_per_token(self) -> int | None:
-        """Bytes per token, at the source's precision."""
-        ...
-
-    @property
-    def kv_gib(self) -> float | None:
-        """GiB for the whole cache, of `batch` sequences of `context` tokens."""
-        ...
-
-    @property
-    def context(self) -> int | None:
-        """Tokens per sequence."""
-        ...
-
-    @property
-    def batch(self) -> int | None:
-        """Sequences at a time; one where None."""
-        ...
-
-
-def resolve_budget(source: CacheShape, asked: Asked) -> Budget:
-    """The budget that a spelling gives for a source.
+def resolve_budget(
+    source: CacheShape,
+    *,
+    kv_ratio: float | None = None,
+    kv_heads: int | None = None,
+    kv_bytes_per_token: int | None = None,
+    kv_gib: float | None = None,
+    context: int | None = None,
+    batch: int | None = None,
+) -> Budget:
+    """The budget that exactly one of the spellings gives for a source.
 
     Args:
         source: the cache of the source model.
-        asked: exactly one spelling.
+        kv_ratio: bytes after / before, in (0, 1].
+        kv_heads: KV heads per layer, for sources with the same number in every layer.
+        kv_bytes_per_token: bytes per token, at the source's precision.
+        kv_gib: GiB for the whole cache, of `batch` sequences (1) of `context` tokens.
 
     Raises:
-        ValueError: the value is out of range for this source; the message says what fits.
+        ValueError: when none or several are given, or the value is out of range; the message says what fits.
     """
-    if asked.kv_ratio is not None:
-        ratio, words = asked.kv_ratio, f"kv_ratio {asked.kv_ratio:g}"
-    elif asked.kv_heads is not None:
-        ratio, words = _ratio_of_heads(source, asked.kv_heads), f"kv_heads {asked.kv_heads}"
-    elif asked.kv_bytes_per_token is not None:
-        ratio = asked.kv_bytes_per_token / source.bytes_per_token
-        words = f"kv_bytes_per_token {asked.kv_bytes_per_token}"
+    given = {
+        "kv_ratio": kv_ratio, "kv_heads": kv_heads, "kv_bytes_per_token": kv_bytes_per_token, "kv_gib": kv_gib,
+    }  # fmt: skip
+    named = [name for name, value in given.items() if value is not None]
+    if len(named) != 1:
+        got = " and ".join(named) if named else "none"
+        raise ValueError(f"give exactly one of {', '.join(given)}; got {got}")
+    if kv_ratio is not None:
+        ratio, asked = kv_ratio, f"kv_ratio {kv_ratio:g}"
+    elif kv_heads is not None:
+        ratio, asked = _ratio_of_heads(source, kv_heads), f"kv_heads {kv_heads}"
+    elif kv_bytes_per_token is not None:
+        ratio, asked = kv_bytes_per_token / source.bytes_per_token, f"kv_bytes_per_token {kv_bytes_per_token}"
     else:
-        assert asked.kv_gib is not None
-        assert asked.context is not None
-        whole = source.bytes_at(asked.context, asked.batch or 1)
-        ratio = min(asked.kv_gib * GIB / whole, 1.0)  # more memory than the source's cache takes is fine
-        words = f"kv_gib {asked.kv_gib:g}, context {asked.context}, batch {asked.batch or 1}"
+        assert kv_gib is not None
+        if context is None or context < 1 or (batch is not None and batch < 1):
+            raise ValueError(
+                "kv_gib needs context (tokens per sequence, at least 1); batch must be at least 1"
+            )
+        ratio = kv_gib * GIB / source.bytes_at(context, batch or 1)
+        asked = f"kv_gib {kv_gib:g}, context {context}, batch {batch or 1}"
+        ratio = min(ratio, 1.0) if ratio > 0 else ratio  # more memory than the source's cache takes is fine
     if not math.isfinite(ratio) or not 0 < ratio <= 1:
         raise ValueError(
-            f"{words} is a kv_ratio of {ratio:g}; it must be above 0 and at most 1 "
+            f"{asked} is a kv_ratio of {ratio:g}; it must be above 0 and at most 1 "
             f"(the source keeps {source.bytes_per_token} bytes per token)"
         )
-    return Budget(ratio, words, asked.kv_heads)
+    return Budget(ratio, asked, kv_heads)
 
 
 def _ratio_of_heads(source: CacheShape, kv_heads: int) -> float:

@@ -29,9 +29,9 @@ from gqakit.planning.plan import (
     Merging,
     MomentsRecord,
     Plan,
+    PlanSource,
     is_uniform,
 )
-from gqakit.planning.plan import Source as PlanSource
 from gqakit.planning.request import Request
 
 Measure = Callable[[Sequence[EntryCandidates], LayerReader], Sequence[Mapping[int, float]]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 
 from gqakit.core.budget import Budget, fits, resolve_budget
@@ -47,7 +47,7 @@ class Request:
         if not budget.has_budget:
             raise UsageError("a budget is needed: `kv_ratio`, `kv_heads`, `kv_bytes_per_token` or `kv_gib`")
         try:
-            resolved = resolve_budget(spec.cache, budget)
+            resolved = resolve_budget(spec.cache, **asdict(budget.part(BudgetOptions)))
         except ValueError as error:
             raise BudgetError(str(error)) from error
         request = cls(spec, resolved, options, measurable)
