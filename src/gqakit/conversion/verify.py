@@ -59,8 +59,8 @@ def verify(
     Args:
         model: the source. out: what was made of it.
         batch: keyword arguments of a forward pass to run both on, in place of data.
-        options: see `VerifyOptions`; also as keywords. Without data, the held-out text that comes with gqakit, or noise for a
-            model that does not run on text.
+        options: see `VerifyOptions`; also as keywords. Without data, the held-out text of gqakit's own, or noise
+            for a model that does not run on text.
         progress: True, False or a `gqakit.progress.Reporter`.
 
     Raises:

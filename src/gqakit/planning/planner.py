@@ -231,7 +231,7 @@ def statistics_record(statistics: MomentsFile) -> MomentsRecord:
 def _plan_source(source: Source) -> PlanSource:
     spec = source.spec
     return PlanSource(
-        name=source.short_name,
+        name=source.model_id,
         model_type=spec.model_type,
         stacks=spec.stacks_to_tell,
         fingerprint=source.fingerprint,
