@@ -26,7 +26,7 @@ from gqakit.key_driven.options import VisionOptions
 from gqakit.key_driven.train import VisionResult, vision_train, work_directory
 from gqakit.models.inspection import inspect_checkpoint, open_model
 from gqakit.models.load import load
-from gqakit.models.remote_code.attention_gqakit import GroupedHeads
+from gqakit.models.remote_code.attention import GroupedHeads
 from gqakit.pipeline import convert
 from gqakit.planning.make import BudgetOptions, PlanOptions, plan
 from gqakit.recovery.distil.lock import locked

@@ -87,9 +87,7 @@ def _given(values: dict[str, Any]) -> dict[str, Any]:
 def _in_order(kind: type[Options]) -> list[Field[Any]]:
     """The fields in the order of the classes that this one combines, its own last: the order of work."""
     own, *bases = (cls for cls in kind.__mro__ if cls is not object)
-    place = {
-        name: i for i, cls in enumerate([*bases, own]) for name in cls.__dict__.get("__annotations__", {})
-    }
+    place = {name: i for i, cls in enumerate([*bases, own]) for name in inspect.get_annotations(cls)}
     return sorted(fields(kind), key=lambda each: place[each.name])
 
 

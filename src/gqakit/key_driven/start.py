@@ -17,7 +17,7 @@ from gqakit.errors import BudgetError, DataError, UsageError
 from gqakit.key_driven.classifier import CLASSIFIER, save_classifier
 from gqakit.key_driven.install import check_groups
 from gqakit.key_driven.options import VisionOptions
-from gqakit.models.remote_code.heads_gqakit import read_layers
+from gqakit.models.remote_code.heads import read_layers
 from gqakit.models.spec import ModelSpec
 from gqakit.pipeline import convert
 from gqakit.planning.make import BudgetOptions, PlanOptions, plan

@@ -150,7 +150,7 @@ class Request:
         most = None if options.max_group_size is None else options.max_group_size // sharing
         if most == 0:
             raise BudgetError(
-                f"`max_group_size={options.max_group_size}`: each of {heads} KV heads is shared by {sharing} query heads already"
+                f"`max_group_size={options.max_group_size}`: {sharing} query heads share each KV head already"
             )
         only = self.method.only_count
         return {
