@@ -120,7 +120,7 @@ def convert(
             batches_of(source, spec, held_out, window=measured, tokens=EVALUATION_TOKENS)
     repair_on = None if repair is None else repair_windows(source, spec, content, repair)
     if plan is not None:
-        plan.check_source(source.fingerprint(), model)
+        plan.check_source(source.fingerprint(plan.source.fingerprint), model)
         if options is not None and options.engine is not None:
             plan.check_engine(options.engine)
         check_rules(plan)
@@ -216,7 +216,7 @@ def _fresh_moments(
     """Moments of an earlier run where they are the same, else new ones."""
     if kept.is_file():
         found = MomentsFile.open(kept)
-        if found.matches(source.fingerprint(), content.sha256, tokens, window):
+        if found.matches(source.fingerprint(found.header.fingerprint), content.sha256, tokens, window):
             return found
     with output_errors(kept.parent):
         kept.parent.mkdir(parents=True, exist_ok=True)

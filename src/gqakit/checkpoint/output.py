@@ -111,7 +111,7 @@ def _unfinished(
         raise
     if found is None or job is None:
         return found
-    asked = new_manifest(job, source.fingerprint())
+    asked = new_manifest(job, source.fingerprint(found.source))
     if found.fingerprint == asked.fingerprint:
         return found
     if overwrite:

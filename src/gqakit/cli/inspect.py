@@ -11,7 +11,7 @@ def command(model: Model, as_json: Json = False, quiet: Quiet = False, verbose: 
     screen = Screen(as_json=as_json, quiet=quiet, verbose=verbose)
     from gqakit.models.inspection import inspect_checkpoint, open_model
 
-    found = inspect_checkpoint(*open_model(model))
+    found = inspect_checkpoint(*open_model(model), fingerprint=as_json)
     if as_json:
         screen.json(found)
         return

@@ -110,7 +110,7 @@ def convert_checkpoint(
         PlanError: when plan, moments and source do not belong together.
         OutputError, CheckpointError: see `gqakit.checkpoint.write_checkpoint`.
     """
-    plan.check_source(source.fingerprint(), str(source.path))
+    plan.check_source(source.fingerprint(plan.source.fingerprint), str(source.path))
     check_rules(plan)
     check_moments(plan, moments)
 

@@ -65,7 +65,7 @@ def verify(
     target = Checkpoint.open(out)
     plan = Plan.load(target.path / PLAN_FILE)
     source, spec = open_model(model, plan.source.stacks)
-    plan.check_source(source.fingerprint(), model)
+    plan.check_source(source.fingerprint(plan.source.fingerprint), model)
     trained = (target.path / UPTRAIN_FILE).is_file()
     checks = [check_config(source, spec, plan, target)]
     with progress("verify tensors", target.nbytes, "bytes") as advance:

@@ -26,11 +26,14 @@ class FormatReach:
 
 @dataclass(frozen=True)
 class Inspection:
-    """A summary of one checkpoint. Sizes in bytes; the cache is at the checkpoint's own precision."""
+    """A summary of one checkpoint. Sizes in bytes; the cache is at the checkpoint's own precision.
+
+    `fingerprint` is None unless it was asked for: every byte of the weights is read for it.
+    """
 
     path: str
     model_type: str
-    fingerprint: str
+    fingerprint: str | None
     num_layers: int
     num_heads: int
     key_heads: tuple[int, ...]
@@ -70,12 +73,12 @@ def open_model(model: str, stacks: Sequence[str] | None = None) -> tuple[Checkpo
     )
 
 
-def inspect_checkpoint(checkpoint: Checkpoint, spec: ModelSpec) -> Inspection:
-    """The summary. Reads headers and, for the fingerprint, the first bytes of every tensor."""
+def inspect_checkpoint(checkpoint: Checkpoint, spec: ModelSpec, *, fingerprint: bool = False) -> Inspection:
+    """The summary, from headers alone; with `fingerprint`, which reads all weights once."""
     return Inspection(
         path=str(checkpoint.path),
         model_type=spec.model_type,
-        fingerprint=checkpoint.fingerprint(),
+        fingerprint=checkpoint.fingerprint() if fingerprint else None,
         num_layers=spec.num_layers,
         num_heads=spec.num_heads,
         key_heads=spec.key_heads,

@@ -18,7 +18,7 @@ from gqakit.models.inspection import open_model
 from gqakit.models.running import check_device
 from gqakit.models.spec import ModelSpec
 from gqakit.planning import planner
-from gqakit.planning.layer_loss.file import LossFile, LossHeader
+from gqakit.planning.layer_loss.file import LossFile, LossHeader, measured_on
 from gqakit.planning.layer_loss.measure import Bench, measure_losses
 from gqakit.planning.options import PlanOptions
 from gqakit.planning.plan import Plan
@@ -102,7 +102,7 @@ class MeasureOptions:
         path = None if moments is None else moments.path
         bench = Bench(source.path, path, merge, batches, spec.stacks, device, threads)
         header = LossHeader(
-            source=source.fingerprint(),
+            source=source.fingerprint(measured_on(self.losses)),
             stacks=spec.stacks_to_tell,
             moments=None if moments is None else moments.fingerprint,
             merge=merge,

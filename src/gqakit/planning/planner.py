@@ -104,9 +104,8 @@ def explore(
         raise UsageError(
             f"{source.path} is already a grouped checkpoint; convert from the model it was made of"
         )
-    fingerprint = source.fingerprint()
     if moments is not None:
-        moments.check_source(fingerprint, str(source.path))
+        moments.check_source(source.fingerprint(moments.header.fingerprint), str(source.path))
     shapes = check_budget(spec, budget, options, measure is not None)
     task = _Task(source, spec, budget, options, moments, shapes, progress)
     if options.grouping_method.whole_model:

@@ -123,3 +123,12 @@ class LossFile:
             return
         with output_errors(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
+
+
+def measured_on(path: Path | None) -> str:
+    """The fingerprint of the model that a file of losses is about, empty where there is no such file."""
+    try:
+        first = "" if path is None else path.read_text(encoding="utf-8").partition("\n")[0]
+        return LossHeader.model_validate_json(first).source
+    except (OSError, ValueError):  # pydantic's errors are ValueErrors; opening the file says what is wrong
+        return ""

@@ -138,7 +138,7 @@ def read_plan(converted: Checkpoint) -> Plan:
 
 def check_conversion(source: Checkpoint, spec: ModelSpec, converted: Checkpoint, plan: Plan) -> None:
     """Raise `PlanError` unless a conversion is one of this source, and what its plan says."""
-    plan.check_source(source.fingerprint(), str(source.path))
+    plan.check_source(source.fingerprint(plan.source.fingerprint), str(source.path))
     for check in (
         check_config(source, spec, plan, converted),
         check_structure(source, spec, plan, converted),
