@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from gqakit.calibration.calibrate import TOKENS, WINDOW, calibrate_opened, check_not_grouped
 from gqakit.calibration.store import MomentsFile
-from gqakit.checkpoint import Checkpoint, check_output, write_bytes
+from gqakit.checkpoint import Checkpoint, check_output, claimed_directory, output_lock, write_bytes
 from gqakit.checkpoint.atomic import output_errors
 from gqakit.conversion.convert import check_moments, check_rules, convert_checkpoint, job_of
 from gqakit.conversion.files import CARD_FILE
@@ -144,7 +144,8 @@ def convert(
                 device=device,
             )
             kept = out.with_name(out.name + ".moments.safetensors")
-            opened = _fresh_moments(source, model, kept, content, tokens, window, device, progress)
+            with output_lock(out):  # early, so that a second run is refused before it has worked for minutes
+                opened = _fresh_moments(source, model, kept, content, tokens, window, device, progress)
         plan = explore_opened(
             source, spec, model, budget, options, opened, progress, measure=layer_losses
         ).plan
@@ -153,42 +154,46 @@ def convert(
         check_output(source, out, overwrite, job=job_of(plan))
     if dry_run:
         return ConvertResult(plan, out, 0, False, (), ())
-    target = out if repair is None else out.with_name(out.name + ".unrepaired")
-    with progress("convert", source.nbytes, "bytes") as advance:
-        result = convert_checkpoint(
-            source,
-            spec,
-            plan,
-            opened,
-            target,
-            model_card(plan, source.path),
-            overwrite=overwrite or repair is not None,
-            progress=advance,
-        )
-    repairs: list[LayerRepair] = []
-    if repair is not None and repair_on is not None and isinstance(content, Text):
-        converted = Checkpoint.open(target)
-        repairs, _ = repair_opened(
-            source,
-            spec,
-            converted,
-            plan,
-            out,
-            content,
-            repair_on,
-            repair,
-            device=device,
-            overwrite=overwrite,
-            progress=progress,
-        )
-        shutil.rmtree(target)
-    rows: list[EvaluationRow] = []
-    if held_out:
-        rows = evaluate(model, [str(out)], text=held_out, window=measured, device=device, progress=progress)
-        stated = f"{held_out.name}, {rows[0].sample(measured)}"
-        write_bytes(
-            out / CARD_FILE, model_card(plan, source.path, rows, stated, repaired=bool(repairs)).encode()
-        )
+    with ExitStack() as stack:
+        stack.enter_context(output_lock(out))
+        # What the writer puts into a claimed directory it adds to the list of what may be removed from it.
+        target = out if repair is None else stack.enter_context(claimed_directory(out, ".unrepaired", ()))
+        with progress("convert", source.nbytes, "bytes") as advance:
+            result = convert_checkpoint(
+                source,
+                spec,
+                plan,
+                opened,
+                target,
+                model_card(plan, source.path),
+                overwrite=overwrite or repair is not None,
+                progress=advance,
+            )
+        repairs: list[LayerRepair] = []
+        if repair is not None and repair_on is not None and isinstance(content, Text):
+            converted = Checkpoint.open(target)
+            repairs, _ = repair_opened(
+                source,
+                spec,
+                converted,
+                plan,
+                out,
+                content,
+                repair_on,
+                repair,
+                device=device,
+                overwrite=overwrite,
+                progress=progress,
+            )
+        rows: list[EvaluationRow] = []
+        if held_out:
+            rows = evaluate(
+                model, [str(out)], text=held_out, window=measured, device=device, progress=progress
+            )
+            stated = f"{held_out.name}, {rows[0].sample(measured)}"
+            write_bytes(
+                out / CARD_FILE, model_card(plan, source.path, rows, stated, repaired=bool(repairs)).encode()
+            )
     return ConvertResult(plan, out, result.nbytes, bool(result.kept), tuple(repairs), tuple(rows))
 
 

@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 from gqakit.errors import OutputError
 
-PARTIAL = ".partial"
+PARTIAL = ".gqakit-partial"  # a name that nobody else uses: what lies under it may be replaced
 
 
 @contextmanager
@@ -29,7 +29,7 @@ def output_errors(path: Path) -> Iterator[None]:
 def atomic_file(path: Path | str) -> Iterator[BinaryIO]:
     """A binary file open for writing that appears under `path` only if the block ends without an error.
 
-    The bytes go to `<path>.partial` in the same directory, which must exist; on any error, KeyboardInterrupt
+    The bytes go to `<path>.gqakit-partial` in the same directory, which must exist; on any error, KeyboardInterrupt
     included, it is removed and a previous `path` stays as it was. Raises OutputError if the operating system
     refuses to open, flush or rename; errors of the block itself pass through.
     """

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from gqakit.calibration.store import MomentsFile
-from gqakit.checkpoint import Checkpoint, Replacement, WriteResult, write_checkpoint
+from gqakit.checkpoint import Checkpoint, Replacement, WriteJob, WriteResult, write_checkpoint
 from gqakit.conversion.files import CARD_FILE, CHECKSUM_FILE, PLAN_FILE
 from gqakit.core.apply import apply_grouping
 from gqakit.core.budget import CacheShape
@@ -129,13 +129,15 @@ def convert_checkpoint(
     return write_checkpoint(
         source,
         out,
-        replaced=replaced,
-        config=converted_config(source.config, spec, plan),
-        extra_files=extra,
-        job=job_of(plan),
-        checksum_file=CHECKSUM_FILE,
+        WriteJob(
+            replaced=replaced,
+            config=converted_config(source.config, spec, plan),
+            decides=job_of(plan),
+            extra_files=extra,
+            checksum_file=CHECKSUM_FILE,
+        ),
         overwrite=overwrite,
-        progress=progress,
+        progress=progress or (lambda nbytes: None),
     )
 
 

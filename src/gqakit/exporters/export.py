@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 
 from gqakit import __version__
-from gqakit.checkpoint import check_output, copy_side_files
-from gqakit.checkpoint.atomic import PARTIAL, output_errors, sync_directory
+from gqakit.checkpoint import check_output, claimed_directory, copy_side_files, output_lock, side_files
+from gqakit.checkpoint.atomic import output_errors, sync_directory
+from gqakit.checkpoint.workspace import claimed, clear_claimed
 from gqakit.errors import OutputError, UsageError, unknown_name
 from gqakit.exporters.gguf_file import gguf_bytes, write_gguf
 from gqakit.exporters.gguf_model import describe_gguf
@@ -25,6 +27,7 @@ from gqakit.models.head_layout import Arrangement
 from gqakit.progress import Reporter, silent
 
 TARGETS = ("gguf", "uniform", "onnx")
+ONNX_SUFFIX, PLAIN = ".partial", "plain.gguf"
 
 
 @dataclass(frozen=True)
@@ -116,18 +119,18 @@ def _gguf(
     stored = source.checkpoint.info(source.spec.tensor(0, "key")).dtype
     wanted = dtype or DTYPES.get(stored, "f32")
     wanted = quantise if quantise in BUILT_IN else wanted
-    plain = out if tool is None else out.with_name(out.name + ".plain.gguf")
     name = source.checkpoint.path.resolve().name
-    try:
+    with ExitStack() as stack:
+        stack.enter_context(output_lock(out))
+        plain = out
+        if tool is not None:
+            plain = stack.enter_context(claimed_directory(out, ".plain", (PLAIN,), keep=False)) / PLAIN
         with progress("export", gguf_bytes(described, wanted), "bytes") as advance:
             write_gguf(plain, name, described, vocab, wanted, advance)
         if tool is not None and quantise is not None:
             with progress(f"quantise to {quantise}", 1, "files") as advance:
                 run_tool(tool, plain, out, quantise)
                 advance(1)
-    finally:
-        if tool is not None:
-            plain.unlink(missing_ok=True)
     notes = (*_refined(source), *described.notes, *_cache_notes(source, described.arrangements))
     if tool is not None and quantise is not None:
         notes += odd_rows({t.shape[-1] for t in described.tensors if len(t.shape) > 1}, quantise)
@@ -155,32 +158,42 @@ def _onnx(model: str, out: Path, overwrite: bool, progress: Reporter) -> ExportR
     load_exporter()
     source = Source.open(model)
     check_output(source.checkpoint, out, overwrite=True)  # apart from the source, and no file
-    if out.exists() and any(out.iterdir()) and not (overwrite and (out / ONNX_FILE).is_file()):
-        raise OutputError(
-            f"{out}: is not empty. Choose another directory, or use --overwrite to replace an ONNX export in it."
-        )
-    partial = out.with_name(out.name + PARTIAL)
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        with output_errors(partial):
-            partial.mkdir(parents=True)
-        with progress("export", 1, "graphs") as advance:
-            write_onnx(source, partial)
-            advance(1)
-        copy_side_files(source.checkpoint.path, partial)
-        with output_errors(out):
-            if out.exists():
-                shutil.rmtree(out)
-            os.replace(partial, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    sync_directory(out.resolve().parent)
+    with output_lock(out):
+        # Begun by a run that was killed while it replaced an export.
+        begun = claimed(out.with_name(out.name + ONNX_SUFFIX)) is not None
+        replaceable = overwrite and (begun or (out / ONNX_FILE).is_file())
+        if out.exists() and any(out.iterdir()) and not replaceable:
+            raise OutputError(
+                f"{out}: is not empty. Choose another directory, or use --overwrite to replace an ONNX export in it."
+            )
+        names = side_files(source.checkpoint.path)
+        files = [ONNX_FILE + "*", *map(escape, names)]
+        with claimed_directory(out, ONNX_SUFFIX, files, keep=False) as partial:
+            clear_claimed(partial)
+            with progress("export", 1, "graphs") as advance:
+                write_onnx(source, partial)
+                advance(1)
+            copy_side_files(source.checkpoint.path, partial, names)
+            _move(partial, out, names)
     size = sum(path.stat().st_size for path in out.glob(ONNX_FILE + "*"))
     arrangements = None
     notes = (
         "one forward pass (prefill) in float32: input_ids and attention_mask in, logits out; it has no cache",
     )
     return _result("onnx", out, source.spec.model_type, "", source, arrangements, size, notes)
+
+
+def _move(partial: Path, out: Path, names: Sequence[str]) -> None:
+    """Put an ONNX export where it belongs; only files of the export before it are replaced, and `model.onnx` comes last."""
+    with output_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+        for old in (ONNX_FILE, ONNX_FILE + ".data"):  # the graph before its data
+            (out / old).unlink(missing_ok=True)
+        made = sorted((path.name for path in partial.glob(ONNX_FILE + "*")), reverse=True)
+        for name in (*names, *made):
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(partial / name, out / name)
+    sync_directory(out)
 
 
 def _check_file(source: Source, out: Path, overwrite: bool) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gqakit.checkpoint import Replacement, WriteResult, write_checkpoint
+from gqakit.checkpoint import Replacement, WriteJob, WriteResult, write_checkpoint
 from gqakit.errors import FamilyError, UsageError, unknown_name
 from gqakit.exporters.source import Source
 from gqakit.models.head_layout import Arrangement, equalise_model, pad_model
@@ -93,11 +93,13 @@ def write_uniform(
     return write_checkpoint(
         source.checkpoint,
         out,
-        replaced=replaced,
-        config=model.config,
-        extra_files={"README.md": card.encode()},
-        job={"export": "uniform", "how": model.how},
-        skip_files=lambda name: name.endswith("_gqakit.py"),
+        WriteJob(
+            replaced=replaced,
+            config=model.config,
+            decides={"export": "uniform", "how": model.how},
+            extra_files={"README.md": card.encode()},
+            skip_files=lambda name: name.endswith("_gqakit.py"),
+        ),
         overwrite=overwrite,
         progress=advance,
     )
