@@ -1,8 +1,9 @@
-"""The work directory: one run at a time, never half a state, nothing of another run."""
+"""The work directory: never half a state, nothing of another run."""
 
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,14 @@ def test_tensors_come_back(tmp_path: Path) -> None:
     for name, tensor in tensors.items():
         assert loaded[name].dtype == tensor.dtype
         assert torch.equal(loaded[name], tensor)
+
+
+def saved(store: Store, step: int) -> Progress:
+    progress = Progress(step=step).evaluated({"loss": 1.0 / (step + 1)})
+    weights = {"w": torch.full((1000,), float(step))}
+    store.save_best(step, weights)
+    store.save_state(progress, weights, {"w|exp_avg": torch.ones(1000)})
+    return progress
 
 
 def test_only_the_last_state_and_the_best_stay(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,13 @@ def output_errors(path: Path) -> Iterator[None]:
             f"{path}: cannot be written ({error.strerror or error}). "
             "Check free space and rights, or choose another output."
         ) from error
+
+
+def regular(path: Path) -> Path:
+    """The path itself. Raises OSError if it is a device, a pipe or a socket: reading one may never end."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    return path
 
 
 @contextmanager

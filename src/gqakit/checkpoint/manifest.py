@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from gqakit import __version__
 from gqakit.errors import OutputError
 
-from .atomic import output_errors, write_bytes
+from .atomic import output_errors, regular, write_bytes
 from .jsonio import canonical, pretty
 
 MANIFEST_NAME = ".gqakit-convert.json"
@@ -98,7 +98,7 @@ def read_manifest(out: Path) -> Manifest | None:
     path = out / MANIFEST_NAME
     with output_errors(path):
         try:
-            data = path.read_bytes()
+            data = regular(path).read_bytes()
         except FileNotFoundError:
             return None
     try:

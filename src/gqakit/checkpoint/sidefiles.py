@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from gqakit.errors import CheckpointError
 
 from .atomic import PARTIAL, atomic_file, output_errors
-from .jsonio import parse_object, read_bytes
+from .jsonio import POINTER_BYTES, check_no_pointer, parse_object, read_bytes
 
 TEMPLATES_FOLDER = "additional_chat_templates"
 # Matched against the lower-case name.
@@ -69,6 +70,14 @@ def side_files(source_dir: Path) -> tuple[str, ...]:
     if folder.is_dir():
         chosen |= {f"{TEMPLATES_FOLDER}/{entry.name}" for entry in folder.glob("*.jinja") if entry.is_file()}
     return tuple(sorted(chosen))
+
+
+def check_side_files(source_dir: Path, names: Iterable[str]) -> None:
+    """Raises CheckpointError if a tokenizer's or another side file is a Git LFS pointer."""
+    for path in (source_dir / name for name in names if is_side_file(name)):
+        with suppress(OSError):  # who needs the file says what is wrong with it
+            if path.is_file() and path.stat().st_size < POINTER_BYTES:
+                check_no_pointer(path.read_bytes(), path)
 
 
 def copy_side_files(source_dir: Path, out_dir: Path, names: Iterable[str]) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from gqakit import __version__
 from gqakit.checkpoint import check_output, claimed_directory, copy_side_files, output_lock, side_files
 from gqakit.checkpoint.atomic import output_errors, sync_directory
-from gqakit.checkpoint.workspace import claimed, clear_claimed
+from gqakit.checkpoint.workspace import claimed, clear_claimed, owned
 from gqakit.errors import OutputError, UsageError, unknown_name
 from gqakit.exporters.gguf_file import gguf_bytes, write_gguf
 from gqakit.exporters.gguf_model import describe_gguf
@@ -167,14 +167,14 @@ def _onnx(model: str, out: Path, overwrite: bool, progress: Reporter) -> ExportR
                 f"{out}: is not empty. Choose another directory, or use --overwrite to replace an ONNX export in it."
             )
         names = side_files(source.checkpoint.path)
-        files = [ONNX_FILE + "*", *map(escape, names)]
+        files = [ONNX_FILE + "*", "*config.json", *map(escape, names)]
         with claimed_directory(out, ONNX_SUFFIX, files, keep=False) as partial:
             clear_claimed(partial)
             with progress("export", 1, "graphs") as advance:
                 write_onnx(source, partial)
                 advance(1)
             copy_side_files(source.checkpoint.path, partial, names)
-            _move(partial, out, names)
+            _move(partial, out)
     size = sum(path.stat().st_size for path in out.glob(ONNX_FILE + "*"))
     arrangements = None
     notes = (
@@ -183,14 +183,13 @@ def _onnx(model: str, out: Path, overwrite: bool, progress: Reporter) -> ExportR
     return _result("onnx", out, source.spec.model_type, "", source, arrangements, size, notes)
 
 
-def _move(partial: Path, out: Path, names: Sequence[str]) -> None:
+def _move(partial: Path, out: Path) -> None:
     """Put an ONNX export where it belongs; only files of the export before it are replaced, and `model.onnx` comes last."""
     with output_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         for old in (ONNX_FILE, ONNX_FILE + ".data"):  # the graph before its data
             (out / old).unlink(missing_ok=True)
-        made = sorted((path.name for path in partial.glob(ONNX_FILE + "*")), reverse=True)
-        for name in (*names, *made):
+        for name in sorted(owned(partial), key=lambda name: (name == ONNX_FILE, name)):
             (out / name).parent.mkdir(parents=True, exist_ok=True)
             os.replace(partial / name, out / name)
     sync_directory(out)
