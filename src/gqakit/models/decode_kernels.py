@@ -121,7 +121,7 @@ def _run(
     flat = bits.as_strided((states.untyped_storage().nbytes() // states.itemsize,), (1,), 0).numpy()
     piece = PIECE if threads > 1 else positions
     batch_step, head_step, step, _ = states.stride()
-    cache = Cache(flat, states.storage_offset(), batch_step, head_step, step, batch, positions, piece)
+    cache = Cache(flat, int(states.storage_offset()), batch_step, head_step, step, batch, positions, piece)
     groups = _rows_of_head(tuple(head_of_query), given.shape[2])
     calls = [
         (
