@@ -25,7 +25,8 @@ import xllamacpp as _xllamacpp
 
 from common import Table, environment
 from gqakit.exporters.export import export
-from gqakit.models.inspection import open_model
+from gqakit.exporters.options import ExportOptions
+from gqakit.models.source import Source
 from zoo import SMOLLM2, fetch
 
 xllamacpp: Any = _xllamacpp  # compiled, without types
@@ -54,7 +55,7 @@ def main() -> None:
         files: dict[Path, Path] = {}
         for path in paths:
             files[path] = Path(scratch) / f"{path.name}.gguf"
-            export(str(path), files[path], to="gguf", dtype=options.dtype)
+            export(path, files[path], ExportOptions(to="gguf", dtype=options.dtype))
         for context in options.context:
             _measure(table, files, context, options.rounds, options.tokens)
 
@@ -82,7 +83,7 @@ def _measure(table: Table, files: dict[Path, Path], context: int, rounds: int, t
                 times[path].append((time.process_time() - start) / tokens)
     first = next(iter(times.values()))
     for path, each in times.items():
-        _, spec = open_model(str(path))
+        spec = Source.open(path).spec
         size = 2 * sum(spec.key_heads + spec.value_heads) * spec.head_dim * context
         ratio = statistics.median(a / b for a, b in zip(first, each, strict=True))
         median = statistics.median(each)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -142,13 +143,26 @@ def test_numbers_and_tokenizer(model: Models) -> None:
     assert "assistant" in fields["tokenizer.chat_template"]
 
 
-@pytest.mark.parametrize("dtype", ["f16", "bf16", "Q8_0", "Q4_0"])
+def test_base_model_and_licence_are_told(grouped: Models, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(grouped(), tmp_path / "some-grouped"))
+    (source / "README.md").write_text("---\nbase_model: Some-Org/some-1B-chat\nlicense: mit\n---\n")
+    succeeds("export", source, "--to", "gguf", "-o", "x.gguf")
+    fields, _ = read("x.gguf")
+    assert fields["general.name"] == "some-grouped"
+    assert fields["general.license"] == "mit"
+    assert fields["general.base_model.count"] == 1
+    assert fields["general.base_model.0.name"] == "Some 1B Chat"
+    assert fields["general.base_model.0.organization"] == "Some Org"
+    assert fields["general.base_model.0.repo_url"] == "https://huggingface.co/Some-Org/some-1B-chat"
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bf16", "Q8_0", "Q4_0"])
 def test_other_element_types(grouped: Models, dtype: str) -> None:
-    option = "--quantise" if dtype.startswith("Q") else "--dtype"
+    option = {"Q8_0": "--quantise", "Q4_0": "--quantize"}.get(dtype, "--dtype")
     source = grouped("mistral", intermediate_size=64)
     succeeds("export", source, "--to", "gguf", option, dtype, "-o", "x.gguf")
     _, tensors = read("x.gguf")
-    tolerance = {"f16": 1e-3, "bf16": 8e-3, "Q8_0": 2e-2, "Q4_0": 0.25}[dtype]
+    tolerance = {"float16": 1e-3, "bf16": 8e-3, "Q8_0": 2e-2, "Q4_0": 0.25}[dtype]
     for name, was in {
         "blk.0.ffn_up.weight": "mlp.up_proj",
         "blk.0.attn_norm.weight": "input_layernorm",
@@ -228,16 +242,16 @@ def test_the_tool_makes_k_quants(grouped: Models, tool: Path) -> None:
 
 def test_what_cannot_be(grouped: Models, copy: Models, monkeypatch: pytest.MonkeyPatch) -> None:
     to = ("--to", "gguf", "-o", "x.gguf")
-    refused(4, "export", grouped("qwen3"), *to, says=("qwen3", "--to uniform", "--format uniform"))
+    refused(4, "export", grouped("qwen3"), *to, says=("qwen3", "uniform", "convert"))
     refused(2, "export", grouped(), "--to", "ggml", "-o", "x", says=("Did you mean", "gguf"))
     refused(2, "export", grouped(), *to, "--dtype", "f8", says=("f16",))
     refused(2, "export", grouped(), *to, "--quantise", "Q9", says=("Q8_0",))
     refused(2, "export", grouped(), *to, "--quantise", "Q8_0", "--dtype", "f16", says=("contradict",))
-    refused(2, "export", grouped(), *to, "--how", "pad", says=("--how",))
+    refused(2, "export", grouped(), *to, "--how", "pad", says=("how",))
     refused(10, "export", grouped(), *to, "--quantise", "Q4_K_M", says=("llama-quantize", "Q8_0"))
     refused(3, "export", "nowhere", *to, says=("nowhere",))
     Path("x.gguf").write_text("mine")
-    refused(7, "export", grouped(), *to, says=("exists", "--overwrite"))
+    refused(7, "export", grouped(), *to, says=("exists", "overwrite"))
     succeeds("export", grouped(), *to, "--overwrite")
     Path("folder").mkdir()
     refused(7, "export", grouped(), "--to", "gguf", "-o", "folder", says=("directory",))

@@ -11,7 +11,7 @@ from command import succeeds
 from tiny_models import build, prompt_ids
 
 import gqakit
-from gqakit.exporters.source import Source
+from gqakit.exporters.source import ExportSource
 from gqakit.models.head_layout import pad_layer
 
 pytest.importorskip("xllamacpp")
@@ -34,7 +34,7 @@ def check(source: Path) -> None:
         for index, value in logprobs.items():
             assert value == pytest.approx(expected[index].item(), abs=1e-4)
         known.append(token)
-    opened = Source.open(str(source))
+    opened = ExportSource.open(str(source))
     heads = sum(pad_layer(layer).num_kv_heads for layer in opened.heads)
     planned = 2 * heads * opened.spec.head_dim * 2 * CONTEXT / 2**20
     flash = run(Path("x.gguf"), ids, 8)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from command import refused, succeeds
+from huggingface_hub import ModelCard
 from tiny_models import all_tensors, edit_json, logits
 from transformers import AutoModelForCausalLM
 
@@ -19,7 +21,7 @@ Models = Callable[..., Path]
 @pytest.mark.parametrize("how", ["pad", "equalise"])
 def test_the_model_computes_the_same(grouped: Models, family: str, how: str) -> None:
     source = grouped(family)
-    succeeds("export", source, "--to", "uniform", "--how", how, "-o", "out")
+    succeeds("export", source, "--to", "uniform", "--how", how, "--allow-full-cache", "-o", "out")
     assert not list(Path("out").glob("*.py"))
     AutoModelForCausalLM.from_pretrained("out")  # a stock class, or the next line would be the grouped one's
     config = json.loads(Path("out/config.json").read_text())
@@ -57,15 +59,83 @@ def test_a_llama_whose_heads_do_not_divide_its_width_becomes_a_mistral(grouped: 
 
 def test_keys_and_values_apart_become_the_common_refinement(grouped: Models) -> None:
     source = grouped("llama", "apart")
-    ran = succeeds("export", source, "--to", "uniform", "--how", "equalise", "-o", "out").out
+    ran = succeeds(
+        "export", source, "--to", "uniform", "--how", "equalise", "--allow-full-cache", "-o", "out"
+    ).out
     assert "common refinement" in ran
     torch.testing.assert_close(logits(Path("out")), logits(source), rtol=0, atol=2e-5)
 
 
+def test_giving_back_all_that_was_saved_is_refused(grouped: Models, tmp_path: Path) -> None:
+    # Nine KV heads of eight channels in each of four layers, in float32: 2 * 9 * 8 * 4 * 4 bytes.
+    to = ("--to", "uniform", "-o", "out")
+    says = ("9 KV heads", "2,304 bytes", "base model had 9", "caches 704", "gguf", "allow")
+    said = refused(2, "export", grouped(), *to, "--how", "equalise", says=says)
+    assert "leave out" in said
+    ran = json.loads(
+        succeeds("export", grouped(), *to, "--json").out
+    )  # five heads of nine still save something
+    assert ran["kv_bytes_per_token"] < 2304
+    source = Path(shutil.copytree(grouped(), tmp_path / "planless"))
+    (source / "gqakit-plan.json").unlink()
+    refused(
+        2, "export", source, *to, "--how", "equalise", "--overwrite", says=("9 query heads are the most",)
+    )
+    plan = json.loads((grouped() / "gqakit-plan.json").read_text())
+    plan["source"]["num_kv_heads"] = 5  # as if the base model had shared its nine query heads' keys already
+    for layer in plan["layers"]:
+        layer["key"] = layer["value"] = list(range(5))
+    (source / "gqakit-plan.json").write_text(json.dumps(plan))
+    said = refused(
+        2, "export", source, *to, "--overwrite", says=("5 KV heads", "base model had 5", "1,280 bytes")
+    )
+    assert "leave out" not in said
+    succeeds("export", source, *to, "--overwrite", "--allow-full-cache")
+
+
+CARD = """---
+base_model: {base}
+license: other
+license_name: some-licence
+---
+# A card
+"""
+
+
+@pytest.mark.parametrize(
+    ("card", "planned", "base"),
+    [
+        (CARD.format(base="org/name"), "name", "org/name"),
+        (CARD.format(base="name"), "org/name", "org/name"),
+        (CARD.format(base="[org/one, org/two]"), "name", ["org/one", "org/two"]),
+        (None, "name", "name"),
+        ("---\nlicense: [\n---\n", "name", "name"),
+    ],
+)
+def test_the_card_keeps_base_model_and_licence(
+    grouped: Models, tmp_path: Path, card: str | None, planned: str, base: str | list[str]
+) -> None:
+    source = Path(shutil.copytree(grouped(), tmp_path / "source"))
+    (source / "README.md").unlink()
+    if card is not None:
+        (source / "README.md").write_text(card)
+    plan = json.loads((source / "gqakit-plan.json").read_text())
+    plan["source"]["name"] = planned
+    (source / "gqakit-plan.json").write_text(json.dumps(plan))
+    succeeds("export", source, "--to", "uniform", "-o", "out", "-q")
+    made = ModelCard.load(Path("out/README.md"))
+    assert made.data["base_model"] == base
+    known = card is not None and "some-licence" in card
+    assert (made.data["license"], made.data["license_name"]) == (
+        ("other", "some-licence") if known else (None, None)
+    )
+    assert "# source, uniform" in made.text
+
+
 def test_what_cannot_be(grouped: Models, model: Models) -> None:
     refused(2, "export", model(), "--to", "uniform", "-o", "out", says=("already",))
-    refused(2, "export", grouped(), "--to", "uniform", "--how", "so", "-o", "out", says=("equalise", "pad"))
-    refused(2, "export", grouped(), "--to", "uniform", "--dtype", "f16", "-o", "out", says=("--dtype",))
+    wrong = ("--how", "so", "--dtype", "f16")
+    refused(2, "export", grouped(), "--to", "uniform", *wrong, "-o", "out", says=("equalise", "pad", "dtype"))
     Path("there").mkdir()
     Path("there/config.json").write_text("{}")
     refused(7, "export", grouped(), "--to", "uniform", "-o", "there", says=("not empty", "--overwrite"))
@@ -73,11 +143,10 @@ def test_what_cannot_be(grouped: Models, model: Models) -> None:
 
 
 def test_a_biased_llama_is_equalised_where_it_cannot_be_a_mistral(grouped: Models, tmp_path: Path) -> None:
-    import shutil
-
     source = Path(shutil.copytree(grouped("llama", "same_count", attention_bias=True), tmp_path / "biased"))
     refused(4, "export", source, "--to", "uniform", "--how", "pad", "-o", "out", says=("attention_bias",))
-    ran = json.loads(succeeds("export", source, "--to", "uniform", "-o", "out", "--json").out)
+    full = ("--allow-full-cache", "-o", "out", "--json")
+    ran = json.loads(succeeds("export", source, "--to", "uniform", *full).out)
     assert (ran["kind"], ran["how"]) == ("llama", "equalise")
     edit_json(source / "config.json", gqakit={"format_version": 9, "layers": []})
     refused(4, "export", source, "--to", "uniform", "-o", "out2", says=("gqakit",))

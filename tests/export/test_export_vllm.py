@@ -15,9 +15,8 @@ import torch
 from tiny_models import all_tensors
 from transformers import AutoConfig
 
-from gqakit.exporters.source import Source
+from gqakit.exporters.source import ExportSource
 from gqakit.models.head_layout import pad_layer
-from gqakit.models.layers import tensors_of_layer
 from gqakit.models.vllm.plugin import register
 
 Models = Callable[..., Path]
@@ -73,17 +72,13 @@ def test_weights_and_heads_are_padded(grouped: Models, registered: dict[str, str
     made = getattr(importlib.import_module(module), name)(vllm_config=vllm_config)
     tensors = all_tensors(path)
     made.load_weights(tensors.items())
-    source = Source.open(str(path))
-    for index, heads in enumerate(source.heads):
-        arrangement = pad_layer(heads)
-        own = made.layers[index].config
-        assert (own.num_attention_heads, own.num_key_value_heads) == (
-            arrangement.num_heads,
-            arrangement.num_kv_heads,
-        )
+    source = ExportSource.open(str(path))
+    arrangements = [pad_layer(heads) for heads in source.heads]
+    for layer, arrangement in zip(made.layers, arrangements, strict=True):
+        own = layer.config
+        assert own.num_attention_heads == arrangement.num_heads
+        assert own.num_key_value_heads == arrangement.num_kv_heads
         assert own.head_dim == 8
-        for tensor, expected in tensors_of_layer(
-            source.spec, index, source.layer(index, arrangement)
-        ).items():
-            torch.testing.assert_close(made.loaded[tensor], expected, rtol=0, atol=0)
+    for name, expected in source.rearranged(arrangements).items():
+        torch.testing.assert_close(made.loaded[name], expected.produce(), rtol=0, atol=0)
     assert torch.equal(made.loaded["lm_head.weight"], tensors["lm_head.weight"])

@@ -12,8 +12,9 @@ from tiny_models import edit_json
 from tokenizers import Tokenizer, decoders, models, normalizers, trainers
 
 from gqakit.checkpoint import Checkpoint
-from gqakit.exporters.gguf_vocab import BYTE, PRE_OF_REGEX, read_vocab
+from gqakit.exporters.gguf_vocab import PRE_OF_REGEX, read_vocab
 
+gguf = pytest.importorskip("gguf")
 Models = Callable[..., Path]
 
 
@@ -40,7 +41,7 @@ def test_known_splits_are_recognised(copy: Models) -> None:
 def test_an_unknown_split_is_refused_unless_named(copy: Models) -> None:
     source = copy("llama", kv_heads=4)
     with_pre(source, [{"type": "Punctuation", "behavior": "Isolated"}, byte_level(True)])
-    refused(2, "export", source, "--to", "gguf", "-o", "x.gguf", says=("Punctuation", "--tokenizer-pre"))
+    refused(2, "export", source, "--to", "gguf", "-o", "x.gguf", says=("Punctuation", "tokenizer"))
     ran = succeeds("export", source, "--to", "gguf", "-o", "x.gguf", "--tokenizer-pre", "default")
     assert "tokenizer.ggml.pre is default\n" in ran.out
 
@@ -62,13 +63,20 @@ def test_other_tokenizers_are_refused(copy: Models) -> None:
 def test_two_ends_of_text_are_both_told(copy: Models) -> None:
     source = copy("llama", kv_heads=4)
     edit_json(source / "generation_config.json", eos_token_id=[2, 9])
-    assert read_vocab(Checkpoint.open(source)).special_ids == {
-        "bos": 1,
-        "eos": 2,
-        "unk": 0,
-        "pad": 0,
-        "eot": 9,
-    }
+    special = read_vocab(Checkpoint.open(source)).special
+    assert special.special_token_ids == {"bos": 1, "eos": 2, "unk": 0, "pad": 0, "eot": 9}
+
+
+def test_an_id_of_minus_one_is_none(copy: Models) -> None:
+    source = copy("llama", kv_heads=4)
+    edit_json(source / "config.json", pad_token_id=-1)
+    assert "pad" not in read_vocab(Checkpoint.open(source)).special.special_token_ids
+
+
+def test_bos_given_as_an_object_is_found(copy: Models) -> None:
+    source = copy("llama", kv_heads=4)
+    edit_json(source / "tokenizer_config.json", bos_token={"content": "<s>"}, add_bos_token=None)
+    assert read_vocab(Checkpoint.open(source)).special.add_special_token == {"bos": True, "eos": False}
 
 
 def sentencepiece_like(source: Path) -> Tokenizer:
@@ -94,8 +102,10 @@ def test_byte_fallback_is_sentencepiece(copy: Models) -> None:
     source = copy("llama", kv_heads=4, vocab_size=300)
     sentencepiece_like(source)
     vocab = read_vocab(Checkpoint.open(source))
-    assert (vocab.model, vocab.pre, vocab.space_prefix, vocab.add_bos) == ("llama", None, True, False)
-    assert vocab.types[3:259] == (BYTE,) * 256
+    assert (vocab.model, vocab.pre, vocab.space_prefix) == ("llama", None, True)
+    assert vocab.special.add_special_token["bos"] is False
+    assert vocab.types[0] == gguf.TokenType.UNKNOWN
+    assert vocab.types[3:259] == [gguf.TokenType.BYTE] * 256
     refused(
         2, "export", source, "--to", "gguf", "-o", "x.gguf", "--tokenizer-pre", "x", says=("byte fallback",)
     )

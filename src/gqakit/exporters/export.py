@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gqakit import __version__
 from gqakit.checkpoint import check_output, copy_side_files
 from gqakit.checkpoint.atomic import PARTIAL, output_errors, sync_directory
-from gqakit.errors import OutputError, UsageError, unknown_name
-from gqakit.exporters.gguf_file import gguf_bytes, write_gguf
+from gqakit.errors import OutputError
+from gqakit.exporters.gguf_file import check_gguf, find_tool, gguf_bytes, odd_rows, run_tool, write_gguf
 from gqakit.exporters.gguf_model import describe_gguf
-from gqakit.exporters.gguf_tool import odd_rows, run_tool
-from gqakit.exporters.gguf_types import BUILT_IN, DTYPES, check_types, load_gguf
 from gqakit.exporters.gguf_vocab import read_vocab
 from gqakit.exporters.onnx_graph import FILE as ONNX_FILE
 from gqakit.exporters.onnx_graph import load_exporter, write_onnx
-from gqakit.exporters.source import Source
-from gqakit.exporters.uniform import describe_uniform, write_uniform
+from gqakit.exporters.options import BUILT_IN, DTYPES, ExportOptions
+from gqakit.exporters.source import ExportSource
+from gqakit.exporters.uniform import check_saving, describe_uniform, write_uniform
 from gqakit.models.head_layout import Arrangement
+from gqakit.options import takes
 from gqakit.progress import Reporter, silent
-
-TARGETS = ("gguf", "uniform", "onnx")
 
 
 @dataclass(frozen=True)
@@ -57,107 +56,85 @@ class ExportResult:
     notes: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class _Written:
+    """What one target's writer has to say; see `ExportResult`. `arrangements` is None for the heads as they are."""
+
+    source: ExportSource
+    kind: str
+    nbytes: int
+    arrangements: Sequence[Arrangement] | None = None
+    how: str = ""
+    notes: tuple[str, ...] = ()
+
+
+@takes(ExportOptions)
 def export(
-    model: str,
-    out: Path,
-    *,
-    to: str,
-    how: str | None = None,
-    dtype: str | None = None,
-    quantise: str | None = None,
-    tokenizer_pre: str | None = None,
-    overwrite: bool = False,
-    progress: Reporter = silent,
+    model: str | Path, out: str | Path, options: ExportOptions, progress: Reporter = silent
 ) -> ExportResult:
     """Write a checkpoint, grouped or stock, for an engine that cannot read it as it is.
 
     Args:
         model: directory or hub name.
         out: a file for GGUF, a directory otherwise.
-        to: "gguf", "uniform" or "onnx".
-        how: for uniform, see `gqakit.exporters.uniform.describe_uniform`.
-        dtype: for GGUF: f32, f16 or bf16; None is the checkpoint's own.
-        quantise: for GGUF, such as Q8_0, or Q4_K_M with llama.cpp's tool.
-        tokenizer_pre: for GGUF, llama.cpp's name of how text is split before BPE, where it is not recognised.
-        overwrite: replace what is at `out`.
-        progress: see the package.
+        options: see `ExportOptions`; also as keywords.
+        progress: True, False or a `gqakit.progress.Reporter`.
 
     Raises:
-        UsageError, CheckpointError, FamilyError, OutputError, MissingDependencyError.
+        UsageError: also for a uniform checkpoint that would give back all that grouping saved.
+        CheckpointError, FamilyError, PlanError, OutputError, MissingDependencyError.
     """
-    if to not in TARGETS:
-        raise unknown_name("target", to, TARGETS)
-    given = {"--how": how, "--dtype": dtype, "--quantise": quantise, "--tokenizer-pre": tokenizer_pre}
-    fitting = {"gguf": {"--dtype", "--quantise", "--tokenizer-pre"}, "uniform": {"--how"}, "onnx": set()}[to]
-    if misplaced := [name for name, value in given.items() if value is not None and name not in fitting]:
-        raise UsageError(f"{', '.join(misplaced)} does not go with --to {to}")
-    if to == "gguf":
-        return _gguf(model, out, dtype, quantise, tokenizer_pre, overwrite, progress)
-    if to == "uniform":
-        return _uniform(model, out, how or "auto", overwrite, progress)
-    return _onnx(model, out, overwrite, progress)
+    write = {"gguf": _gguf, "uniform": _uniform, "onnx": _onnx}[options.to]
+    return _result(options.to, Path(out), write(str(model), Path(out), options, progress))
 
 
-def _gguf(
-    model: str,
-    out: Path,
-    dtype: str | None,
-    quantise: str | None,
-    pre: str | None,
-    overwrite: bool,
-    progress: Reporter,
-) -> ExportResult:
-    tool = check_types(dtype, quantise)
-    load_gguf()
-    source = Source.open(model)
+def _gguf(model: str, out: Path, options: ExportOptions, progress: Reporter) -> _Written:
+    check_gguf()
+    tool = find_tool(options.quantise)
+    source = ExportSource.open(model)
     described = describe_gguf(source)
-    vocab = read_vocab(source.checkpoint, pre)
-    _check_file(source, out, overwrite)
-    stored = source.checkpoint.info(source.spec.tensor(0, "key")).dtype
-    wanted = dtype or DTYPES.get(stored, "f32")
-    wanted = quantise if quantise in BUILT_IN else wanted
-    plain = out if tool is None else out.with_name(out.name + ".plain.gguf")
-    name = source.checkpoint.path.resolve().name
-    try:
-        with progress("export", gguf_bytes(described, wanted), "bytes") as advance:
-            write_gguf(plain, name, described, vocab, wanted, advance)
-        if tool is not None and quantise is not None:
-            with progress(f"quantise to {quantise}", 1, "files") as advance:
-                run_tool(tool, plain, out, quantise)
-                advance(1)
-    finally:
-        if tool is not None:
-            plain.unlink(missing_ok=True)
+    vocab = read_vocab(source.checkpoint, options.tokenizer_pre)
+    _check_file(source, out, options.overwrite)
+    stored = source.checkpoint.info(source.spec.tensor(0, "key")).dtype.lower()  # such as BF16
+    wanted = DTYPES.get(options.dtype or stored, "f32")
+    if options.quantise in BUILT_IN:
+        wanted = options.quantise
     notes = (*_refined(source), *described.notes, *_cache_notes(source, described.arrangements))
-    if tool is not None and quantise is not None:
-        notes += odd_rows({t.shape[-1] for t in described.tensors if len(t.shape) > 1}, quantise)
+    with output_errors(out), tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
+        plain = out if tool is None else Path(scratch) / "plain.gguf"
+        with progress("export", gguf_bytes(described, wanted), "bytes") as advance:
+            write_gguf(plain, described, vocab, wanted, advance)
+        if tool is not None and options.quantise is not None:
+            notes += odd_rows(described, options.quantise)
+            with progress(f"quantise to {options.quantise}", 1, "files") as advance:
+                run_tool(tool, plain, out, options.quantise)
+                advance(1)
     if vocab.pre is not None:
-        notes += (f"tokenizer.ggml.pre is {vocab.pre}" + ("" if pre else ", as tokenizer.json says"),)
-    return _result(
-        "gguf", out, described.architecture, "", source, described.arrangements, out.stat().st_size, notes
-    )
+        by = "" if options.tokenizer_pre else ", as tokenizer.json says"
+        notes += (f"tokenizer.ggml.pre is {vocab.pre}{by}",)
+    return _Written(source, described.architecture, out.stat().st_size, described.arrangements, notes=notes)
 
 
-def _uniform(model: str, out: Path, how: str, overwrite: bool, progress: Reporter) -> ExportResult:
-    source = Source.open(model)
-    described = describe_uniform(source, how)
-    check_output(source.checkpoint, out, overwrite)
+def _uniform(model: str, out: Path, options: ExportOptions, progress: Reporter) -> _Written:
+    source = ExportSource.open(model)
+    described = describe_uniform(source, options.how or "auto")
+    if not options.allow_full_cache:
+        check_saving(source, described)
+    check_output(source.checkpoint, out, options.overwrite)
     with progress("export", source.checkpoint.nbytes, "bytes") as advance:
-        written = write_uniform(
-            source, described, out, _card(source, described.how), overwrite=overwrite, advance=advance
-        )
+        written = write_uniform(source, described, out, overwrite=options.overwrite, advance=advance)
     notes = (*_refined(source), *described.notes)
     kind = described.config["model_type"]
-    return _result("uniform", out, kind, described.how, source, described.arrangements, written.nbytes, notes)
+    return _Written(source, kind, written.nbytes, described.arrangements, described.how, notes)
 
 
-def _onnx(model: str, out: Path, overwrite: bool, progress: Reporter) -> ExportResult:
+def _onnx(model: str, out: Path, options: ExportOptions, progress: Reporter) -> _Written:
     load_exporter()
-    source = Source.open(model)
+    source = ExportSource.open(model)
     check_output(source.checkpoint, out, overwrite=True)  # apart from the source, and no file
-    if out.exists() and any(out.iterdir()) and not (overwrite and (out / ONNX_FILE).is_file()):
+    if out.exists() and any(out.iterdir()) and not (options.overwrite and (out / ONNX_FILE).is_file()):
         raise OutputError(
-            f"{out}: is not empty. Choose another directory, or use --overwrite to replace an ONNX export in it."
+            f"{out}: is not empty. Choose another directory, or use `overwrite=True` to replace an ONNX export in it."
         )
     partial = out.with_name(out.name + PARTIAL)
     shutil.rmtree(partial, ignore_errors=True)
@@ -176,35 +153,34 @@ def _onnx(model: str, out: Path, overwrite: bool, progress: Reporter) -> ExportR
         shutil.rmtree(partial, ignore_errors=True)
     sync_directory(out.resolve().parent)
     size = sum(path.stat().st_size for path in out.glob(ONNX_FILE + "*"))
-    arrangements = None
-    notes = (
-        "one forward pass (prefill) in float32: input_ids and attention_mask in, logits out; it has no cache",
+    note = (
+        "one forward pass (prefill) in float32: input_ids and attention_mask in, logits out; it has no cache"
     )
-    return _result("onnx", out, source.spec.model_type, "", source, arrangements, size, notes)
+    return _Written(source, source.spec.model_type, size, notes=(note,))
 
 
-def _check_file(source: Source, out: Path, overwrite: bool) -> None:
+def _check_file(source: ExportSource, out: Path, overwrite: bool) -> None:
     folder = out.absolute().parent
     if source.checkpoint.path.resolve() in (folder.resolve(), *folder.resolve().parents):
         raise OutputError(f"{out}: lies inside the source, which is never written to. Choose another place.")
     if out.is_dir():
         raise OutputError(f"{out}: is a directory, expected a file name such as {out / 'model.gguf'}.")
     if out.exists() and not overwrite:
-        raise OutputError(f"{out}: exists. Choose another name, or use --overwrite to replace it.")
+        raise OutputError(f"{out}: exists. Choose another name, or use `overwrite=True` to replace it.")
     with output_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
 
 
-def _refined(source: Source) -> tuple[str, ...]:
+def _refined(source: ExportSource) -> tuple[str, ...]:
     if source.is_shared:
         return ()
     return (
         "keys and values are grouped apart; the engine keeps them together, so each layer has the KV heads of the common "
-        "refinement of its two maps. Plan with --kv-maps shared for a smaller cache there",
+        "refinement of its two maps. Plan with `kv_maps=shared` for a smaller cache there",
     )
 
 
-def _cache_notes(source: Source, arrangements: list[Arrangement]) -> tuple[str, ...]:
+def _cache_notes(source: ExportSource, arrangements: list[Arrangement]) -> tuple[str, ...]:
     heads = sum(arrangement.num_kv_heads for arrangement in arrangements)
     notes = [
         f"llama.cpp keeps the cache in f16 by default: {2 * heads * source.spec.head_dim * 2:,} bytes per token"
@@ -216,57 +192,27 @@ def _cache_notes(source: Source, arrangements: list[Arrangement]) -> tuple[str, 
     return tuple(notes)
 
 
-def _result(
-    target: str,
-    out: Path,
-    kind: str,
-    how: str,
-    source: Source,
-    arrangements: Sequence[Arrangement] | None,
-    nbytes: int,
-    notes: tuple[str, ...],
-) -> ExportResult:
-    spec = source.spec
-    before = sum(_count(info.shape) for info in source.checkpoint.tensors.values())
-    if arrangements is None:
-        heads, kv_heads, cache, extra = (spec.num_heads,) * spec.num_layers, spec.key_heads, spec.cache, 0
-    else:
-        heads = tuple(arrangement.num_heads for arrangement in arrangements)
-        kv_heads = tuple(arrangement.num_kv_heads for arrangement in arrangements)
-        cache = source.cache(list(arrangements))
-        rows = sum(2 * (n - spec.num_heads) for n in heads)
+def _result(target: str, out: Path, written: _Written) -> ExportResult:
+    spec = written.source.spec
+    before = sum(math.prod(info.shape) for info in written.source.checkpoint.tensors.values())
+    heads, kv_heads, cache, rows = (spec.num_heads,) * spec.num_layers, spec.key_heads, spec.cache, 0
+    if written.arrangements is not None:
+        heads = tuple(arrangement.num_heads for arrangement in written.arrangements)
+        kv_heads = tuple(arrangement.num_kv_heads for arrangement in written.arrangements)
+        cache = written.source.cache(list(written.arrangements))
+        rows = sum(2 * (n - spec.num_heads) for n in heads)  # of q and o
         rows += sum(2 * n - k - v for n, k, v in zip(kv_heads, spec.key_heads, spec.value_heads, strict=True))
-        extra = rows * spec.head_dim * spec.hidden_size
     return ExportResult(
         target=target,
         out=out,
-        kind=kind,
-        how=how,
+        kind=written.kind,
+        how=written.how,
         query_heads=heads,
         kv_heads=kv_heads,
-        bytes_written=nbytes,
+        bytes_written=written.nbytes,
         parameters_before=before,
-        parameters=before + extra,
+        parameters=before + rows * spec.head_dim * spec.hidden_size,
         kv_bytes_per_token_before=spec.cache.bytes_per_token,
         kv_bytes_per_token=cache.bytes_per_token,
-        notes=notes,
-    )
-
-
-def _count(shape: Sequence[int]) -> int:
-    total = 1
-    for length in shape:
-        total *= length
-    return total
-
-
-def _card(source: Source, how: str) -> str:
-    name = source.checkpoint.path.resolve().name
-    done = {
-        "pad": "groups of query heads were padded with heads that nothing reads",
-        "equalise": "KV heads were written again until all groups had one size",
-    }[how]
-    return (
-        f"---\nbase_model: {name}\nlibrary_name: transformers\ntags: [gqakit, kv-cache]\n---\n\n# {name}, uniform\n\n"
-        f"Exported by gqakit {__version__} from the grouped checkpoint **{name}**; {done}. It computes the same.\n"
+        notes=written.notes,
     )

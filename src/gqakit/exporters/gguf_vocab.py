@@ -8,15 +8,18 @@ is SentencePiece as Llama 2 has it). How text is split before BPE is code inside
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gqakit.checkpoint import Checkpoint
+from gqakit.checkpoint.jsonio import parse_object, read_bytes
 from gqakit.errors import CheckpointError, UsageError
 
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # GGUF's token types
+if TYPE_CHECKING:
+    from gguf import GGUFWriter, SpecialVocab
 
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _TAIL = r"\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -33,20 +36,29 @@ PRE_OF_REGEX = {
 class Vocab:
     """What GGUF keeps of a tokenizer; ids are positions in `tokens`.
 
-    `model` is "gpt2" or "llama"; `pre` belongs to the first, `scores` and `space_prefix` to the second.
+    `model` is "gpt2" or "llama"; `pre` belongs to the first, `scores` and `space_prefix` to the second. `types` are
+    `gguf.TokenType`s; merges, the ids of special tokens and the chat template are in `special`.
     """
 
     model: str
     pre: str | None
-    tokens: tuple[str, ...]
-    types: tuple[int, ...]
-    merges: tuple[str, ...]
-    scores: tuple[float, ...]
+    tokens: list[str]
+    types: list[int]
+    scores: list[float]
     space_prefix: bool
-    special_ids: dict[str, int]
-    add_bos: bool
-    add_eos: bool
-    chat_template: str | None
+    special: SpecialVocab
+
+    def add_to(self, writer: GGUFWriter) -> None:
+        """Write `tokenizer.*`."""
+        writer.add_tokenizer_model(self.model)
+        writer.add_token_list(self.tokens)
+        writer.add_token_types(self.types)
+        if self.pre is not None:
+            writer.add_tokenizer_pre(self.pre)
+        if self.scores:
+            writer.add_token_scores(self.scores)
+            writer.add_add_space_prefix(self.space_prefix)
+        self.special.add_to_gguf(writer, quiet=True)
 
 
 def read_vocab(checkpoint: Checkpoint, pre: str | None = None) -> Vocab:
@@ -61,51 +73,45 @@ def read_vocab(checkpoint: Checkpoint, pre: str | None = None) -> Vocab:
             without one.
     """
     path = checkpoint.path / "tokenizer.json"
-    data = _read_json(path)
-    if data is None:
+    if not path.is_file():
         raise CheckpointError(
             f"{checkpoint.path}: GGUF holds the tokenizer, and there is no tokenizer.json here. Save it with "
             "AutoTokenizer.from_pretrained(…).save_pretrained(…) first."
         )
+    data = parse_object(read_bytes(path), str(path))
     model = data.get("model") or {}
     if model.get("type") != "BPE":
         raise CheckpointError(
             f"{path}: a tokenizer of type {model.get('type')!r}; GGUF is written for BPE tokenizers, byte-level or "
             "with byte fallback."
         )
-    size = int(checkpoint.config["vocab_size"])
-    tokens, types = _tokens(data, size, path)
-    merges = _merges(model)
-    settings = _read_json(checkpoint.path / "tokenizer_config.json") or {}
-    special = _special_ids(checkpoint, settings, tokens)
-    add_bos, add_eos = _added(path, settings, special)
-    common: dict[str, Any] = {
-        "tokens": tokens,
-        "special_ids": special,
-        "add_bos": add_bos,
-        "add_eos": add_eos,
-        "chat_template": _chat_template(checkpoint.path, settings),
-    }
-    if model.get("byte_fallback"):
-        if pre is not None:
-            raise UsageError(
-                f"--tokenizer-pre {pre}: the tokenizer has byte fallback, no split before BPE; leave it out"
-            )
-        spaced = _byte_types(tokens, types), _scores(tokens, merges)
-        return Vocab("llama", None, types=spaced[0], merges=(), scores=spaced[1],
-                     space_prefix=_prefixes_space(data), **common)  # fmt: skip
-    name = pre or _known_pre(data, path)
-    spelled = tuple(f"{left} {right}" for left, right in merges)
-    return Vocab("gpt2", name, types=types, merges=spelled, scores=(), space_prefix=False, **common)
+    fallback = bool(model.get("byte_fallback"))
+    if fallback and pre is not None:
+        raise UsageError(
+            f"`tokenizer_pre={pre}`: the tokenizer has byte fallback, no split before BPE; leave it out"
+        )
+    tokens, types = _tokens(data, int(checkpoint.config["vocab_size"]), path, fallback)
+    special = _special(checkpoint, len(tokens))
+    if not fallback:
+        return Vocab("gpt2", pre or _known_pre(data, path), tokens, types, [], False, special)
+    scores = _scores(tokens, special.merges)
+    special.merges, special.load_merges = [], False
+    return Vocab("llama", None, tokens, types, scores, _prefixes_space(data), special)
 
 
-def _tokens(data: dict[str, Any], size: int, path: Path) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Every row of the embedding: its text and GGUF's type; rows that no token has are unused."""
+def _tokens(data: dict[str, Any], size: int, path: Path, fallback: bool) -> tuple[list[str], list[int]]:
+    """Every row of the embedding: its text and GGUF's type; rows that no token has are unused.
+
+    gguf's own classes of vocabularies promise less: they load the tokenizer by transformers, know no unused rows, and
+    give every token the same score.
+    """
+    from gguf import TokenType
+
     tokens = [f"[PAD{index}]" for index in range(size)]
-    types = [UNUSED] * size
-    known = [(text, index, NORMAL) for text, index in data["model"]["vocab"].items()]
+    types: list[int] = [TokenType.UNUSED] * size
+    known = [(text, index, TokenType.NORMAL) for text, index in data["model"]["vocab"].items()]
     known += [
-        (entry["content"], entry["id"], CONTROL if entry.get("special") else USER_DEFINED)
+        (entry["content"], entry["id"], TokenType.CONTROL if entry.get("special") else TokenType.USER_DEFINED)
         for entry in data.get("added_tokens", [])
     ]
     for text, index, kind in known:
@@ -113,28 +119,20 @@ def _tokens(data: dict[str, Any], size: int, path: Path) -> tuple[tuple[str, ...
             raise CheckpointError(
                 f"{path}: token {text!r} has id {index}, the embedding has {size} rows (vocab_size)."
             )
+        if fallback and re.fullmatch("<0x[0-9A-F]{2}>", text):
+            kind = TokenType.BYTE
+        elif fallback and text == "<unk>":
+            kind = TokenType.UNKNOWN
         tokens[index], types[index] = text, kind
-    return tuple(tokens), tuple(types)
+    return tokens, types
 
 
-def _byte_types(tokens: Sequence[str], types: Sequence[int]) -> tuple[int, ...]:
-    names = {f"<0x{byte:02X}>" for byte in range(256)}
-    marked = [BYTE if token in names else kind for token, kind in zip(tokens, types, strict=True)]
-    return tuple(UNKNOWN if token == "<unk>" else kind for token, kind in zip(tokens, marked, strict=True))
-
-
-def _merges(model: dict[str, Any]) -> list[tuple[str, str]]:
-    pairs = [merge.split(" ", 1) if isinstance(merge, str) else merge for merge in model.get("merges", [])]
-    return [(left, right) for left, right in pairs]
-
-
-def _scores(tokens: Sequence[str], merges: Sequence[tuple[str, str]]) -> tuple[float, ...]:
+def _scores(tokens: Sequence[str], merges: Sequence[str]) -> list[float]:
     """SentencePiece merges the pair with the best score first: minus the rank of the merge that makes a token."""
     rank: dict[str, int] = {}
-    for index, (left, right) in enumerate(merges):
-        rank.setdefault(left + right, index)
-    last = len(merges)
-    return tuple(-float(rank.get(token, last)) for token in tokens)
+    for index, merge in enumerate(merges):
+        rank.setdefault(merge.replace(" ", "", 1), index)  # "left right"
+    return [-float(rank.get(token, len(merges))) for token in tokens]
 
 
 def _known_pre(data: dict[str, Any], path: Path) -> str:
@@ -153,7 +151,7 @@ def _known_pre(data: dict[str, Any], path: Path) -> str:
                 return PRE_OF_REGEX[regex]
     raise UsageError(
         f"{path}: how text is split before BPE ({', '.join(map(str, kinds))}) is none that gqakit knows llama.cpp's "
-        f"name of (known: gpt-2, smollm, {', '.join(PRE_OF_REGEX.values())}). Give the name with --tokenizer-pre; "
+        f"name of (known: gpt-2, smollm, {', '.join(PRE_OF_REGEX.values())}). Give the name as `tokenizer_pre`; "
         "with a wrong one text is cut into other tokens than the model was trained on."
     )
 
@@ -163,58 +161,42 @@ def _prefixes_space(data: dict[str, Any]) -> bool:
     return '"Prepend"' in text or '"prepend_scheme": "first"' in text or '"prepend_scheme": "always"' in text
 
 
-def _special_ids(checkpoint: Checkpoint, settings: dict[str, Any], tokens: Sequence[str]) -> dict[str, int]:
-    """Ids of bos, eos, unk and pad as the tokenizer names them, else as the configs do; and eot, where text ends in two
-    ways.
+def _special(checkpoint: Checkpoint, size: int) -> SpecialVocab:
+    """Merges, chat template, ids of bos, eos, unk and pad, and of eot where text ends in two ways.
+
+    What gguf's reader lacks is added: it knows neither generation_config.json nor several ends of text, and of the
+    template around a text it reads the words, where a token given as an object escapes it.
     """
-    index = {token: i for i, token in enumerate(tokens)}
-    generation = _read_json(checkpoint.path / "generation_config.json") or {}
-    found: dict[str, int] = {}
-    ends: list[int] = []
-    for name in ("bos", "eos", "unk", "pad"):
-        token = settings.get(f"{name}_token")
-        token = token.get("content") if isinstance(token, dict) else token
-        ids = [index[token]] if token in index else []
-        for config in (generation, checkpoint.config):
-            value = config.get(f"{name}_token_id")
-            ids += [i for i in (value if isinstance(value, list) else [value]) if isinstance(i, int)]
-        ids = [i for i in ids if 0 <= i < len(tokens)]
-        if ids:
-            found[name] = ids[0]
-        ends = ids if name == "eos" else ends
-    if others := [i for i in ends if i != found["eos"]]:
-        found["eot"] = others[0]
-    return found
-
-
-def _added(path: Path, settings: dict[str, Any], special: dict[str, int]) -> tuple[bool, bool]:
-    """Whether encoding a text puts bos before it and eos behind it: found by encoding one."""
+    from gguf import SpecialVocab
     from tokenizers import Tokenizer
 
-    ids = Tokenizer.from_file(str(path)).encode("a").ids
-    bos = bool(ids) and ids[0] == special.get("bos")
-    eos = len(ids) > 1 and ids[-1] == special.get("eos")
-    said = [settings.get("add_bos_token"), settings.get("add_eos_token")]
-    return (bos if said[0] is None else bool(said[0])), (eos if said[1] is None else bool(said[1]))
-
-
-def _chat_template(folder: Path, settings: dict[str, Any]) -> str | None:
-    file = folder / "chat_template.jinja"
-    if file.is_file():
-        return file.read_text(encoding="utf-8")
-    template = settings.get("chat_template")
-    if isinstance(template, list):  # several, by name
-        template = next((t.get("template") for t in template if t.get("name") == "default"), None)
-    return template
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
+    folder = checkpoint.path
+    # gguf refuses the id -1, which old configs have for "none".
+    kinds = [
+        kind
+        for kind in ("bos", "eos", "unk", "pad")
+        if not str(checkpoint.config.get(f"{kind}_token_id")).startswith("-")
+    ]
+    settings = _settings(folder / "tokenizer_config.json")
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read as JSON ({error}). Fetch it again.") from error
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path}: holds a JSON {type(data).__name__}, expected an object.")
-    return data
+        special = SpecialVocab(folder, load_merges=True, special_token_types=kinds, n_vocab=size)
+    except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
+        raise CheckpointError(f"{folder}: gguf cannot read the tokenizer's files ({error}).") from error
+    ids = special.special_token_ids
+    for config in (_settings(folder / "generation_config.json"), checkpoint.config):
+        for kind in kinds:
+            value = config.get(f"{kind}_token_id")
+            for index in value if isinstance(value, list) else [value]:
+                if isinstance(index, int) and 0 <= index < size:
+                    first = ids.setdefault(kind, index)
+                    if kind == "eos" and index != first:
+                        ids.setdefault("eot", index)
+    encoded = Tokenizer.from_file(str(folder / "tokenizer.json")).encode("a").ids
+    for kind, place in (("bos", 0), ("eos", -1)):
+        if not isinstance(settings.get(f"add_{kind}_token"), bool):
+            special.add_special_token[kind] = bool(encoded) and encoded[place] == ids.get(kind)
+    return special
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    return parse_object(read_bytes(path), str(path)) if path.is_file() else {}

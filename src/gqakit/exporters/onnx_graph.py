@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from gqakit.errors import FamilyError, GqakitError, MissingDependencyError
-from gqakit.exporters.source import Source
+from gqakit.exporters.source import ExportSource
 from gqakit.models.load import load
 
 FILE = "model.onnx"
@@ -43,7 +43,7 @@ def load_exporter() -> Any:
     return exporter_onnx
 
 
-def write_onnx(source: Source, out: Path) -> None:
+def write_onnx(source: ExportSource, out: Path) -> None:
     """Write the prefill graph, `input_ids` and `attention_mask` to `logits`, into an existing directory.
 
     The model is loaded whole, in float32. The graph has no cache: it is one forward pass.

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from gqakit.checkpoint import Replacement, WriteResult, write_checkpoint
-from gqakit.errors import FamilyError, UsageError, unknown_name
-from gqakit.exporters.source import Source
+from gqakit.checkpoint import WriteResult, write_checkpoint
+from gqakit.conversion.files import CARD_FILE
+from gqakit.errors import FamilyError, UsageError
+from gqakit.exporters.model_card import uniform_card
+from gqakit.exporters.source import ExportSource
 from gqakit.models.head_layout import Arrangement, equalise_model, pad_model
-from gqakit.models.layers import tensors_of_layer
 from gqakit.progress import Advance
 
-HOWS = ("auto", "pad", "equalise")
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 """Those for which the result is known to load and to compute the same."""
 
@@ -34,7 +30,7 @@ class UniformModel:
     notes: tuple[str, ...]
 
 
-def describe_uniform(source: Source, how: str = "auto") -> UniformModel:
+def describe_uniform(source: ExportSource, how: str = "auto") -> UniformModel:
     """How a grouped checkpoint becomes a stock one.
 
     Args:
@@ -43,10 +39,8 @@ def describe_uniform(source: Source, how: str = "auto") -> UniformModel:
             larger cache. "auto" is the smaller cache of those that the family can express, then the smaller weights.
 
     Raises:
-        UsageError: the checkpoint is not grouped, or `how` is not known. FamilyError: no family can express it.
+        UsageError: the checkpoint is not grouped. FamilyError: no family can express it.
     """
-    if how not in HOWS:
-        raise unknown_name("way", how, HOWS)
     if not source.spec.is_grouped:
         raise UsageError(
             f"{source.checkpoint.path} is an ordinary {source.family} checkpoint already; nothing to export"
@@ -54,15 +48,13 @@ def describe_uniform(source: Source, how: str = "auto") -> UniformModel:
     if source.family not in FAMILIES:
         raise FamilyError(
             f"{source.checkpoint.path}: uniform checkpoints are exported of {', '.join(FAMILIES)}; this is a grouped "
-            f"{source.family}. Convert its source with --format uniform, where `gqakit inspect` lists it."
+            f"{source.family}. Convert its source with `format=uniform`, where `gqakit inspect` lists it."
         )
     made: list[UniformModel] = []
     problems: list[str] = []
-    for name, arrangements in (
-        ("equalise", equalise_model(source.heads)),
-        ("pad", pad_model(source.heads)),
-    ):
+    for name, arrange in (("equalise", equalise_model), ("pad", pad_model)):
         if how in ("auto", name):
+            arrangements = arrange(source.heads)
             try:
                 made.append(UniformModel(name, arrangements, *_config(source, arrangements)))
             except FamilyError as error:
@@ -72,30 +64,46 @@ def describe_uniform(source: Source, how: str = "auto") -> UniformModel:
     return min(made, key=lambda m: (m.arrangements[0].num_kv_heads, m.arrangements[0].num_heads))
 
 
+def check_saving(source: ExportSource, model: UniformModel) -> None:
+    """Raise `UsageError` if the exported checkpoint caches as much as the base model did, or more.
+
+    The number of the base model's KV heads is the plan's. Without a plan beside the checkpoint only what is certain is
+    refused: no model has more KV heads than query heads.
+    """
+    spec, count = source.spec, model.arrangements[0].num_kv_heads
+    base = spec.num_heads if source.plan is None else source.plan.source.num_kv_heads
+    if count < base:
+        return
+    before = f"the base model had {base}"
+    if source.plan is None:
+        before = f"its {base} query heads are the most that the base model can have had"
+    per_head = 2 * spec.num_layers * spec.head_dim * spec.element_bytes  # a key and a value in every layer
+    advice = ""
+    if describe_uniform(source).arrangements[0].num_kv_heads < base:
+        advice = "leave out `how`, which finds a smaller cache; or "
+    raise UsageError(
+        f"{source.checkpoint.path}: as a uniform checkpoint ({model.how}) every layer has {count} KV heads, "
+        f"{count * per_head:,} bytes of KV cache per token; {before}, {base * per_head:,} bytes. All that grouping saved "
+        f"(it caches {spec.cache.bytes_per_token:,}) is given back. What else to do: {advice}use an engine that takes the "
+        "heads layer by layer (llama.cpp by `to=gguf`, vLLM); or convert the base model with `format=uniform`. To write "
+        "it all the same: `allow_full_cache=True`"
+    )
+
+
 def write_uniform(
-    source: Source, model: UniformModel, out: Path, card: str, *, overwrite: bool, advance: Advance
+    source: ExportSource, model: UniformModel, out: Path, *, overwrite: bool, advance: Advance
 ) -> WriteResult:
     """Write the checkpoint, tensor by tensor; interrupted, the same call goes on.
 
     Raises:
         OutputError, CheckpointError: see `gqakit.checkpoint.write_checkpoint`.
     """
-
-    @lru_cache(maxsize=2)  # two layers may be interleaved in a shard
-    def rearranged(layer: int) -> dict[str, Tensor]:
-        return tensors_of_layer(source.spec, layer, source.layer(layer, model.arrangements[layer]))
-
-    replaced: dict[str, Replacement] = {}
-    for layer, arrangement in enumerate(model.arrangements):
-        if not arrangement.is_identity:
-            for name, shape in source.shapes(layer, arrangement).items():
-                replaced[name] = Replacement(shape, None, _produce(rearranged, layer, name))
     return write_checkpoint(
         source.checkpoint,
         out,
-        replaced=replaced,
+        replaced=source.rearranged(model.arrangements),
         config=model.config,
-        extra_files={"README.md": card.encode()},
+        extra_files={CARD_FILE: uniform_card(source, model.how).encode()},
         job={"export": "uniform", "how": model.how},
         skip_files=lambda name: name.endswith("_gqakit.py"),
         overwrite=overwrite,
@@ -103,11 +111,7 @@ def write_uniform(
     )
 
 
-def _produce(rearranged: Callable[[int], dict[str, Tensor]], layer: int, name: str) -> Callable[[], Tensor]:
-    return lambda: rearranged(layer)[name]
-
-
-def _config(source: Source, arrangements: list[Arrangement]) -> tuple[dict[str, Any], tuple[str, ...]]:
+def _config(source: ExportSource, arrangements: list[Arrangement]) -> tuple[dict[str, Any], tuple[str, ...]]:
     """The stock config and what to know about it."""
     family, heads = source.family, arrangements[0].num_heads
     config = {key: value for key, value in source.config.items() if key not in _GROUPED_KEYS}
