@@ -70,7 +70,7 @@ def verify(
     target = converted.checkpoint
     plan = Plan.load(target.path / PLAN_FILE)
     source = Source.open(model, plan.source.stacks)
-    plan.check_source(source.fingerprint, source.name)
+    plan.check_source(source.fingerprint_like(plan.source.fingerprint), source.name)
     trained = (target.path / UPTRAIN_FILE).is_file()
     checks = [check_config(source, plan, target)]
     with progress("verify tensors", target.nbytes, "bytes") as advance:

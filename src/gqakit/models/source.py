@@ -83,6 +83,10 @@ class Source:
         """What tells this model from every other; see `Checkpoint.fingerprint`."""
         return self.checkpoint.fingerprint()
 
+    def fingerprint_like(self, recorded: str) -> str:
+        """The fingerprint in the form of one that a file records: files of gqakit 0.1 have another."""
+        return self.checkpoint.fingerprint(recorded)
+
     def layer(self, layer: int) -> AttentionWeights:
         """The attention weights of one layer.
 
