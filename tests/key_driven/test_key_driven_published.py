@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_training_keydriven import GROUPS, HEADS, REST, plain, states, with_norms
+from test_key_driven_attention import GROUPS, HEADS, REST, plain, states, with_norms
 
 from gqakit.errors import TrainingError
 from gqakit.key_driven.attention import Schedule, diagonal

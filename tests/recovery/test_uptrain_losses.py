@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from gqakit.training import losses
+from gqakit.recovery.distil import losses
 from torch import Tensor
 
 from gqakit.recovery.distil.losses import (

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from command import QUICK, gqakit, refused, succeeds
-from gqakit.training import repair as training
+from gqakit.recovery.repair import layers as training
 from tiny_fixtures import Models
 from tiny_models import all_tensors, edit_json, edit_tensors, hashes
 
