@@ -17,11 +17,11 @@ import time
 from collections.abc import Callable
 
 import torch
-from gqakit.runtime import attention_gqakit
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from common import Table, environment
+from gqakit.models.remote_code import attention_gqakit
 from gqakit.models.remote_code.attention_gqakit import GroupedHeads
 from gqakit.models.remote_code.heads_gqakit import LayerHeads
 

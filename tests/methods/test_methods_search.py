@@ -7,7 +7,8 @@ from methods_brute_force import KINDS, all_partitions, brute_force, random_cost,
 from methods_layers import heads_of, normal
 
 from gqakit.core.grouping import Partition
-from gqakit.grouping_methods import METHODS, Sizes, search
+from gqakit.grouping_methods import METHODS, Sizes
+from gqakit.grouping_methods import partition_search as search
 from gqakit.grouping_methods.base import cut, equal_blocks
 
 

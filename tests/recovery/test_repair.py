@@ -17,6 +17,7 @@ from tiny_models import all_tensors, edit_json, edit_tensors, hashes
 
 from gqakit.checkpoint import Checkpoint
 from gqakit.errors import UsageError
+from gqakit.recovery.repair import layers as training
 from gqakit.recovery.repair import repair as repairing
 from gqakit.recovery.repair.fit import Schedule
 from gqakit.recovery.repair.layers import RepairOptions

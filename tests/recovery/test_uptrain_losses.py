@@ -7,6 +7,7 @@ import torch
 from gqakit.recovery.distil import losses
 from torch import Tensor
 
+from gqakit.recovery.distil import losses
 from gqakit.recovery.distil.losses import (
     cross_entropy,
     divergence,

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from gqakit.runtime import attention_gqakit
 from runtime_models import CONTIGUOUS, IDENTITY, ONE, UNEQUAL
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from gqakit.models.remote_code import attention_gqakit
 from gqakit.models.remote_code.attention_gqakit import GroupedHeads, grouped_attention_forward, rows_on_cpu
 from gqakit.models.remote_code.heads_gqakit import LayerHeads
 

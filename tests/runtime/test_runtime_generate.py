@@ -4,7 +4,7 @@ import pytest
 import torch
 from runtime_models import DIFFERING, FAMILIES, MAPS, SAME, pair, tokens
 
-from gqakit.runtime import attention_gqakit
+from gqakit.models.remote_code import attention_gqakit
 
 PADDED = torch.tensor([[0] * 4 + [1] * 7, [1] * 11])
 MODES = {

@@ -7,8 +7,8 @@ import threading
 
 import pytest
 import torch
-from gqakit.runtime import attention_gqakit, kernels_gqakit
 
+from gqakit.models.remote_code import attention_gqakit, kernels_gqakit
 from gqakit.models.remote_code.attention_gqakit import GroupedHeads
 from gqakit.models.remote_code.heads_gqakit import LayerHeads
 from gqakit.models.remote_code.kernels_gqakit import GroupRows, mixture, scores, usable

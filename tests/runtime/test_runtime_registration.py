@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-import gqakit.runtime
+import gqakit
 
-SOURCE = str(Path(gqakit.runtime.__file__).parents[2])
+SOURCE = str(Path(gqakit.__file__).parents[1])
 
 USE = """
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
@@ -18,7 +18,7 @@ kind = type(AutoConfig.for_model("gqakit_qwen3"))
 assert MODEL_FOR_CAUSAL_LM_MAPPING[kind].__name__ == "GqakitQwen3ForCausalLM"
 assert MODEL_MAPPING[kind].__name__ == "GqakitQwen3Model"
 """
-REGISTER = "from gqakit.runtime import register_lazily\nregister_lazily()\nregister_lazily()\n"
+REGISTER = "from gqakit.models.registration import register_lazily\nregister_lazily()\nregister_lazily()\n"
 STOCK = "from transformers.models.llama.modeling_llama import LlamaForCausalLM\n"
 
 

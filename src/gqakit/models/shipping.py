@@ -19,4 +19,5 @@ SHIPPED_FILES = (
 
 def shipped_code() -> dict[str, bytes]:
     """The files to write beside `config.json`, name to content; `auto_map` points into them."""
-    return {name: Path(__file__).with_name(name).read_bytes() for name in SHIPPED_FILES}
+    code = Path(__file__).with_name("remote_code")
+    return {name: (code / name).read_bytes() for name in SHIPPED_FILES}
