@@ -16,16 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from gqakit.recovery.distil.devices import accelerated, prepare
+from gqakit.recovery.distil.loop import Loop, Pace
+from gqakit.recovery.distil.state import Progress, Store
 from torch.nn.functional import kl_div
 
 from common import arguments, environment
 from gqakit.models.inspection import open_model
 from gqakit.models.load import load
-from gqakit.recovery.distil.devices import accelerated, prepare
 from gqakit.recovery.distil.language import LanguageTask
-from gqakit.recovery.distil.loop import Loop, Pace
 from gqakit.recovery.distil.options import LossWeights, UptrainOptions
-from gqakit.recovery.distil.state import Progress, Store
 from gqakit.recovery.distil.trainable import parameter_groups, prepare_student
 from workbench import Workbench
 

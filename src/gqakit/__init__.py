@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from gqakit.planning.options import PlanOptions
     from gqakit.recovery.distil.options import UptrainOptions
     from gqakit.recovery.distil.uptrain import uptrain
-    from gqakit.recovery.repair.layers import RepairOptions
+    from gqakit.recovery.repair.options import RepairOptions
     from gqakit.recovery.repair.repair import repair
 
 __version__ = "0.1.0"
@@ -38,7 +38,7 @@ _PUBLIC = {
     "BudgetOptions": "planning.make",
     "MeasureOptions": "planning.make",
     "PlanOptions": "planning.options",
-    "RepairOptions": "recovery.repair.layers",
+    "RepairOptions": "recovery.repair.options",
     "UptrainOptions": "recovery.distil.options",
     "VisionOptions": "key_driven.options",
     "calibrate": "calibration.calibrate",

@@ -20,12 +20,14 @@ from gqakit.evaluation.evaluate import TOKENS as EVALUATION_TOKENS
 from gqakit.evaluation.evaluate import evaluate
 from gqakit.evaluation.table import EvaluationRow
 from gqakit.models.inspection import open_model
+from gqakit.models.source import Source
 from gqakit.planning.make import MEASURED_TOKENS, BudgetOptions, MeasureOptions, PlanOptions, explore_opened
 from gqakit.planning.options import check_budget
 from gqakit.planning.plan import Plan
 from gqakit.progress import Reporter, silent
-from gqakit.recovery.repair.layers import LayerRepair, RepairOptions
-from gqakit.recovery.repair.repair import repair_opened, repair_windows
+from gqakit.recovery.repair.layers import LayerRepair
+from gqakit.recovery.repair.options import FitOptions
+from gqakit.recovery.repair.repair import repair_job, repair_windows, run_repair
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def convert(
     tokens: int = TOKENS,
     window: int = WINDOW,
     device: str = "auto",
-    repair: RepairOptions | None = None,
+    repair: FitOptions | None = None,
     dry_run: bool = False,
     overwrite: bool = False,
     progress: Reporter = silent,
@@ -118,7 +120,9 @@ def convert(
         check_content(spec, held_out)
         if isinstance(held_out, Text):
             batches_of(source, spec, held_out, window=measured, tokens=EVALUATION_TOKENS)
-    repair_on = None if repair is None else repair_windows(source, spec, content, repair)
+    opened_source = Source(model, source, spec)
+    if repair is not None:
+        repair_windows(opened_source, content, repair)
     if plan is not None:
         plan.check_source(source.fingerprint(), model)
         if options is not None and options.engine is not None:
@@ -166,21 +170,9 @@ def convert(
             progress=advance,
         )
     repairs: list[LayerRepair] = []
-    if repair is not None and repair_on is not None and isinstance(content, Text):
-        converted = Checkpoint.open(target)
-        repairs, _ = repair_opened(
-            source,
-            spec,
-            converted,
-            plan,
-            out,
-            content,
-            repair_on,
-            repair,
-            device=device,
-            overwrite=overwrite,
-            progress=progress,
-        )
+    if repair is not None:
+        job = repair_job(opened_source, Checkpoint.open(target), plan, content, repair, device)
+        repairs, _ = run_repair(job, out, overwrite=overwrite, progress=progress)
         shutil.rmtree(target)
     rows: list[EvaluationRow] = []
     if held_out:

@@ -6,42 +6,39 @@ python -m torch.distributed.run --nproc-per-node 2 fsdp2_on_cpu.py [--die-at STE
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from transformers import Trainer
 
 from gqakit.cli import main
-from gqakit.recovery.distil import uptrain as uptraining
-from gqakit.recovery.distil.loop import Loop
+from gqakit.recovery.distil.trainer import DistilTrainer
 
-plain, step = uptraining.accelerated, Loop._step
-
-
-@contextmanager
-def sharded(*how: Any) -> Iterator[Any]:
-    with plain(*how) as accelerator:
-        plugin = FullyShardedDataParallelPlugin(
-            fsdp_version=2,
-            auto_wrap_policy="transformer_based_wrap",
-            reshard_after_forward=True,
-            cpu_ram_efficient_loading=False,
-        )
-        for shared in (PartialState._shared_state, AcceleratorState._shared_state):
-            shared["distributed_type"] = DistributedType.FSDP
-        AcceleratorState._shared_state["fsdp_plugin"] = plugin
-        yield accelerator
+plain, training_step = Trainer.create_accelerator_and_postprocess, DistilTrainer.training_step
 
 
-def checked(self: Loop, progress: Any) -> Any:
-    for model in (self.prepared.student, self.prepared.teacher):
+def sharded(self: Trainer) -> None:
+    plain(self)
+    plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2,
+        auto_wrap_policy="transformer_based_wrap",
+        reshard_after_forward=True,
+        cpu_ram_efficient_loading=False,
+    )
+    for shared in (PartialState._shared_state, AcceleratorState._shared_state):
+        shared["distributed_type"] = DistributedType.FSDP
+    AcceleratorState._shared_state["fsdp_plugin"] = plugin
+    self.is_fsdp_enabled = True
+
+
+def checked(self: DistilTrainer, *args: Any) -> Any:
+    for model in (self.model_wrapped, self.teacher):
         # What the last layers gather for a forward pass they keep for the backward pass, so not all are.
         assert "DTensor" in {type(parameter).__name__ for parameter in model.parameters()}
-    if progress.step == die_at:
+    if self.state.global_step == die_at:
         raise Died
-    return step(self, progress)
+    return training_step(self, *args)
 
 
 class Died(BaseException):
@@ -52,7 +49,7 @@ die_at = -1
 if sys.argv[1] == "--die-at":
     die_at = int(sys.argv[2])
     del sys.argv[1:3]
-uptraining.accelerated, Loop._step = sharded, checked
+Trainer.create_accelerator_and_postprocess, DistilTrainer.training_step = sharded, checked
 try:
     main()
 except Died:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from gqakit.recovery.distil import losses
 from torch import Tensor
 
 from gqakit.recovery.distil import losses

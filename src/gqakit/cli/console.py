@@ -23,7 +23,7 @@ class Screen:
         as_json: results as JSON. quiet: no progress, no remarks, no warnings. verbose: logging at INFO.
     """
 
-    def __init__(self, *, as_json: bool = False, quiet: bool = False, verbose: bool = False) -> None:
+    def __init__(self, as_json: bool = False, quiet: bool = False, verbose: bool = False) -> None:
         self.as_json, self.quiet = as_json, quiet
         level = logging.INFO if verbose else logging.ERROR
         logging.basicConfig(level=level, stream=sys.stderr, format="%(name)s: %(message)s")

@@ -89,7 +89,7 @@ def command(
     from gqakit.pipeline import convert
     from gqakit.planning.make import MeasureOptions
     from gqakit.planning.plan import Plan
-    from gqakit.recovery.repair.layers import RepairOptions
+    from gqakit.recovery.repair.options import FitOptions
 
     _refuse_beside_plan(ctx, plan)
     content = data_source(
@@ -120,7 +120,7 @@ def command(
             tokens=tokens,
             window=window,
             device=device,
-            repair=RepairOptions(repair_tokens, window, repair_steps) if repair else None,
+            repair=FitOptions(tokens=repair_tokens, window=window, steps=repair_steps) if repair else None,
             dry_run=dry_run,
             overwrite=overwrite,
             progress=screen.progress,

@@ -12,24 +12,25 @@ import torch
 from torch import Tensor
 
 from gqakit import __version__
-from gqakit.calibration.calibrate import WINDOW
 from gqakit.checkpoint import Checkpoint, Replacement, check_output, write_bytes, write_checkpoint
 from gqakit.conversion.checks import check_config, check_structure
 from gqakit.conversion.files import CARD_FILE, CHECKSUM_FILE, PLAN_FILE, REPAIR_FILE
 from gqakit.conversion.model_card import model_card
-from gqakit.data.batches import Content, DataSource, batches_of, read_source
+from gqakit.data.batches import Content, batches_of
+from gqakit.data.options import WINDOW, read_named
 from gqakit.data.text import Text
 from gqakit.errors import PlanError, UsageError
 from gqakit.evaluation.evaluate import TOKENS as EVALUATION_TOKENS
 from gqakit.evaluation.evaluate import evaluate
 from gqakit.evaluation.table import EvaluationRow
-from gqakit.models.inspection import open_model
 from gqakit.models.running import check_device
-from gqakit.models.spec import ModelSpec
+from gqakit.models.source import Source
+from gqakit.options import takes
 from gqakit.planning.plan import Plan
 from gqakit.progress import Reporter, silent
-from gqakit.recovery.repair.layers import Job, LayerRepair, RepairOptions, check_windows, repair_layers
-from gqakit.recovery.repair.store import Store
+from gqakit.recovery.repair.layers import LayerRepair, RepairJob, check_windows, repair_layers
+from gqakit.recovery.repair.options import FitOptions, RepairOptions
+from gqakit.recovery.repair.store import RepairStore
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class RepairResult:
     Attributes:
         out: where it went.
         layers: what came of each layer.
-        resumed: how many layers an interrupted run had done.
+        resumed: number of layers that an interrupted run had done.
         evaluation: the measured loss of source, conversion and repair; empty where it was not asked for.
     """
 
@@ -49,73 +50,54 @@ class RepairResult:
     evaluation: tuple[EvaluationRow, ...]
 
 
+def work_directory(out: Path) -> Path:
+    """Where a repair is kept while it is not finished."""
+    return out.with_name(out.name + ".repair")
+
+
+@takes(RepairOptions)
 def repair(
-    converted: str,
-    out: Path | None = None,
+    converted: str | Path,
+    out: str | Path | None = None,
     *,
-    source: str,
-    text: DataSource = ("calibration",),
-    options: RepairOptions | None = None,
-    measure: bool = True,
-    evaluate_on: DataSource = ("evaluation",),
-    device: str = "auto",
-    overwrite: bool = False,
+    options: RepairOptions,
     progress: Reporter = silent,
 ) -> RepairResult:
     """Fit the converted attention of each layer so that it leaves the stream as the source does; see docs/recovery.md.
 
-    Interrupted, the same call goes on behind the last layer that was done, to the same bytes. What it needs for that lies
+    Interrupted, the same call continues behind the last layer that was done, to the same bytes. What it needs for that lies
     in `OUT.repair` meanwhile.
 
     Args:
         converted: directory of a conversion; it is not changed.
         out: the new directory; `CONVERTED-repaired` by default.
-        source: directory or hub name of the model that it was made of.
-        text: a `Text`, or files, or "calibration" for the text that comes with gqakit.
-        options: how much.
-        measure: then evaluate source, conversion and repair on `evaluate_on` and state it in the model card.
-        evaluate_on: files, or "evaluation" for the held-out text that comes with gqakit.
-        device: "cpu", "cuda" (untested) or "auto".
-        overwrite: replace a checkpoint in `out`, and an unfinished repair with other options.
-        progress: see the package.
+        options: see `RepairOptions`; also as keywords.
+        progress: True, False or a `gqakit.progress.Reporter`.
 
     Raises:
         PlanError: `converted` is no conversion, or none of this source. UsageError: it was repaired already.
         GqakitError: when a fit diverges; layers before it stay done.
         CheckpointError, FamilyError, DataError, OutputError.
     """
-    options = options or RepairOptions()
-    target = Checkpoint.open(converted)
+    target = Checkpoint.open(str(converted))
     plan = read_plan(target)
-    model, spec = open_model(source, plan.source.stacks)
-    check_conversion(model, spec, target, plan)
-    out = target.path.with_name(target.path.name + "-repaired") if out is None else out
-    held_out = read_source(evaluate_on) if measure else None
-    content = read_source(text)
-    windows = repair_windows(model, spec, content, options)
+    source = Source.open(str(options.source), plan.source.stacks)
+    check_conversion(source, target, plan)
+    out = target.path.with_name(target.path.name + "-repaired") if out is None else Path(out)
+    held_out = read_named(options.evaluate_text, "evaluation") if options.evaluate else None
+    job = repair_job(source, target, plan, options.read(), options, options.device)
     measured = min(options.window, WINDOW)
     if held_out is not None:  # what is wrong with this text is said before the repair, not after it
-        batches_of(model, spec, held_out, window=measured, tokens=EVALUATION_TOKENS)
-    check_device(device)
-    layers, done = repair_opened(
-        model,
-        spec,
-        target,
-        plan,
-        out,
-        content,
-        windows,
-        options,
-        device=device,
-        overwrite=overwrite,
-        progress=progress,
-    )
+        batches_of(source.checkpoint, source.spec, held_out, window=measured, tokens=EVALUATION_TOKENS)
+    layers, done = run_repair(job, out, overwrite=options.overwrite, progress=progress)
     rows: list[EvaluationRow] = []
     if held_out is not None:
         names = [str(target.path), str(out)]
-        rows = evaluate(source, names, text=held_out, window=measured, device=device, progress=progress)
+        rows = evaluate(
+            source.name, names, text=held_out, window=measured, device=job.device, progress=progress
+        )
         stated = f"{held_out.name}, {rows[0].sample(measured)}"
-        card = model_card(plan, model.path, [rows[0], rows[-1]], stated, repaired=True)
+        card = model_card(plan, source.path, [rows[0], rows[-1]], stated, repaired=True)
         write_bytes(out / CARD_FILE, card.encode())
     return RepairResult(out, tuple(layers), done, tuple(rows))
 
@@ -136,62 +118,72 @@ def read_plan(converted: Checkpoint) -> Plan:
     return Plan.load(path)
 
 
-def check_conversion(source: Checkpoint, spec: ModelSpec, converted: Checkpoint, plan: Plan) -> None:
+def check_conversion(source: Source, converted: Checkpoint, plan: Plan) -> None:
     """Raise `PlanError` unless a conversion is one of this source, and what its plan says."""
-    plan.check_source(source.fingerprint(), str(source.path))
+    plan.check_source(source.fingerprint, str(source.path))
     for check in (
-        check_config(source, spec, plan, converted),
-        check_structure(source, spec, plan, converted),
+        check_config(source.checkpoint, source.spec, plan, converted),
+        check_structure(source.checkpoint, source.spec, plan, converted),
     ):
         if not check.passed:
             raise PlanError(f"{converted.path} is not what its plan says: {check.detail}; convert again")
 
 
-def repair_windows(source: Checkpoint, spec: ModelSpec, content: Content, options: RepairOptions) -> Tensor:
-    """The windows to fit and decide on.
+def repair_windows(source: Source, content: Content, options: FitOptions) -> Tensor:
+    """The windows to fit and decide on, `[windows, window]`.
 
     Raises:
         UsageError: the model is none that predicts text. DataError: there are fewer than two windows.
     """
-    if spec.family.task != "text" or not isinstance(content, Text):
-        raise UsageError(f"repair is for language models; {source.path} is a {spec.family.model_type}")
-    batches = batches_of(source, spec, content, window=options.window, tokens=options.tokens)
+    if source.spec.family.task != "text" or not isinstance(content, Text):
+        raise UsageError(f"repair is for language models; {source.path} is a {source.spec.family.model_type}")
+    batches = batches_of(
+        source.checkpoint, source.spec, content, window=options.window, tokens=options.tokens
+    )
     windows = torch.cat([batch["input_ids"] for batch in batches])
     check_windows(windows, content.name)
     return windows
 
 
-def repair_opened(
-    source: Checkpoint,
-    spec: ModelSpec,
-    converted: Checkpoint,
-    plan: Plan,
-    out: Path,
-    content: Content,
-    windows: Tensor,
-    options: RepairOptions,
-    *,
-    device: str,
-    overwrite: bool,
-    progress: Reporter,
+def repair_job(
+    source: Source, converted: Checkpoint, plan: Plan, content: Content, options: FitOptions, device: str
+) -> RepairJob:
+    """What is repaired, with the text cut into windows; see `repair_windows` for what is raised."""
+    windows = repair_windows(source, content, options)
+    assert isinstance(content, Text)
+    fit_options = options.part(FitOptions)
+    return RepairJob(source, converted, plan, content, windows, fit_options, check_device(device))
+
+
+def run_repair(
+    job: RepairJob, out: Path, *, overwrite: bool, progress: Reporter
 ) -> tuple[list[LayerRepair], int]:
-    """`repair` for checkpoints that are open already; returns the layers and how many were done before."""
+    """`repair` for what is open already.
+
+    Args:
+        job: what to do. out: the new directory. overwrite: see `RepairOptions`. progress: told of steps and bytes.
+
+    Returns:
+        What came of each layer, and the number of layers that an interrupted run had done.
+
+    Raises:
+        See `repair`.
+    """
+    source, converted, plan = job.source, job.converted, job.plan
     asked = {
         "gqakit": __version__,
-        "source": source.fingerprint(),
+        "source": source.fingerprint,
         "converted": converted.fingerprint(),
-        "text": content.name,
-        "text_sha256": content.sha256,
-        "tokens_used": windows.numel(),
-        **asdict(options),
+        "text": job.content.name,
+        "text_sha256": job.content.sha256,
+        "tokens_used": job.windows.numel(),
+        **asdict(job.options),
     }
-    check_output(source, out, overwrite)
+    check_output(source.checkpoint, out, overwrite)
     check_output(converted, out, overwrite, job={"repair": asked})
-    changed = tuple(not grouping.is_identity for grouping in plan.groupings)
-    store = Store(out.with_name(out.name + ".repair"), windows.shape[1], spec.hidden_size)
+    store = RepairStore(work_directory(out), job.windows.shape[1], source.spec.hidden_size)
     done = store.open(asked, overwrite)
-    job = Job(source, converted, spec, changed, windows, options, check_device(device))
-    with progress("repair", options.steps * sum(changed), "steps") as advance:
+    with progress("repair", job.options.steps * sum(job.changed), "steps") as advance:
         layers = repair_layers(job, store, done, advance)
     record = {**asked, "layers": [asdict(layer) for layer in layers]}
     extra: dict[str, bytes] = {
@@ -216,7 +208,7 @@ def repair_opened(
 
 
 def _replacements(
-    converted: Checkpoint, store: Store, layers: Sequence[LayerRepair]
+    converted: Checkpoint, store: RepairStore, layers: Sequence[LayerRepair]
 ) -> dict[str, Replacement]:
     """The fitted tensors, read from the store when their bytes are due."""
 
