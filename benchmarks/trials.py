@@ -18,6 +18,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from gqakit.recovery.distil.devices import accelerated, prepare
+from gqakit.recovery.distil.loop import Loop, Pace
+from gqakit.recovery.distil.state import Store
 from torch import nn
 
 from gqakit.calibration.store import MomentsFile
@@ -27,10 +30,7 @@ from gqakit.models.source import Source
 from gqakit.planning.options import PlanOptions
 from gqakit.planning.plan import Plan
 from gqakit.planning.planner import Measure, make_plan
-from gqakit.recovery.distil.devices import accelerated, prepare
-from gqakit.recovery.distil.loop import Loop, Pace
 from gqakit.recovery.distil.options import UptrainOptions
-from gqakit.recovery.distil.state import Store
 from gqakit.recovery.distil.task import Task
 from gqakit.recovery.distil.trainable import parameter_groups
 

@@ -38,8 +38,9 @@ from gqakit.planning.plan import Plan
 from gqakit.planning.planner import make_plan
 from gqakit.planning.request import Request
 from gqakit.progress import Reporter, silent
-from gqakit.recovery.repair.layers import LayerRepair, RepairOptions
-from gqakit.recovery.repair.repair import repair_opened, repair_windows
+from gqakit.recovery.repair.layers import LayerRepair
+from gqakit.recovery.repair.options import FitOptions
+from gqakit.recovery.repair.repair import repair_job, repair_windows, run_repair
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ class Conversion:
         if job.calibrates:
             check_content(source.spec, content)
         if options.repair:
-            repair_windows(source.checkpoint, source.spec, content, job.repair_options)
+            repair_windows(source, content, job.repair_options)
         return job._with(held_out=job._held_out())
 
     def _with(self, **values: object) -> Conversion:
@@ -174,10 +175,10 @@ class Conversion:
         return self.options.losses or self.out.with_name(self.out.name + ".losses.jsonl")
 
     @property
-    def repair_options(self) -> RepairOptions:
+    def repair_options(self) -> FitOptions:
         """How much to repair."""
         options = self.options
-        return RepairOptions(options.repair_tokens, options.window, options.repair_steps)
+        return FitOptions(tokens=options.repair_tokens, window=options.window, steps=options.repair_steps)
 
     @property
     def scoring(self) -> EvaluateOptions:
@@ -260,19 +261,10 @@ class Conversion:
         # What the writer puts into a claimed directory it adds to the list of what may be removed from it.
         with claimed_directory(self.out, ".unrepaired", ()) as target:
             written = self._convert(plan, statistics, target)
-            repairs, _ = repair_opened(
-                source.checkpoint,
-                source.spec,
-                Checkpoint.open(str(target)),
-                plan,
-                self.out,
-                self.content,
-                repair_windows(source.checkpoint, source.spec, self.content, self.repair_options),
-                self.repair_options,
-                device=options.device,
-                overwrite=options.overwrite,
-                progress=self.progress,
-            )
+            converted = Checkpoint.open(str(target))
+            fit, device = self.repair_options, options.device
+            job = repair_job(source, converted, plan, self.content, fit, device)
+            repairs, _ = run_repair(job, self.out, overwrite=options.overwrite, progress=self.progress)
         return written, repairs
 
     def _convert(self, plan: Plan, statistics: MomentsFile | None, target: Path) -> WriteResult:

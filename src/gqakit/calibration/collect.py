@@ -222,7 +222,9 @@ def _watched(model: PreTrainedModel, spec: ModelSpec, layers: list[_LayerSums]) 
 
 def _configs(model: PreTrainedModel) -> list[tuple[Any, str | None]]:
     """The configs that modules of a model hold, each with the name of its attention function."""
-    found = {id(config): config for m in model.modules() if (config := getattr(m, "config", None)) is not None}
+    found = {
+        id(config): config for m in model.modules() if (config := getattr(m, "config", None)) is not None
+    }
     named = [config for config in found.values() if hasattr(config, "_attn_implementation")]
     return [(config, config._attn_implementation) for config in named]
 
