@@ -43,7 +43,7 @@ _NOT_TRAINED = {UPTRAIN: ("classifier", "mask_token"), FINETUNE: ("mask_token",)
 Notice = Callable[[str, int, Mapping[str, float]], None]
 """Called with a phase, a step and the scores on the held-out images after it."""
 
-__all__ = ["VisionResult", "vision_train", "work_directory"]
+__all__ = ["VisionResult", "vision_train"]
 
 
 @dataclass(frozen=True)
