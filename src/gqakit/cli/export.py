@@ -37,7 +37,7 @@ def command(
     from gqakit.exporters.export import export
 
     with interruptible(screen, "; nothing is left under the output's name but what a rerun continues"):
-        result = export(model, output, options, screen.progress)
+        result = export(model, output, options=options, progress=screen.progress)
     if as_json:
         screen.json(result)
         return

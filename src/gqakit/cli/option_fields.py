@@ -17,7 +17,9 @@ import typer
 def _option(hint: Any, metadata: Mapping[str, Any]) -> Any:
     if hasattr(hint, "__metadata__"):
         return hint
-    names = metadata.get("names", ())
+    names = metadata.get("flags", ())
+    if "flags" in metadata and not names and hint is bool:
+        names = ("--" + metadata["name"].replace("_", "-"),)
     return Annotated[hint, typer.Option(*names, help=metadata["help"], rich_help_panel=metadata["panel"])]
 
 
@@ -35,7 +37,7 @@ def takes_fields(
             field.name,
             inspect.Parameter.KEYWORD_ONLY,
             default=inspect.Parameter.empty if field.default is MISSING else field.default,
-            annotation=_option(hints[field.name], field.metadata),
+            annotation=_option(hints[field.name], {**field.metadata, "name": field.name}),
         )
         for field in fields(kind)
     ]

@@ -29,16 +29,12 @@ def load_exporter() -> Any:
     """
     try:
         from transformers.exporters import exporter_onnx
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"ONNX is written by transformers.exporters, which is not in this transformers ({error}); "
-            "pip install 'gqakit[onnx]'"
-        ) from error
-    try:
+
         exporter_onnx.OnnxExporter().validate_environment()
     except ImportError as error:
         raise MissingDependencyError(
-            f"writing ONNX needs onnx and onnxscript ({str(error).splitlines()[0]}); pip install 'gqakit[onnx]'"
+            f"ONNX is written by transformers.exporters, with onnx and onnxscript ({str(error).splitlines()[0]}); "
+            "pip install 'gqakit[onnx]'"
         ) from error
     return exporter_onnx
 

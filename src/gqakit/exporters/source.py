@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from gqakit.checkpoint import Checkpoint, Replacement
 from gqakit.conversion.files import PLAN_FILE
-from gqakit.core.attention import AttentionWeights, Projection
+from gqakit.core.attention import AttentionWeights
 from gqakit.core.budget import CacheShape
 from gqakit.errors import CheckpointError
 from gqakit.models.head_layout import Arrangement
@@ -88,10 +87,8 @@ class ExportSource:
         for layer, arrangement in enumerate(arrangements):
             spec = replace(self.spec, num_heads=arrangement.num_heads)
             shapes = layer_shapes(spec, layer, arrangement.num_kv_heads, arrangement.num_kv_heads)
-            made |= {
-                name: Replacement(shape, None, partial(_produce, read, layer, name))
-                for name, shape in shapes.items()
-            }
+            for name, shape in shapes.items():
+                made[name] = Replacement(shape, None, lambda layer=layer, name=name: read(layer)[name])
         return made
 
     def cache(self, arrangements: list[Arrangement]) -> CacheShape:
@@ -100,26 +97,15 @@ class ExportSource:
         return CacheShape(counts, counts, self.spec.head_dim, self.spec.element_bytes)
 
 
-def _produce(read: Callable[[int], dict[str, Tensor]], layer: int, name: str) -> Tensor:
-    return read(layer)[name]
-
-
 def rearrange(weights: AttentionWeights, arrangement: Arrangement) -> AttentionWeights:
     """A layer in another arrangement; it computes the same."""
-    live = torch.tensor(arrangement.live)
-    output = weights.output[list(arrangement.query)]  # [heads, head_dim, hidden_size]
+    query, key, value = map(torch.tensor, (arrangement.query, arrangement.key, arrangement.value))
+    live = torch.tensor(arrangement.live)[:, None, None]
+    output = weights.output[query]  # [heads, width_out, head_dim]
     return AttentionWeights(
-        _select(weights.query, arrangement.query),
-        _select(weights.key, arrangement.key),
-        _select(weights.value, arrangement.value),
-        torch.where(live[:, None, None], output, torch.zeros((), dtype=output.dtype)),
-    )
-
-
-def _select(projection: Projection, heads: tuple[int, ...]) -> Projection:
-    """A projection of these heads: `weight` is `[heads, head_dim, hidden_size]`, `bias` `[heads, head_dim]`."""
-    chosen = list(heads)
-    return Projection(projection.weight[chosen], None if projection.bias is None else projection.bias[chosen])
+        weights.query.select(query), weights.key.select(key), weights.value.select(value),
+        torch.where(live, output, torch.zeros((), dtype=output.dtype)),
+    )  # fmt: skip
 
 
 def _heads(config: dict[str, Any], spec: ModelSpec, where: str) -> tuple[LayerHeads, ...]:
