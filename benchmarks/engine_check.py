@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 
 import gqakit
 from gqakit.exporters.export import export
-from gqakit.models.inspection import open_model
+from gqakit.models.source import Source
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "export"))
 from llama_cpp import CONTEXT, run  # pyright: ignore[reportMissingImports]
@@ -60,7 +60,7 @@ def main() -> None:
                 f"{prompt!r}: {agree[0]} of {len(out)} tokens as in transformers in f32, {agree[1]} with flash attention; "
                 f"first log-probabilities differ by {apart:.1e}; {text.prompt_tokens} prompt tokens for {len(ids)}"
             )
-    _, spec = open_model(str(options.checkpoint))
+    spec = Source.open(options.checkpoint).spec
     planned = 2 * sum(result.kv_heads) * spec.head_dim * 2
     print(
         f"KV cache in f16 at {CONTEXT} tokens: {flash.cache_mib:.2f} MiB, planned {planned * CONTEXT / 2**20:.2f}"

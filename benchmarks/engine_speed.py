@@ -25,7 +25,7 @@ import xllamacpp as _xllamacpp
 
 from common import Table, environment
 from gqakit.exporters.export import export
-from gqakit.models.inspection import open_model
+from gqakit.models.source import Source
 from zoo import SMOLLM2, fetch
 
 xllamacpp: Any = _xllamacpp  # compiled, without types
@@ -82,7 +82,7 @@ def _measure(table: Table, files: dict[Path, Path], context: int, rounds: int, t
                 times[path].append((time.process_time() - start) / tokens)
     first = next(iter(times.values()))
     for path, each in times.items():
-        _, spec = open_model(str(path))
+        spec = Source.open(path).spec
         size = 2 * sum(spec.key_heads + spec.value_heads) * spec.head_dim * context
         ratio = statistics.median(a / b for a, b in zip(first, each, strict=True))
         median = statistics.median(each)

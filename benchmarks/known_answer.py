@@ -14,14 +14,14 @@ import torch
 
 from gqakit.checkpoint import Checkpoint, Replacement, write_checkpoint
 from gqakit.core.attention import AttentionWeights, Projection
-from gqakit.models.inspection import open_model
 from gqakit.models.layers import read_layer, tensors_of_layer
+from gqakit.models.source import Source
 
 
 def spread_heads(source: Checkpoint, out: Path, seed: int = 0) -> Path:
     """Write the synthetic checkpoint made of `source` (no biases) to `out`, replacing an earlier one."""
     shutil.rmtree(out, ignore_errors=True)
-    _, spec = open_model(str(source.path))
+    spec = Source.open(source.path).spec
     generator = torch.Generator().manual_seed(seed)
     replaced: dict[str, Replacement] = {}
     for layer in range(spec.num_layers):

@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from gqakit.calibration.store import MomentsFile
-from gqakit.models.inspection import open_model
 from gqakit.models.load import load
+from gqakit.models.source import Source
 from gqakit.planning.make import MeasureOptions
 from gqakit.planning.planner import Measure
 from gqakit.progress import silent
@@ -103,7 +103,7 @@ class Language:
 
     def student(self, path: Path) -> nn.Module:
         """A conversion with its attention to train."""
-        _, spec = open_model(str(path))
+        spec = Source.open(path).spec
         return prepare_student(load(path, dtype=torch.float32), spec, self.options)
 
     def teacher(self) -> nn.Module:

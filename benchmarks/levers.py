@@ -24,7 +24,7 @@ from gqakit.core import rotation
 from gqakit.core.grouping import Partition
 from gqakit.core.merging import RULES
 from gqakit.core.statistics import HeadStats, LayerMoments
-from gqakit.grouping_methods import Sizes
+from gqakit.grouping_methods.base import Sizes
 from gqakit.grouping_methods.partition_search import best_partition
 from gqakit.planning.candidates import LayerStats
 from gqakit.planning.plan import Plan

@@ -22,7 +22,7 @@ from gqakit.core.within_cluster import Spread
 from gqakit.grouping_methods.base import Sizes
 from gqakit.grouping_methods.partition_search import exact_partitions
 from gqakit.grouping_methods.qcqa.method import QCQA, layer_front
-from gqakit.planning.allocation import Point, Slot, pick
+from gqakit.planning.allocation.base import Point, Slot, pick
 from gqakit.planning.allocation.knapsack import Knapsack
 from gqakit.planning.allocation.qcqa_layers import QCQALayers
 from packaged import MODELS, inner_products

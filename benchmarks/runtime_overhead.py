@@ -19,8 +19,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from common import Table, environment
 from gqakit.models.grouped_config import grouped_config
-from gqakit.models.inspection import open_model
 from gqakit.models.load import load
+from gqakit.models.source import Source
 from zoo import SMOLLM2, fetch
 
 
@@ -53,7 +53,7 @@ def _models() -> list[Any]:
     raw = json.loads((source / "config.json").read_text())
     share = raw["num_attention_heads"] // raw["num_key_value_heads"]
     heads = [head // share for head in range(raw["num_attention_heads"])]
-    _, spec = open_model(str(source))
+    spec = Source.open(source).spec
     config = grouped_config(raw, spec, [(heads, heads)] * raw["num_hidden_layers"])
     grouped = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), dtype=torch.float32).eval()
     grouped.load_state_dict(stock.state_dict(), assign=True)

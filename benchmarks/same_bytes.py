@@ -1,4 +1,4 @@
-"""Hashes of the plan and of the weights of five conversions, to show that a change of the code changes no result.
+"""Hashes of the groups and errors in the plan and of the weights of five conversions, to show that a change of the code changes no result.
 
     python benchmarks/same_bytes.py [--case smollm2-shared] …
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import subprocess
 import sys
 import tempfile
@@ -100,11 +101,13 @@ def main() -> None:
             work = Path(folder)
             model = str(prepare(work))
             (work / "model").symlink_to(model)
-            run(work, "calibrate", "model", "-o", "moments.safetensors", *calibration(work))
-            run(work, "plan", "model", "--moments", "moments.safetensors", "-o", "plan.json", *planning)
+            run(work, "calibrate", "model", "-o", "statistics.safetensors", *calibration(work))
+            run(work, "plan", "model", "--statistics", "statistics.safetensors", "-o", "plan.json", *planning)
             run(work, "convert", "model", "--plan", "plan.json", "-o", "out")
             weights = sha256(*(work / "out").glob("*.safetensors"))
-            print(f"{name:17s} plan {sha256(work / 'plan.json')}\n{'':17s} weights {weights}", flush=True)
+            layers = json.dumps(json.loads((work / "plan.json").read_text())["layers"], sort_keys=True)
+            plan = hashlib.sha256(layers.encode()).hexdigest()
+            print(f"{name:17s} groups {plan}\n{'':17s} weights {weights}", flush=True)
 
 
 if __name__ == "__main__":

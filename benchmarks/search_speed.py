@@ -24,7 +24,7 @@ from gqakit.core.statistics import head_gram, weight_inner
 from gqakit.core.within_cluster import Spread
 from gqakit.grouping_methods.base import Sizes
 from gqakit.grouping_methods.qcqa.method import QCQA, layer_front
-from gqakit.planning.allocation import Slot
+from gqakit.planning.allocation.base import Slot
 from gqakit.planning.allocation.qcqa_layers import QCQALayers
 
 LAYERS, HEADS, HEAD_DIM, WIDTH = 32, 32, 128, 4096

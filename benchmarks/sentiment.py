@@ -23,9 +23,9 @@ from torch.nn import functional
 from gqakit.calibration.calibrate import calibrate
 from gqakit.calibration.store import MomentsFile
 from gqakit.data.text import Text
-from gqakit.models.inspection import open_model
 from gqakit.models.load import load
 from gqakit.models.running import load_tokenizer
+from gqakit.models.source import Source
 from gqakit.planning.make import MeasureOptions
 from gqakit.planning.planner import Measure
 from gqakit.progress import silent
@@ -146,7 +146,7 @@ class Sentiment:
     @cached_property
     def tokenizer(self) -> Any:
         """Its tokenizer."""
-        return load_tokenizer(open_model(str(self.path))[0])
+        return load_tokenizer(Source.open(self.path).checkpoint)
 
     @cached_property
     def all_reviews(self) -> list[Review]:
@@ -197,7 +197,8 @@ class Sentiment:
 
     def measure(self, merge: str) -> Measure:
         """On the source's training reviews."""
-        source, spec = open_model(str(self.source))
+        opened = Source.open(self.source)
+        source, spec = opened.checkpoint, opened.spec
         kept = self.work / f"losses-{merge}.jsonl"
         where = MeasureOptions(self._text, tokens=16 * WINDOW, window=WINDOW, losses=kept, replace=True)
         return where.on(source, spec, self.moments(), merge, silent)

@@ -23,8 +23,8 @@ from gqakit.calibration.calibrate import calibrate
 from gqakit.calibration.store import MomentsFile
 from gqakit.data.batches import opening, speech_batches
 from gqakit.data.samples import Speech, read_speech
-from gqakit.models.inspection import open_model
 from gqakit.models.load import load
+from gqakit.models.source import Source
 from gqakit.planning.make import MeasureOptions
 from gqakit.planning.planner import Measure
 from gqakit.progress import silent
@@ -128,7 +128,7 @@ class SpokenSentences:
 
     @cached_property
     def _task(self) -> SpeechTask:
-        source, _ = open_model(str(self.path))
+        source = Source.open(self.path).checkpoint
         running: Any = load(self.path, dtype=torch.float32)
 
         def heard(batch: Mapping[str, Any]) -> Batch:
@@ -159,7 +159,8 @@ class SpokenSentences:
 
     def measure(self, merge: str) -> Measure:
         """On the recordings to train on."""
-        source, spec = open_model(str(self.path))
+        opened = Source.open(self.path)
+        source, spec = opened.checkpoint, opened.spec
         weighed = Speech(self._recordings.name, self._recordings.clips[:WEIGHED_CLIPS])
         kept = self.work / f"losses-{merge}.jsonl"
         where = MeasureOptions(weighed, tokens=1, window=1, losses=kept, replace=True)
@@ -167,7 +168,7 @@ class SpokenSentences:
 
     def student(self, path: Path) -> nn.Module:
         """A conversion with its converted attention to train."""
-        _, spec = open_model(str(path))
+        spec = Source.open(path).spec
         return Decoder(prepare_student(load(path, dtype=torch.float32), spec, self.options))
 
     def teacher(self) -> None:

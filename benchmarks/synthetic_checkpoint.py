@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from convert_speed import CONFIG
 from gqakit.calibration.store import MomentsHeader, save_moments
 from gqakit.core.statistics import LayerMoments
-from gqakit.models.inspection import open_model
+from gqakit.models.source import Source
 
 SHARDS = 4
 
@@ -68,7 +68,8 @@ def main() -> None:
 
 
 def _write_moments(directory: Path, generator: torch.Generator) -> None:
-    checkpoint, spec = open_model(str(directory))
+    opened = Source.open(directory)
+    checkpoint, spec = opened.checkpoint, opened.spec
 
     def moment() -> torch.Tensor:
         rows = torch.randn(4096, spec.hidden_size + 1, generator=generator)

@@ -23,7 +23,7 @@ from torch import nn
 from gqakit.calibration.store import MomentsFile
 from gqakit.conversion.convert import convert_checkpoint
 from gqakit.core.budget import resolve_budget
-from gqakit.models.inspection import open_model
+from gqakit.models.source import Source
 from gqakit.planning.options import PlanOptions
 from gqakit.planning.plan import Plan
 from gqakit.planning.planner import Measure, make_plan
@@ -178,7 +178,8 @@ def run_cell(
 ) -> Cell:
     """Plan, convert, train and score."""
     began = time.process_time()
-    source, spec = open_model(str(subject.source))
+    opened = Source.open(subject.source)
+    source, spec = opened.checkpoint, opened.spec
     rate = float(options.get("rate", 1.0))
     plan = _plan(subject, way, {k: v for k, v in options.items() if k != "rate"}, size, seed, work)
     plan.check_source(source.fingerprint(), str(source.path))
@@ -206,7 +207,8 @@ def _plan(subject: Subject, way: str, options: Mapping[str, Any], size: str, see
     slug = re.sub(r"[^a-z0-9]+", "-", f"{way} {size} {chosen.seed}".lower())
     kept = work / f"plan-{slug}.json"
     if not kept.is_file():
-        source, spec = open_model(str(subject.source))
+        opened = Source.open(subject.source)
+        source, spec = opened.checkpoint, opened.spec
         budget = resolve_budget(spec.cache, kv_ratio=float(Fraction(size)))
         weighs = chosen.allocation_for(budget, True).loss == "measured"
         measure = subject.measure(chosen.merge) if weighs else None

@@ -23,7 +23,8 @@ from gqakit.core.statistics import value_stats
 from gqakit.evaluation.language import score_language
 from gqakit.models.layers import read_layer, tensors_of_layer
 from gqakit.models.load import load
-from gqakit.planning.allocation import ALLOCATIONS, Slot, pick
+from gqakit.planning.allocation import ALLOCATIONS
+from gqakit.planning.allocation.base import Slot, pick
 from gqakit.planning.layer_loss.probe import LayerProbe
 from methods_table import Scored
 from workbench import Workbench

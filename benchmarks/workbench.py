@@ -19,9 +19,9 @@ from gqakit.core.budget import resolve_budget
 from gqakit.core.statistics import LayerMoments
 from gqakit.data.text import read_text, token_windows
 from gqakit.evaluation.language import LanguageScores, score_language
-from gqakit.models.inspection import open_model
 from gqakit.models.load import load
 from gqakit.models.running import load_tokenizer
+from gqakit.models.source import Source
 from gqakit.models.spec import ModelSpec
 from gqakit.planning.options import PlanOptions
 from gqakit.planning.plan import Plan
@@ -42,7 +42,7 @@ class Workbench:
     def on_smollm2(cls, wikitext: Path, work: Path) -> Workbench:
         """The workbench of all WikiText figures."""
         work.mkdir(parents=True, exist_ok=True)
-        return cls(*open_model(str(fetch(SMOLLM2))), wikitext, work)
+        return cls(*Source.open(fetch(SMOLLM2)), wikitext, work)
 
     @cached_property
     def tokenizer(self) -> Any:

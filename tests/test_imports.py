@@ -12,17 +12,7 @@ import gqakit
 
 ROOT = Path(gqakit.__file__).parent
 ROOMS = [
-    *(
-        "errors",
-        "progress",
-        "options",
-        "core",
-        "grouping_methods",
-        "checkpoint",
-        "models",
-        "data",
-        "calibration",
-    ),
+    *("errors", "progress", "core", "grouping_methods", "checkpoint", "models", "data", "calibration"),
     *("evaluation", "planning", "conversion", "recovery", "exporters", "pipeline", "key_driven"),
     *("demonstration", "cli", "__main__"),
 ]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from gqakit import errors
 from gqakit.models.load import load
 from gqakit.models.registration import register_lazily
 
@@ -19,40 +20,30 @@ if TYPE_CHECKING:
     from gqakit.demonstration.demo import demo
     from gqakit.evaluation.evaluate import evaluate
     from gqakit.exporters.export import export
-    from gqakit.exporters.options import ExportOptions
-    from gqakit.key_driven.options import VisionOptions
     from gqakit.key_driven.train import vision_train
+    from gqakit.models.families.table import families
     from gqakit.models.generate import generate
+    from gqakit.models.inspection import inspect
     from gqakit.pipeline import convert
+    from gqakit.planning.catalogue import methods
     from gqakit.planning.correlation.correlate import correlate
-    from gqakit.planning.listing import inspect, methods
-    from gqakit.planning.make import BudgetOptions, MeasureOptions, explore, plan
-    from gqakit.planning.options import PlanOptions
-    from gqakit.recovery.distil.options import UptrainOptions
+    from gqakit.planning.make import plan
     from gqakit.recovery.distil.uptrain import uptrain
-    from gqakit.recovery.repair.layers import RepairOptions
     from gqakit.recovery.repair.repair import repair
 
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "BudgetOptions": "planning.make",
-    "ExportOptions": "exporters.options",
-    "MeasureOptions": "planning.make",
-    "PlanOptions": "planning.options",
-    "RepairOptions": "recovery.repair.layers",
-    "UptrainOptions": "recovery.distil.options",
-    "VisionOptions": "key_driven.options",
     "calibrate": "calibration.calibrate",
     "convert": "pipeline",
     "correlate": "planning.correlation.correlate",
     "demo": "demonstration.demo",
     "evaluate": "evaluation.evaluate",
-    "explore": "planning.make",
     "export": "exporters.export",
+    "families": "models.families.table",
     "generate": "models.generate",
-    "inspect": "planning.listing",
-    "methods": "planning.listing",
+    "inspect": "models.inspection",
+    "methods": "planning.catalogue",
     "plan": "planning.make",
     "repair": "recovery.repair.repair",
     "uptrain": "recovery.distil.uptrain",
@@ -64,21 +55,15 @@ _PUBLIC = {
 register_lazily()
 
 __all__ = [
-    "BudgetOptions",
-    "ExportOptions",
-    "MeasureOptions",
-    "PlanOptions",
-    "RepairOptions",
-    "UptrainOptions",
-    "VisionOptions",
     "__version__",
+    "errors",
     "calibrate",
     "convert",
     "correlate",
     "demo",
     "evaluate",
-    "explore",
     "export",
+    "families",
     "generate",
     "inspect",
     "load",

@@ -1,28 +1,35 @@
-"""`convert`: the whole flow from a checkpoint and a budget to a smaller-cache checkpoint."""
+"""`convert`, end to end: check, calibrate, plan, write, repair, measure, on one opened `Source`."""
 
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from gqakit.calibration.calibrate import TOKENS, WINDOW, calibrate_opened, check_not_grouped
+from gqakit.calibration.calibrate import calibrate_source
+from gqakit.calibration.options import CalibrateOptions
 from gqakit.calibration.store import MomentsFile
-from gqakit.checkpoint import Checkpoint, check_output, write_bytes
+from gqakit.checkpoint import Checkpoint, WriteResult, check_output, write_bytes
 from gqakit.checkpoint.atomic import output_errors
-from gqakit.conversion.convert import check_moments, check_rules, convert_checkpoint, job_of
+from gqakit.conversion.convert import check_rules, check_statistics, convert_checkpoint, job_of
 from gqakit.conversion.files import CARD_FILE
 from gqakit.conversion.model_card import model_card
-from gqakit.data.batches import Content, DataSource, batches_of, check_content, read_source
+from gqakit.conversion.options import ConvertOptions
+from gqakit.data.batches import Content, batches_of, check_content
+from gqakit.data.options import WINDOW, read_named
 from gqakit.data.text import Text
-from gqakit.errors import PlanError, UsageError
-from gqakit.evaluation.evaluate import TOKENS as EVALUATION_TOKENS
-from gqakit.evaluation.evaluate import evaluate
+from gqakit.errors import PlanError
+from gqakit.evaluation.evaluate import evaluate_sources
+from gqakit.evaluation.options import EvaluateOptions
 from gqakit.evaluation.table import EvaluationRow
-from gqakit.models.inspection import open_model
-from gqakit.planning.make import MEASURED_TOKENS, BudgetOptions, MeasureOptions, PlanOptions, explore_opened
-from gqakit.planning.options import check_budget
+from gqakit.models.source import Source
+from gqakit.options import takes
+from gqakit.planning.layer_loss.measure import Measurement
 from gqakit.planning.plan import Plan
+from gqakit.planning.planner import make_plan
+from gqakit.planning.request import Request
 from gqakit.progress import Reporter, silent
 from gqakit.recovery.repair.layers import LayerRepair, RepairOptions
 from gqakit.recovery.repair.repair import repair_opened, repair_windows
@@ -39,6 +46,9 @@ class ConvertResult:
         resumed: whether an interrupted run was continued.
         repairs: what repair did to each layer; empty where it was not asked for.
         evaluation: the measured loss, source first; empty where it was not asked for.
+        measured_on: what that was measured on, for a sentence.
+        beside: files that were written beside the output and are used again by a second run.
+        seconds: how long it took.
     """
 
     plan: Plan
@@ -47,187 +57,248 @@ class ConvertResult:
     resumed: bool
     repairs: tuple[LayerRepair, ...]
     evaluation: tuple[EvaluationRow, ...]
+    measured_on: str
+    beside: tuple[Path, ...]
+    seconds: float
+
+    def __repr__(self) -> str:
+        made = self.plan.budget
+        scores = "".join(f", {row.name}: {row.summary}" for row in self.evaluation)
+        return (
+            f"ConvertResult({self.out}, {made.kv_bytes_per_token_before:,} → {made.kv_bytes_per_token:,} bytes per "
+            f"token{scores})"
+        )
 
 
+@takes(ConvertOptions)
 def convert(
-    model: str,
-    out: Path,
-    *,
-    plan: Plan | None = None,
-    budget: BudgetOptions | None = None,
-    options: PlanOptions | None = None,
-    moments: Path | None = None,
-    layer_losses: MeasureOptions | None = None,
-    text: DataSource = ("calibration",),
-    measure: bool | None = None,
-    evaluate_on: DataSource | None = None,
-    tokens: int = TOKENS,
-    window: int = WINDOW,
-    device: str = "auto",
-    repair: RepairOptions | None = None,
-    dry_run: bool = False,
-    overwrite: bool = False,
-    progress: Reporter = silent,
+    model: str | Path, out: str | Path, options: ConvertOptions, progress: Reporter = silent
 ) -> ConvertResult:
-    """Carry out a plan, or make one within a budget and carry it out.
+    """Make a budget's plan and carry it out, or carry out a plan that is given.
 
-    With a budget and no moments the model is first calibrated on `text`, and run once more to measure what each layer's
-    choices lose, where the allocation asks for that. Both are kept beside the output (`OUT.moments.safetensors`,
-    `OUT.losses.jsonl`) and used again by a second run on the same text. Interrupted, the same call goes on where it
-    stopped.
+    With a budget and no statistics the model is first calibrated on the data, and run once more to measure what each layer's
+    candidates lose, where the allocation weighs that. Both are kept beside the output (`OUT.statistics.safetensors`,
+    `OUT.losses.jsonl`) and used again by a second run on the same data. Interrupted, the same call goes on where it stopped.
 
     Args:
-        model: directory or hub name.
-        out: the new directory.
-        plan: carry out this one; its moments are looked for where it says, unless `moments` is given.
-        budget, options: make a plan instead. The engine of the options goes for a plan that is given, too.
-        moments: a moments file.
-        layer_losses: how to measure what a layer's choices lose; None does so on `text` where the model is calibrated
-            anyway, and else lets the merge rule's own error stand in.
-        text, tokens, window: what to calibrate on; see `calibrate`.
-        measure: evaluate source and result on `evaluate_on` and state the loss in the model card; None does
-            so where the model is run for calibration anyway. In windows of `window` tokens, but no longer than 512.
-        evaluate_on: like `text`; None for the held-out text that comes with gqakit. A model that does not run on text is
-            only evaluated where this is given.
-        device: for calibration, repair and evaluation.
-        repair: then repair the conversion on `text`; see `gqakit.repair`. Language models alone.
-        dry_run: check and decide everything, write no checkpoint.
-        overwrite: replace a checkpoint in `out`.
-        progress: see the package.
+        model: directory or hub name. out: the new directory.
+        options: see `ConvertOptions`; also as keywords.
+        progress: True, False or a `gqakit.progress.Reporter`.
 
     Raises:
         OutputError, PlanError, BudgetError, UsageError, CheckpointError, FamilyError, DataError.
     """
-    if (plan is None) == (budget is None):
-        raise UsageError("give either a plan (--plan) or a budget (--kv-ratio or another), not both")
-    stacks = (options or PlanOptions()).stacks if plan is None else plan.source.stacks
-    source, spec = open_model(model, stacks)
-    check_not_grouped(source, spec)
-    check_output(source, out, overwrite)
-    content = read_source(text)
-    calibrating = plan is None and moments is None
-    if calibrating:
-        check_content(spec, content)
-    measured = min(window, WINDOW)  # a long calibration window need not fit the held-out text
-    held_out = None
-    if calibrating if measure is None else measure:
-        on_text = spec.family.task in ("text", "embedding", "translation")
-        if evaluate_on is not None or on_text:
-            held_out = read_source(("evaluation",) if evaluate_on is None else evaluate_on)
-    if held_out:  # what is wrong with this text is said before the conversion, not after it
-        check_content(spec, held_out)
-        if isinstance(held_out, Text):
-            batches_of(source, spec, held_out, window=measured, tokens=EVALUATION_TOKENS)
-    repair_on = None if repair is None else repair_windows(source, spec, content, repair)
-    if plan is not None:
-        plan.check_source(source.fingerprint(), model)
-        if options is not None and options.engine is not None:
-            plan.check_engine(options.engine)
-        check_rules(plan)
-        opened = None if plan.moments is None else _planned_moments(plan, moments)
-    else:
-        assert budget is not None
-        options = options or PlanOptions()
-        options.check_engine(spec.family.model_type)
-        check_budget(
-            spec, budget.resolve(spec), options, measurable=True
-        )  # an impossible one is said before the calibration
-        if moments is not None:
-            opened = MomentsFile.open(moments)
+    started = time.monotonic()
+    job = Conversion.check(model, Path(out), options, progress)
+    statistics = job.calibrated()
+    plan = job.planned(statistics)
+    written, repairs = job.written(plan, statistics)
+    rows = job.measured(plan, bool(repairs))
+    return ConvertResult(
+        plan=plan,
+        out=job.out,
+        bytes_written=0 if written is None else written.nbytes,
+        resumed=written is not None and bool(written.kept),
+        repairs=tuple(repairs),
+        evaluation=tuple(rows),
+        measured_on=job.in_words(rows),
+        beside=tuple(path for path in (job.statistics_file, job.losses_file) if path.is_file()),
+        seconds=time.monotonic() - started,
+    )
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """One run of `convert`, checked: everything that can be known to be wrong was said before any work.
+
+    Attributes:
+        source: the model. out: the new directory. options: what was asked for. progress: hears of every step.
+        content: what to calibrate, measure losses and repair on.
+        request: the budget with all that decides a plan; None where a plan is given.
+        plan: the one that is given.
+        held_out: what to measure the result on; None where it is not measured.
+    """
+
+    source: Source
+    out: Path
+    options: ConvertOptions
+    progress: Reporter
+    content: Content
+    request: Request | None
+    plan: Plan | None
+    held_out: Content | None
+
+    @classmethod
+    def check(cls, model: str | Path, out: Path, options: ConvertOptions, progress: Reporter) -> Conversion:
+        """Open the source and read all data; see `convert` for what is raised."""
+        plan = Plan.load(Path(options.plan)) if isinstance(options.plan, str | Path) else options.plan
+        source = Source.open(model, options.stacks if plan is None else plan.source.stacks)
+        source.check_not_grouped()
+        check_output(source.checkpoint, out, options.overwrite)
+        content = options.read()
+        job = cls(source, out, options, progress, content, None, plan, None)
+        if plan is None:
+            job = job._with(request=Request.check(source.spec, options, options, measurable=True))
         else:
-            layer_losses = layer_losses or MeasureOptions(
-                content,
-                min(MEASURED_TOKENS, tokens),
-                window,
-                losses=out.with_name(out.name + ".losses.jsonl"),
-                replace=True,
-                device=device,
+            job._check_plan(plan)
+        if job.calibrates:
+            check_content(source.spec, content)
+        if options.repair:
+            repair_windows(source.checkpoint, source.spec, content, job.repair_options)
+        return job._with(held_out=job._held_out())
+
+    def _with(self, **values: object) -> Conversion:
+        return replace(self, **values)  # pyright: ignore[reportArgumentType]
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether the model is calibrated here."""
+        return self.plan is None and self.options.statistics is None
+
+    @property
+    def statistics_file(self) -> Path:
+        """Where a calibration is kept."""
+        return self.out.with_name(self.out.name + ".statistics.safetensors")
+
+    @property
+    def losses_file(self) -> Path:
+        """Where measured losses are kept."""
+        return self.options.losses or self.out.with_name(self.out.name + ".losses.jsonl")
+
+    @property
+    def repair_options(self) -> RepairOptions:
+        """How much to repair."""
+        options = self.options
+        return RepairOptions(options.repair_tokens, options.window, options.repair_steps)
+
+    @property
+    def scoring(self) -> EvaluateOptions:
+        """How to measure: a long calibration window need not fit the held-out text."""
+        return EvaluateOptions(window=min(self.options.window, WINDOW), device=self.options.device)
+
+    def _check_plan(self, plan: Plan) -> None:
+        """A plan that is given must be for this model, for the engine that is asked for, and known to this gqakit."""
+        plan.check_source(self.source.fingerprint, self.source.name)
+        if self.options.engine is not None:
+            plan.check_engine(self.options.engine)
+        check_rules(plan)
+
+    def _held_out(self) -> Content | None:
+        """What to measure on, read, so that what is wrong with it is said before the conversion and not after it."""
+        options, spec = self.options, self.source.spec
+        wanted = options.evaluate if options.evaluate is not None else options.evaluate_text is not None
+        if options.evaluate is None and options.evaluate_text is None:
+            wanted = self.calibrates and spec.family.task in ON_TEXT
+        if not wanted:
+            return None
+        content = read_named(options.evaluate_text, "evaluation")
+        check_content(spec, content)
+        if isinstance(content, Text):
+            batches_of(self.source, content, window=self.scoring.window, tokens=self.scoring.tokens)
+        return content
+
+    def calibrated(self) -> MomentsFile | None:
+        """The statistics: those that are given or that the plan names, those of an earlier run, or new ones."""
+        options, plan = self.options, self.plan
+        if plan is not None:
+            return None if plan.moments is None else _planned_statistics(plan, options.statistics)
+        if options.statistics is not None:
+            return MomentsFile.open(options.statistics)
+        if self.statistics_file.is_file():
+            found = MomentsFile.open(self.statistics_file)
+            if found.matches(self.source.fingerprint, self.content.sha256, options.tokens, options.window):
+                return found
+        with output_errors(self.statistics_file.parent):
+            self.statistics_file.parent.mkdir(parents=True, exist_ok=True)
+        how = CalibrateOptions(tokens=options.tokens, window=options.window, device=options.device)
+        return calibrate_source(self.source, self.statistics_file, self.content, how, self.progress)
+
+    def planned(self, statistics: MomentsFile | None) -> Plan:
+        """The plan that is given, or one within the budget."""
+        plan = self.plan
+        if plan is None:
+            plan = self._made(statistics)
+        check_statistics(plan, statistics)
+        if not self.options.repair:
+            check_output(self.source.checkpoint, self.out, self.options.overwrite, job=job_of(plan))
+        return plan
+
+    def _made(self, statistics: MomentsFile | None) -> Plan:
+        assert self.request is not None
+        measure, options = None, self.options
+        if self.request.loss == "measured":
+            measure = Measurement.on(
+                self.source, statistics, options.merge, self.content, options.window, options, self.progress
             )
-            kept = out.with_name(out.name + ".moments.safetensors")
-            opened = _fresh_moments(source, model, kept, content, tokens, window, device, progress)
-        plan = explore_opened(
-            source, spec, model, budget, options, opened, progress, measure=layer_losses
-        ).plan
-    check_moments(plan, opened)
-    if repair is None:
-        check_output(source, out, overwrite, job=job_of(plan))
-    if dry_run:
-        return ConvertResult(plan, out, 0, False, (), ())
-    target = out if repair is None else out.with_name(out.name + ".unrepaired")
-    with progress("convert", source.nbytes, "bytes") as advance:
-        result = convert_checkpoint(
-            source,
-            spec,
-            plan,
-            opened,
-            target,
-            model_card(plan, source.path),
-            overwrite=overwrite or repair is not None,
-            progress=advance,
-        )
-    repairs: list[LayerRepair] = []
-    if repair is not None and repair_on is not None and isinstance(content, Text):
-        converted = Checkpoint.open(target)
+            own = options.losses is None  # a file of one's own is never started over
+            measure = replace(measure, file=self.losses_file, replace=own)
+        with self.progress("plan", self.source.spec.num_layers, "layers") as advance:
+            return make_plan(self.source, self.request, statistics, lambda: advance(1), measure).plan
+
+    def written(
+        self, plan: Plan, statistics: MomentsFile | None
+    ) -> tuple[WriteResult | None, list[LayerRepair]]:
+        """The checkpoint, repaired where that was asked for; nothing on a dry run."""
+        options, source = self.options, self.source
+        if options.dry_run:
+            return None, []
+        target = self.out.with_name(self.out.name + ".unrepaired") if options.repair else self.out
+        card = model_card(plan, source.path)
+        with self.progress("convert", source.checkpoint.nbytes, "bytes") as advance:
+            written = convert_checkpoint(
+                source,
+                plan,
+                statistics,
+                target,
+                card,
+                overwrite=options.overwrite or options.repair,
+                progress=advance,
+            )
+        if not options.repair or not isinstance(self.content, Text):
+            return written, []
         repairs, _ = repair_opened(
-            source,
-            spec,
-            converted,
+            source.checkpoint,
+            source.spec,
+            Checkpoint.open(str(target)),
             plan,
-            out,
-            content,
-            repair_on,
-            repair,
-            device=device,
-            overwrite=overwrite,
-            progress=progress,
+            self.out,
+            self.content,
+            repair_windows(source.checkpoint, source.spec, self.content, self.repair_options),
+            self.repair_options,
+            device=options.device,
+            overwrite=options.overwrite,
+            progress=self.progress,
         )
         shutil.rmtree(target)
-    rows: list[EvaluationRow] = []
-    if held_out:
-        rows = evaluate(model, [str(out)], text=held_out, window=measured, device=device, progress=progress)
-        stated = f"{held_out.name}, {rows[0].sample(measured)}"
-        write_bytes(
-            out / CARD_FILE, model_card(plan, source.path, rows, stated, repaired=bool(repairs)).encode()
-        )
-    return ConvertResult(plan, out, result.nbytes, bool(result.kept), tuple(repairs), tuple(rows))
+        return written, repairs
+
+    def measured(self, plan: Plan, repaired: bool) -> list[EvaluationRow]:
+        """The loss, measured and stated in the model card."""
+        if self.held_out is None or self.options.dry_run:
+            return []
+        converted = Source.open(self.out)
+        rows = evaluate_sources(self.source, [converted], self.held_out, self.scoring, self.progress)
+        card = model_card(plan, self.source.path, rows, self.in_words(rows), repaired=repaired)
+        write_bytes(self.out / CARD_FILE, card.encode())
+        return rows
+
+    def in_words(self, rows: Sequence[EvaluationRow]) -> str:
+        """What the loss was measured on, for a sentence."""
+        if not rows or self.held_out is None:
+            return ""
+        return f"{self.held_out.name}, {rows[0].sample(self.scoring.window)}"
 
 
-def _planned_moments(plan: Plan, given: Path | None) -> MomentsFile:
+ON_TEXT = ("text", "embedding", "translation")
+"""Tasks of models that the held-out text can be run on."""
+
+
+def _planned_statistics(plan: Plan, given: Path | None) -> MomentsFile:
     assert plan.moments is not None
     path = given or Path(plan.moments.path)
     if not path.is_file():
         raise PlanError(
-            f"the plan rests on moments that are not at {path}; give their place with --moments, or calibrate "
-            "and plan anew"
+            f"the plan rests on calibration statistics that are not at {path}; give their place with `statistics`, or "
+            "calibrate and plan again"
         )
     return MomentsFile.open(path)
-
-
-def _fresh_moments(
-    source: Checkpoint,
-    name: str,
-    kept: Path,
-    content: Content,
-    tokens: int,
-    window: int,
-    device: str,
-    progress: Reporter,
-) -> MomentsFile:
-    """Moments of an earlier run where they are the same, else new ones."""
-    if kept.is_file():
-        found = MomentsFile.open(kept)
-        if found.matches(source.fingerprint(), content.sha256, tokens, window):
-            return found
-    with output_errors(kept.parent):
-        kept.parent.mkdir(parents=True, exist_ok=True)
-    return calibrate_opened(
-        source,
-        name,
-        kept,
-        text=content,
-        tokens=tokens,
-        window=window,
-        dtype="float32",
-        device=device,
-        progress=progress,
-    )

@@ -16,7 +16,8 @@ from core_layers import (
 )
 from torch import Tensor
 
-from gqakit.core.merging import RULES, residual
+from gqakit.core.merging import RULES
+from gqakit.core.merging.base import residual
 from gqakit.core.statistics import LayerMoments
 
 FOLD = RULES["fold"]

@@ -8,7 +8,8 @@ from core_layers import HEAD_DIM, STRUCTURES, random_distances
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gqakit.core.merging import RULES, residual
+from gqakit.core.merging import RULES
+from gqakit.core.merging.base import residual
 from gqakit.core.statistics import HeadStats
 
 structures = st.sampled_from(sorted(STRUCTURES))

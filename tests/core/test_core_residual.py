@@ -16,7 +16,7 @@ from core_layers import (
 )
 from torch import Tensor
 
-from gqakit.core.merging import HeadMerge, residual
+from gqakit.core.merging.base import HeadMerge, residual
 from gqakit.core.statistics import HeadStats, LayerMoments
 
 GROUP = (0, 2, 3)

@@ -6,7 +6,7 @@ import torch
 
 from gqakit.core.attention import Projection
 from gqakit.core.distances import Rotation
-from gqakit.core.merging import HeadMerge
+from gqakit.core.merging.base import HeadMerge
 from gqakit.core.statistics import HeadStats, LayerMoments, head_gram
 
 

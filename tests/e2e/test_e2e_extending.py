@@ -14,12 +14,12 @@ from command import succeeds
 from tiny_fixtures import Models
 
 from gqakit.core.grouping import Partition
-from gqakit.core.merging import RULES, HeadMerge, MergeRule
-from gqakit.core.merging.base import identity_maps
+from gqakit.core.merging import RULES
+from gqakit.core.merging.base import HeadMerge, MergeRule, identity_maps
 from gqakit.core.statistics import HeadStats
 from gqakit.errors import UsageError
-from gqakit.grouping_methods import METHODS, GroupingMethod, LayerHeads, Sizes
-from gqakit.grouping_methods.base import in_range
+from gqakit.grouping_methods import METHODS
+from gqakit.grouping_methods.base import GroupingMethod, LayerHeads, Sizes, in_range
 from gqakit.planning.catalogue import markdown
 from gqakit.planning.make import BudgetOptions, PlanOptions, plan
 

@@ -10,9 +10,9 @@ import pytest
 from tiny_models import build
 
 from gqakit.core.grouping import Grouping, Partition
-from gqakit.models.inspection import open_model
+from gqakit.models.source import Source
 from gqakit.pipeline import convert
-from gqakit.planning.plan import BudgetRecord, LayerPlan, Merging, Plan, Source
+from gqakit.planning.plan import BudgetRecord, LayerPlan, Merging, Plan, PlanSource
 
 Maps = tuple[tuple[int, ...], tuple[int, ...]]
 
@@ -44,12 +44,13 @@ WIDTHS: dict[str, dict[str, Any]] = {"llama": {"hidden_size": 72}, "qwen2": {"hi
 
 def plan_of(source: Path, layers: tuple[Maps, ...]) -> Plan:
     """A plan with these groups that averages the heads."""
-    checkpoint, spec = open_model(str(source))
+    opened = Source.open(source)
+    checkpoint, spec = opened.checkpoint, opened.spec
     groupings = [Grouping(Partition(key), Partition(value)) for key, value in layers]
     kept = sum(g.key.num_groups + g.value.num_groups for g in groupings)
     ratio = kept / (2 * len(layers) * spec.key_heads[0])
     return Plan(
-        source=Source(
+        source=PlanSource(
             name=source.name,
             model_type=spec.model_type,
             fingerprint=checkpoint.fingerprint(),
@@ -87,7 +88,13 @@ def grouped(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
             folder = tmp_path_factory.mktemp("grouped")
             kwargs = {"num_attention_heads": 9, "kv_heads": 9, **WIDTHS.get(family, {}), **options}
             source = build(folder / "source", family, **kwargs)
-            convert(str(source), folder / "grouped", plan=plan_of(source, LAYOUTS[layout]), measure=False)
+            convert(
+                str(source),
+                folder / "grouped",
+                plan=plan_of(source, LAYOUTS[layout]),
+                evaluate=False,
+                progress=False,
+            )
             made[key] = folder / "grouped"
         return made[key]
 

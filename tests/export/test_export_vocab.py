@@ -41,7 +41,7 @@ def test_known_splits_are_recognised(copy: Models) -> None:
 def test_an_unknown_split_is_refused_unless_named(copy: Models) -> None:
     source = copy("llama", kv_heads=4)
     with_pre(source, [{"type": "Punctuation", "behavior": "Isolated"}, byte_level(True)])
-    refused(2, "export", source, "--to", "gguf", "-o", "x.gguf", says=("Punctuation", "tokenizer"))
+    refused(2, "export", source, "--to", "gguf", "-o", "x.gguf", says=("Punctuation", "--tokenizer-pre"))
     ran = succeeds("export", source, "--to", "gguf", "-o", "x.gguf", "--tokenizer-pre", "default")
     assert "tokenizer.ggml.pre is default\n" in ran.out
 

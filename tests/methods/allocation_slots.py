@@ -7,7 +7,7 @@ import itertools
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, SearchStrategy
 
-from gqakit.planning.allocation import Slot
+from gqakit.planning.allocation.base import Slot
 
 
 def losses_fall(name: str, num_heads: int, counts: list[int]) -> Slot:

@@ -9,8 +9,7 @@ from methods_layers import normal
 
 from gqakit.core.grouping import Partition
 from gqakit.core.within_cluster import Spread
-from gqakit.grouping_methods import Sizes
-from gqakit.grouping_methods.base import Cost
+from gqakit.grouping_methods.base import Cost, Sizes
 
 Groups = tuple[tuple[int, ...], ...]
 

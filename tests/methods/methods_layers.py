@@ -11,8 +11,7 @@ from gqakit.core.attention import AttentionWeights, Projection
 from gqakit.core.rope import Channels
 from gqakit.core.statistics import HeadStats, LayerMoments, key_stats, value_stats, weight_inner
 from gqakit.core.within_cluster import Spread
-from gqakit.grouping_methods import LayerHeads
-from gqakit.grouping_methods.base import Cost
+from gqakit.grouping_methods.base import Cost, LayerHeads
 
 HEAD_DIM, WIDTH = 4, 6
 BOTH = ("key", "value")

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gqakit.errors import BudgetError
-from gqakit.planning.allocation import ALLOCATIONS, Point, Slot, pick
-from gqakit.planning.allocation.base import undominated
+from gqakit.planning.allocation import ALLOCATIONS
+from gqakit.planning.allocation.base import Point, Slot, pick, undominated
 
 KNAPSACK = ALLOCATIONS["knapsack"]
 

@@ -10,7 +10,8 @@ from allocation_slots import brute_force, losses_fall, slots
 from hypothesis import given, settings
 
 from gqakit.errors import UsageError
-from gqakit.planning.allocation import ALLOCATIONS, Slot, pick
+from gqakit.planning.allocation import ALLOCATIONS
+from gqakit.planning.allocation.base import Slot, pick
 
 SHORT = ALLOCATIONS["qcqa_layers"].configured({"population": 20, "generations": 20})
 KNAPSACK = ALLOCATIONS["knapsack"]

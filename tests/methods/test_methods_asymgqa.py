@@ -12,9 +12,8 @@ from methods_layers import HEAD_DIM, WIDTH, forbidden, heads_of, normal, random_
 from gqakit.core.grouping import Partition
 from gqakit.core.within_cluster import Spread
 from gqakit.errors import UsageError
-from gqakit.grouping_methods import Sizes
 from gqakit.grouping_methods.asymgqa import AsymGQA, Walk
-from gqakit.grouping_methods.base import equal_blocks
+from gqakit.grouping_methods.base import Sizes, equal_blocks
 from gqakit.grouping_methods.partition_search import exact_partitions
 
 LABELS = [0, 1, 2, 0, 1, 2, 0, 0, 2]

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from methods_layers import HEAD_DIM, WIDTH, heads_of, normal, random_heads
 
-from gqakit.grouping_methods import METHODS, LayerHeads, Sizes
-from gqakit.grouping_methods.base import equal_blocks
+from gqakit.grouping_methods import METHODS
+from gqakit.grouping_methods.base import LayerHeads, Sizes, equal_blocks
 from gqakit.grouping_methods.key_driven import allot, block_lengths
 
 KEYDRIVEN = METHODS["keydriven"]

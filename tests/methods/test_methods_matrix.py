@@ -9,7 +9,8 @@ import torch
 from methods_layers import BOTH, random_heads
 
 from gqakit.errors import UsageError
-from gqakit.grouping_methods import METHODS, Sizes
+from gqakit.grouping_methods import METHODS
+from gqakit.grouping_methods.base import Sizes
 
 COUNTS = [(1, 1), (4, 2), (6, 3), (7, 3), (8, 1), (8, 8), (8, 4), (12, 5), (16, 2), (16, 6)]
 QUICK = {"qcqa": {"generations": 8}, "asymgqa": {"iterations": 1000}}  # as good a test, in less time

@@ -16,7 +16,8 @@ from methods_layers import normal, random_heads
 from gqakit.core.grouping import Partition
 from gqakit.core.within_cluster import Spread
 from gqakit.errors import UsageError
-from gqakit.grouping_methods import METHODS, LayerHeads, Sizes
+from gqakit.grouping_methods import METHODS
+from gqakit.grouping_methods.base import LayerHeads, Sizes
 from gqakit.grouping_methods.partition_search import exact_partitions
 from gqakit.grouping_methods.qcqa.method import QCQA, layer_front
 from gqakit.grouping_methods.qcqa.nsga2 import dice_of
@@ -212,7 +213,7 @@ def test_first_populations_hold_every_number_asked_for(num_heads, seed):
 
 def test_pymoo_is_imported_by_a_search_alone_and_prints_nothing():
     script = (
-        "import sys; from gqakit.grouping_methods import Sizes; "
+        "import sys; from gqakit.grouping_methods.base import Sizes; "
         "from gqakit.grouping_methods.qcqa.method import QCQA, layer_front; import torch;"
         "assert not any(name.startswith('pymoo') for name in sys.modules);"
         "counts = {n: Sizes(1, 5 - n) for n in range(1, 5)};"

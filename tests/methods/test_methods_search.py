@@ -7,9 +7,9 @@ from methods_brute_force import KINDS, all_partitions, brute_force, random_cost,
 from methods_layers import heads_of, normal
 
 from gqakit.core.grouping import Partition
-from gqakit.grouping_methods import METHODS, Sizes
+from gqakit.grouping_methods import METHODS
 from gqakit.grouping_methods import partition_search as search
-from gqakit.grouping_methods.base import cut, equal_blocks
+from gqakit.grouping_methods.base import Sizes, cut, equal_blocks
 
 
 def limits(num_heads: int, num_groups: int) -> list[Sizes]:

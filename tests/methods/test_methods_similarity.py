@@ -8,7 +8,8 @@ from methods_layers import BOTH, HEAD_DIM, WIDTH, forbidden, heads_of, normal, r
 
 from gqakit.core.grouping import Partition
 from gqakit.core.rope import Channels
-from gqakit.grouping_methods import METHODS, LayerHeads, Sizes
+from gqakit.grouping_methods import METHODS
+from gqakit.grouping_methods.base import LayerHeads, Sizes
 
 TEXT, WEIGHTS = [0, 1, 2, 1, 0, 2, 0], [0, 0, 1, 2, 1, 2, 2]
 SIMILARITIES = ["weight_similarity", "activation_similarity", "aligned", "asymgqa"]

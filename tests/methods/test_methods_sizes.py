@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gqakit.core.grouping import Partition
-from gqakit.grouping_methods import Sizes
-from gqakit.grouping_methods.base import cut, equal_blocks, in_range
+from gqakit.grouping_methods.base import Sizes, cut, equal_blocks, in_range
 
 
 def sizes_of_some_partition(num_heads: int, num_groups: int) -> list[tuple[int, ...]]:

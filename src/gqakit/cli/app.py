@@ -1,4 +1,4 @@
-"""The commands, put together."""
+"""The commands, put together in the order of work."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from gqakit import __version__
 from gqakit.cli import (
     calibrate,
     convert,
-    correlate,
     demo,
     evaluate,
     export,
@@ -19,20 +18,20 @@ from gqakit.cli import (
     inspect,
     methods,
     plan,
-    repair,
-    uptrain,
     verify,
-    vision_train,
 )
 
 app = typer.Typer(
     name="gqakit",
-    help="Turn a trained attention checkpoint into one with fewer key/value heads: a smaller KV cache, "
-    "with as little loss as can be.",
+    help="\b\n$ gqakit inspect MODEL\n$ gqakit convert MODEL --kv-ratio 0.5 --text my.txt -o smaller\n"
+    "$ gqakit evaluate MODEL smaller\n\n"
+    "Turn a trained attention checkpoint into one with fewer key/value heads: a smaller KV cache, with as little loss as "
+    "can be.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit codes: 0 done, 1 other error, 2 usage, 3 checkpoint, 4 family, 5 budget, 6 plan or moments, "
+    epilog="Exit codes: 0 done, 1 other error, 2 usage, 3 checkpoint, 4 family, 5 budget, 6 plan or statistics, "
     "7 output, 8 verification, 9 data, 10 missing dependency, 11 training, 130 interrupted.",
 )
 
@@ -52,18 +51,31 @@ def _root(
     pass
 
 
-app.command("inspect")(inspect.command)
-app.command("calibrate")(calibrate.command)
-app.add_typer(plan.app, name="plan")
-app.command("convert")(convert.command)
-app.command("repair")(repair.command)
-app.command("uptrain")(uptrain.command)
-app.command("vision-train")(vision_train.command)
-app.command("verify")(verify.command)
-app.command("evaluate")(evaluate.command)
-app.command("correlate")(correlate.command)
-app.command("export")(export.command)
-app.command("generate")(generate.command)
-app.command("methods")(methods.command)
-app.command("families")(families.command)
-app.command("demo")(demo.command)
+COMMANDS = {
+    "Convert": {
+        "inspect": (
+            inspect.inspect,
+            "Say what a checkpoint is, what its KV cache takes, what it can become.",
+        ),
+        "convert": (convert.convert, "Write a checkpoint with a smaller KV cache."),
+        "verify": (verify.verify, "Check that a conversion is what its plan promises."),
+        "evaluate": (evaluate.evaluate, "Compare checkpoints: perplexity, divergence, cache size."),
+        "generate": (generate.generate, "Continue a prompt."),
+        "demo": (demo.demo, "See it work on a real pretrained model."),
+    },
+    "Step by step": {
+        "calibrate": (calibrate.calibrate, "Run the model over some data; keep statistics."),
+        "plan": (plan.app, "Decide which heads share and how; show or compare plans."),
+    },
+    "Serve": {"export": (export.export, "Write a checkpoint for another engine: GGUF, stock, ONNX.")},
+    "Look closer": {
+        "methods": (methods.methods, "List grouping methods, merge rules and allocations."),
+        "families": (families.families, "List the model families that can be converted."),
+    },
+}
+for panel, commands in COMMANDS.items():
+    for name, (function, short) in commands.items():
+        if isinstance(function, typer.Typer):
+            app.add_typer(function, name=name, rich_help_panel=panel, short_help=short)
+        else:
+            app.command(name, rich_help_panel=panel, short_help=short)(function)

@@ -7,25 +7,20 @@ from typing import Annotated
 
 import typer
 
+from gqakit.cli.command import command
 from gqakit.cli.console import Screen
-from gqakit.cli.options import Json, Quiet, Verbose
+
+Folder = Annotated[Path, typer.Option("--output", "-o", help="Directory for what it makes.")]
 
 
-def command(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Directory for what it makes.")] = Path(
-        "demo-out"
-    ),
-    as_json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
-) -> None:
+@command(None, examples=("demo",), resumes="run it again")
+def demo(screen: Screen, output: Folder = Path("demo-out")) -> None:
     """Shrink the KV cache of a real pretrained model (SmolLM2-135M, 93 MB from PyPI) and show what it cost."""
-    screen = Screen(as_json=as_json, quiet=quiet, verbose=verbose)
     from gqakit.demonstration.demo import demo
     from gqakit.evaluation.table import header
 
     shown = demo(output, progress=screen.progress)
-    if as_json:
+    if screen.as_json:
         screen.json(shown)
         return
     title = f"SmolLM2-135M-Instruct, held-out text, {shown.rows[0].sample(512)}, no training"
@@ -33,4 +28,5 @@ def command(
     screen.line(f'\nPrompt: "{shown.prompt}"')
     for name, text in shown.continuations.items():
         screen.line(f"\n[{name}]\n{' '.join(text.split())}")
-    screen.line(f"\nplot: {shown.plot}\ncheckpoints: {output}")
+    screen.line(f"\nsource model: {shown.model}\nbest checkpoint: {shown.kept}\nplot: {shown.plot}")
+    screen.line(f'Next: gqakit generate {shown.kept} "Once upon a time"')

@@ -7,38 +7,34 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gqakit.cli.console import Screen, interruptible
-from gqakit.cli.option_fields import takes_fields
-from gqakit.cli.options import Json, Model, Quiet, Verbose
+from gqakit.cli.command import Model, command
+from gqakit.cli.console import Screen
 from gqakit.exporters.options import ExportOptions
 
 if TYPE_CHECKING:
     from gqakit.exporters.export import ExportResult
 
+Target = Annotated[
+    Path,
+    typer.Option("--output", "-o", help="The file (gguf) or directory to write.", rich_help_panel="Output"),
+]
 
-@takes_fields(ExportOptions)
-def command(
-    model: Model,
-    options: ExportOptions,
-    output: Annotated[
-        Path,
-        typer.Option("--output", "-o", help="The file (gguf) or directory to write.", show_default=False),
-    ],
-    as_json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
-) -> None:
+
+@command(
+    ExportOptions,
+    examples=("export CONVERTED --to gguf -o model.gguf", "export CONVERTED --to uniform -o stock"),
+    resumes="nothing is left under the output's name but what a rerun continues",
+)
+def export(screen: Screen, model: Model, output: Target, options: ExportOptions) -> None:
     """Write a checkpoint for another engine: llama.cpp, an engine of stock checkpoints, ONNX Runtime.
 
     The result computes the same. Where an engine needs more heads, their price is printed. docs/serving.md has a command
     for each engine.
     """
-    screen = Screen(as_json=as_json, quiet=quiet, verbose=verbose)
     from gqakit.exporters.export import export
 
-    with interruptible(screen, "; nothing is left under the output's name but what a rerun continues"):
-        result = export(model, output, options=options, progress=screen.progress)
-    if as_json:
+    result = export(model, output, options=options, progress=screen.progress)
+    if screen.as_json:
         screen.json(result)
         return
     screen.table("Exported", ("", ""), _rows(result))

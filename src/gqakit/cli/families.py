@@ -6,21 +6,18 @@ from typing import Annotated
 
 import typer
 
+from gqakit.cli.command import command
 from gqakit.cli.console import Screen
-from gqakit.cli.options import Json
+
+Markdown = Annotated[bool, typer.Option("--markdown", help="Print Markdown tables, as the docs hold them.")]
 
 
-def command(
-    as_json: Json = False,
-    as_markdown: Annotated[
-        bool, typer.Option("--markdown", help="Print a Markdown table, as in docs/families.md.")
-    ] = False,
-) -> None:
+@command(None)
+def families(screen: Screen, as_markdown: Markdown = False) -> None:
     """List the model families that can be converted, and what each can reach."""
-    screen = Screen(as_json=as_json)
     from gqakit.models.families.table import HEADER, families, markdown, rows
 
-    if as_json:
+    if screen.as_json:
         screen.json(families())
     elif as_markdown:
         print(markdown(), end="")

@@ -6,39 +6,26 @@ from typing import Annotated
 
 import typer
 
+from gqakit.cli.command import Model, command
 from gqakit.cli.console import Screen
-from gqakit.cli.options import Device, Dtype, Json, Model, Seed, Verbose
+from gqakit.models.generate import GenerateOptions
 
 
-def command(
+@command(
+    GenerateOptions,
+    examples=('generate CONVERTED "The capital of France is"', 'generate CONVERTED "Who are you?" --chat'),
+)
+def generate(
+    screen: Screen,
     model: Model,
     prompt: Annotated[str, typer.Argument(help="What to continue.", show_default=False)],
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="At most so many tokens.")] = 64,
-    temperature: Annotated[
-        float, typer.Option(min=0.0, help="0 takes the most likely token each time.")
-    ] = 0.0,
-    chat: Annotated[bool, typer.Option("--chat", help="Wrap the prompt as a user's message.")] = False,
-    seed: Seed = 0,
-    dtype: Dtype = "float32",
-    device: Device = "auto",
-    as_json: Json = False,
-    verbose: Verbose = False,
+    options: GenerateOptions,
 ) -> None:
     """Continue a prompt with a checkpoint, source or converted."""
-    screen = Screen(as_json=as_json, verbose=verbose)
     from gqakit.models.generate import generate
 
-    text = generate(
-        model,
-        prompt,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        seed=seed,
-        chat=chat,
-        dtype=dtype,
-        device=device,
-    )
-    if as_json:
+    text = generate(model, prompt, options=options)
+    if screen.as_json:
         screen.json({"prompt": prompt, "continuation": text})
     else:
         screen.line(text)

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
-
+from gqakit.cli.command import command
 from gqakit.cli.console import Screen
-from gqakit.cli.options import Json
+from gqakit.cli.families import Markdown
 
 
-def command(
-    as_json: Json = False,
-    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown tables.")] = False,
-) -> None:
+@command(None)
+def methods(screen: Screen, as_markdown: Markdown = False) -> None:
     """List the grouping methods, merge rules and allocations; docs/methods.md explains each."""
-    screen = Screen(as_json=as_json)
-    from gqakit.planning.catalogue import HEADER, TITLES, catalogue, markdown, rows
+    from gqakit.planning.catalogue import HEADER, TITLES, markdown, methods, rows
 
-    if as_json:
-        screen.json(catalogue())
+    if screen.as_json:
+        screen.json(methods())
     elif as_markdown:
         print(markdown(), end="")
     else:

@@ -6,32 +6,35 @@ from typing import Annotated
 
 import typer
 
+from gqakit.cli.command import Model, command
 from gqakit.cli.console import Screen
-from gqakit.cli.options import Json, Model, Quiet, Text, Verbose
+from gqakit.conversion.options import VerifyOptions
 from gqakit.errors import VerifyError
 
 
-def command(
+@command(VerifyOptions, examples=("verify MODEL CONVERTED", "verify MODEL CONVERTED --text held-out.txt -v"))
+def verify(
+    screen: Screen,
     model: Model,
     converted: Annotated[str, typer.Argument(help="What was made of it.", show_default=False)],
-    text: Text = None,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
+    options: VerifyOptions,
 ) -> None:
-    """Check that a converted checkpoint is what its plan promises; exit code 8 if it is not."""
-    screen = Screen(as_json=as_json, quiet=quiet, verbose=verbose)
+    """Check that a converted checkpoint is what its plan promises; exit code 8 if it is not.
+
+    "ok" and "FAILED" are checks with a threshold; "info" has none.
+    """
     from gqakit.conversion.verify import verify
 
-    found = verify(model, converted, text=text or None, progress=screen.progress)
-    if as_json:
+    found = verify(model, converted, options=options, progress=screen.progress)
+    if screen.as_json:
         screen.json({"passed": found.passed, "checks": found.checks, "layer_errors": found.layer_errors})
     else:
-        rows = [("ok" if check.passed else "FAILED", check.name, check.detail) for check in found.checks]
+        word = {True: "ok", False: "FAILED", None: "info"}
+        rows = [(word[check.passed], check.name, check.detail) for check in found.checks]
         screen.table(f"{converted} against {model}", ("", "check", "seen"), rows)
-        if found.layer_errors and verbose:
+        if found.layer_errors and screen.verbose:
             errors = [(str(layer), f"{error:.4g}") for layer, error in enumerate(found.layer_errors)]
             screen.table("Relative error of each layer's attention output", ("layer", "error"), errors)
     if not found.passed:
-        failed = ", ".join(check.name for check in found.checks if not check.passed)
+        failed = ", ".join(check.name for check in found.checks if check.passed is False)
         raise VerifyError(f"{converted} is not what its plan promises: {failed}")

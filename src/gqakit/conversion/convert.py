@@ -1,4 +1,4 @@
-"""Plan + Checkpoint → Checkpoint. It decides nothing and knows no planner."""
+"""A plan carried out on a checkpoint. Nothing is decided here: what decides is `gqakit.planning`."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from typing import Any
 from torch import Tensor
 
 from gqakit.calibration.store import MomentsFile
-from gqakit.checkpoint import Checkpoint, Replacement, WriteResult, write_checkpoint
+from gqakit.checkpoint import Replacement, WriteResult, write_checkpoint
 from gqakit.conversion.files import CARD_FILE, CHECKSUM_FILE, PLAN_FILE
 from gqakit.core.apply import apply_grouping
 from gqakit.core.budget import CacheShape
 from gqakit.core.merging import RULES
-from gqakit.core.statistics import LayerMoments, key_stats, value_stats
 from gqakit.errors import PlanError, unknown_name
 from gqakit.models.families.base import Layout
 from gqakit.models.grouped_config import grouped_config
-from gqakit.models.layers import layer_shapes, read_layer, tensors_of_layer
+from gqakit.models.layers import layer_shapes, tensors_of_layer
 from gqakit.models.shipping import shipped_code
+from gqakit.models.source import Source
 from gqakit.models.spec import ModelSpec
+from gqakit.planning.layer_features import LayerFeatures, LayerReader
 from gqakit.planning.plan import Plan
 
 
@@ -62,21 +63,19 @@ def converted_cache(spec: ModelSpec, plan: Plan, element_bytes: int) -> CacheSha
     )
 
 
-def convert_layer(
-    source: Checkpoint, spec: ModelSpec, plan: Plan, moments: MomentsFile | None, layer: int
-) -> dict[str, Tensor]:
+def convert_layer(features: LayerFeatures, plan: Plan, layer: int) -> dict[str, Tensor]:
     """The tensors of one layer after conversion, in the source's precision.
 
-    Raises:
-        CheckpointError: when a weight cannot be read or is not finite.
+    Args:
+        features: of the layer, with the statistics that the plan rests on.
+        plan: made for the model. layer: its index.
     """
-    weights = read_layer(spec, layer, source.load)
-    statistics = moments.layer(spec.key(layer)) if moments else LayerMoments.identity(spec.hidden_size)
+    spec = features.spec
     converted = apply_grouping(
-        weights,
+        features.weights,
         plan.groupings[layer],
-        key_stats(weights, statistics, spec.channels),
-        value_stats(weights, statistics),
+        features.key,
+        features.value,
         RULES[plan.merging.key],
         RULES[plan.merging.value],
         fixed_queries=spec.fixed_queries,
@@ -85,10 +84,9 @@ def convert_layer(
 
 
 def convert_checkpoint(
-    source: Checkpoint,
-    spec: ModelSpec,
+    source: Source,
     plan: Plan,
-    moments: MomentsFile | None,
+    statistics: MomentsFile | None,
     out: Path,
     card: str,
     *,
@@ -97,40 +95,41 @@ def convert_checkpoint(
 ) -> WriteResult:
     """Write the converted checkpoint, tensor by tensor; run again after an interruption, it goes on.
 
-    Peak memory is the attention weights of two layers, their moments and a copying buffer.
+    Peak memory is the attention weights of two layers, their statistics and a copying buffer.
 
     Args:
-        source, spec: the checkpoint and its description.
-        plan: made for it. moments: the ones it names; None for a weights-only plan.
+        source: the model.
+        plan: made for it. statistics: those it names; None for a weights-only plan.
         out: the new directory. card: text of its model card.
         overwrite: replace a checkpoint that is there.
         progress: called with the number of bytes just written.
 
     Raises:
-        PlanError: when plan, moments and source do not belong together.
+        PlanError: when plan, statistics and source do not belong together.
         OutputError, CheckpointError: see `gqakit.checkpoint.write_checkpoint`.
     """
-    plan.check_source(source.fingerprint(), str(source.path))
+    plan.check_source(source.fingerprint, str(source.path))
     check_rules(plan)
-    check_moments(plan, moments)
+    check_statistics(plan, statistics)
+    read = LayerReader(source, statistics)
 
     @lru_cache(maxsize=2)  # a layer's tensors lie together, but two layers may be interleaved in a shard
     def converted(layer: int) -> dict[str, Tensor]:
-        return convert_layer(source, spec, plan, moments, layer)
+        return convert_layer(read(layer), plan, layer)
 
     replaced = {
         name: Replacement(shape=shape, dtype=None, produce=_Produce(converted, layer, name))
-        for layer, shapes in converted_shapes(spec, plan).items()
+        for layer, shapes in converted_shapes(source.spec, plan).items()
         for name, shape in shapes.items()
     }
     extra = {PLAN_FILE: plan.to_json().encode(), CARD_FILE: card.encode()}
     if plan.format == "grouped":
         extra |= shipped_code()
     return write_checkpoint(
-        source,
+        source.checkpoint,
         out,
         replaced=replaced,
-        config=converted_config(source.config, spec, plan),
+        config=converted_config(source.checkpoint.config, source.spec, plan),
         extra_files=extra,
         job=job_of(plan),
         checksum_file=CHECKSUM_FILE,
@@ -151,19 +150,19 @@ def check_rules(plan: Plan) -> None:
             raise PlanError(f"the plan cannot be carried out: {unknown_name('merge rule', name, RULES)}")
 
 
-def check_moments(plan: Plan, moments: MomentsFile | None) -> None:
-    """Raise `PlanError` unless the moments are the very ones that the plan rests on."""
+def check_statistics(plan: Plan, statistics: MomentsFile | None) -> None:
+    """Raise `PlanError` unless the statistics are the very ones that the plan rests on."""
     if plan.moments is None:
         return
-    if moments is None:
+    if statistics is None:
         raise PlanError(
-            f"the plan rests on moments ({plan.moments.path}, {plan.moments.fingerprint[:19]}…); "
-            "give them with --moments"
+            f"the plan rests on calibration statistics ({plan.moments.path}, {plan.moments.fingerprint[:19]}…); "
+            "give them with `statistics`"
         )
-    if moments.fingerprint != plan.moments.fingerprint:
+    if statistics.fingerprint != plan.moments.fingerprint:
         raise PlanError(
-            f"the plan rests on moments {plan.moments.fingerprint[:19]}…, {moments.path} has "
-            f"{moments.fingerprint[:19]}…; give the same moments or make the plan anew"
+            f"the plan rests on calibration statistics {plan.moments.fingerprint[:19]}…, {statistics.path} has "
+            f"{statistics.fingerprint[:19]}…; give the same statistics or make the plan again"
         )
 
 

@@ -1,11 +1,10 @@
-"""`verify`: everything a converted checkpoint promises, looked at."""
+"""`verify`: everything that a converted checkpoint promises, checked."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
-from gqakit.checkpoint import Checkpoint
 from gqakit.conversion.checks import (
     Check,
     attention_errors,
@@ -17,10 +16,12 @@ from gqakit.conversion.checks import (
 )
 from gqakit.conversion.convert import converted_cache
 from gqakit.conversion.files import PLAN_FILE, UPTRAIN_FILE
-from gqakit.data.batches import DataSource, batches_of, noise_batch, read_source
-from gqakit.models.inspection import open_model
+from gqakit.conversion.options import VerifyOptions
+from gqakit.data.batches import batches_of, noise_batch
+from gqakit.data.samples import Batch
 from gqakit.models.running import load_model
-from gqakit.models.spec import ModelSpec
+from gqakit.models.source import Source
+from gqakit.options import takes
 from gqakit.planning.plan import Plan
 from gqakit.progress import Reporter, silent
 
@@ -35,16 +36,20 @@ class Verification:
     @property
     def passed(self) -> bool:
         """Whether every check holds."""
-        return all(check.passed for check in self.checks)
+        return all(check.passed is not False for check in self.checks)
+
+    def __repr__(self) -> str:
+        failed = [check.name for check in self.checks if check.passed is False]
+        return f"Verification({'passed' if self.passed else 'FAILED: ' + ', '.join(failed)})"
 
 
+@takes(VerifyOptions)
 def verify(
-    model: str,
-    out: str,
+    model: str | Path,
+    out: str | Path,
+    batch: Batch | None = None,
     *,
-    text: DataSource | None = None,
-    window: int = 128,
-    batch: dict[str, Any] | None = None,
+    options: VerifyOptions,
     progress: Reporter = silent,
 ) -> Verification:
     """Check structure, shapes, types, finiteness, reload, attention output and cache size of a conversion.
@@ -53,43 +58,44 @@ def verify(
 
     Args:
         model: the source. out: what was made of it.
-        text: text, images or speech; its first window, images or recording goes through both models. None for the held-out
-            text that comes with gqakit, or noise for a model that does not run on text.
-        window: tokens of the window.
-        batch: keyword arguments of a forward pass to use instead.
-        progress: see the package.
+        batch: keyword arguments of a forward pass to run both on, in place of data.
+        options: see `VerifyOptions`; also as keywords. Without data, the held-out text that comes with gqakit, or noise for a
+            model that does not run on text.
+        progress: True, False or a `gqakit.progress.Reporter`.
 
     Raises:
         CheckpointError, FamilyError, PlanError: when something cannot be read at all.
     """
-    target = Checkpoint.open(out)
+    converted = Source.open(out)
+    target = converted.checkpoint
     plan = Plan.load(target.path / PLAN_FILE)
-    source, spec = open_model(model, plan.source.stacks)
-    plan.check_source(source.fingerprint(), model)
+    source = Source.open(model, plan.source.stacks)
+    plan.check_source(source.fingerprint, source.name)
     trained = (target.path / UPTRAIN_FILE).is_file()
-    checks = [check_config(source, spec, plan, target)]
+    checks = [check_config(source, plan, target)]
     with progress("verify tensors", target.nbytes, "bytes") as advance:
-        checks += check_tensors(source, spec, plan, target, advance, trained=trained)
+        checks += check_tensors(source, plan, target, advance, trained=trained)
     checks.append(check_checksums(target))
     if not all(check.passed for check in checks):
         return Verification(tuple(checks), ())
     with progress("verify the running model", 3, "steps") as advance:
-        batch = batch or _batch(source, spec, text, window)
-        converted = load_model(target, "float32", "cpu")
-        checks.append(Check("reload", True, f"loads as {type(converted).__name__}"))
+        batch = batch or _batch(source, options)
+        running = load_model(target)
+        checks.append(Check("reload", True, f"loads as {type(running).__name__}"))
         advance(1)
-        errors = attention_errors(load_model(source, "float32", "cpu"), converted, spec, batch)
-        checks.append(check_attention(errors, plan, spec, trained=trained))
+        errors = attention_errors(load_model(source.checkpoint), running, source.spec, batch)
+        checks += check_attention(errors, plan, trained=trained)
         advance(1)
-        if spec.is_cached:
-            checks.append(check_cache(converted, spec, converted_cache(spec, plan, element_bytes=4), batch))
+        if source.spec.is_cached:
+            promised = converted_cache(source.spec, plan, element_bytes=4)
+            checks.append(check_cache(running, source.spec, promised, batch))
         advance(1)
     return Verification(tuple(checks), tuple(errors))
 
 
-def _batch(source: Checkpoint, spec: ModelSpec, text: DataSource | None, window: int) -> dict[str, Any]:
+def _batch(source: Source, options: VerifyOptions) -> Batch:
     """One batch of what the model takes."""
-    if text is None and spec.family.task in ("image", "speech"):
-        return noise_batch(source, spec)
-    content = read_source(("evaluation",) if text is None else text)
-    return batches_of(source, spec, content, window=window, tokens=window)[0]
+    if not options.names_data and source.spec.family.task in ("image", "speech"):
+        return noise_batch(source)
+    content = options.read("evaluation")
+    return batches_of(source, content, window=options.window, tokens=options.window)[0]

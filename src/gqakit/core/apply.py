@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gqakit.core.attention import AttentionWeights, Projection
 from gqakit.core.grouping import Grouping, Partition
-from gqakit.core.merging import HeadMerge, MergeRule
+from gqakit.core.merging.base import HeadMerge, MergeRule
 from gqakit.core.statistics import HeadStats
 
 

@@ -59,46 +59,40 @@ def resolve_budget(
     context: int | None = None,
     batch: int | None = None,
 ) -> Budget:
-    """The budget that exactly one of the spellings gives.
+    """The budget that exactly one of the spellings gives for a source.
 
     Args:
         source: the cache of the source model.
         kv_ratio: bytes after / before, in (0, 1].
-        kv_heads: KV heads a layer, for sources with the same number in every layer.
+        kv_heads: KV heads per layer, for sources with the same number in every layer.
         kv_bytes_per_token: bytes per token, at the source's precision.
-        kv_gib: GiB for the whole cache, with `context` tokens a sequence and `batch` sequences (1).
+        kv_gib: GiB for the whole cache, of `batch` sequences (1) of `context` tokens.
 
     Raises:
         ValueError: when none or several are given, or the value is out of range; the message says what fits.
     """
     given = {
-        "--kv-ratio": kv_ratio,
-        "--kv-heads": kv_heads,
-        "--kv-bytes-per-token": kv_bytes_per_token,
-        "--kv-gib": kv_gib,
-    }
+        "kv_ratio": kv_ratio, "kv_heads": kv_heads, "kv_bytes_per_token": kv_bytes_per_token, "kv_gib": kv_gib,
+    }  # fmt: skip
     named = [name for name, value in given.items() if value is not None]
     if len(named) != 1:
         got = " and ".join(named) if named else "none"
         raise ValueError(f"give exactly one of {', '.join(given)}; got {got}")
-    if kv_gib is None and (context is not None or batch is not None):
-        raise ValueError("--context and --batch belong to --kv-gib")
     if kv_ratio is not None:
-        ratio, asked = kv_ratio, f"--kv-ratio {kv_ratio:g}"
+        ratio, asked = kv_ratio, f"kv_ratio {kv_ratio:g}"
     elif kv_heads is not None:
-        ratio, asked = _ratio_of_heads(source, kv_heads), f"--kv-heads {kv_heads}"
+        ratio, asked = _ratio_of_heads(source, kv_heads), f"kv_heads {kv_heads}"
     elif kv_bytes_per_token is not None:
-        ratio = kv_bytes_per_token / source.bytes_per_token
-        asked = f"--kv-bytes-per-token {kv_bytes_per_token}"
+        ratio, asked = kv_bytes_per_token / source.bytes_per_token, f"kv_bytes_per_token {kv_bytes_per_token}"
     else:
         assert kv_gib is not None
         if context is None or context < 1 or (batch is not None and batch < 1):
             raise ValueError(
-                "--kv-gib needs --context (tokens a sequence, at least 1); --batch must be at least 1"
+                "kv_gib needs context (tokens per sequence, at least 1); batch must be at least 1"
             )
         ratio = kv_gib * GIB / source.bytes_at(context, batch or 1)
-        asked = f"--kv-gib {kv_gib:g} --context {context} --batch {batch or 1}"
-        ratio = min(ratio, 1.0) if ratio > 0 else ratio
+        asked = f"kv_gib {kv_gib:g}, context {context}, batch {batch or 1}"
+        ratio = min(ratio, 1.0) if ratio > 0 else ratio  # more memory than the source's cache takes is fine
     if not math.isfinite(ratio) or not 0 < ratio <= 1:
         raise ValueError(
             f"{asked} is a kv_ratio of {ratio:g}; it must be above 0 and at most 1 "
@@ -110,16 +104,21 @@ def resolve_budget(
 def _ratio_of_heads(source: CacheShape, kv_heads: int) -> float:
     counts = set(source.key_heads) | set(source.value_heads)
     if len(counts) > 1:
-        raise ValueError(f"--kv-heads needs the same number in every layer; the source has {sorted(counts)}")
+        raise ValueError(f"kv_heads needs the same number in every layer; the source has {sorted(counts)}")
     most = counts.pop()
     if not 1 <= kv_heads <= most:
-        raise ValueError(f"--kv-heads {kv_heads}: the source has {most} KV heads a layer, so 1 to {most}")
+        raise ValueError(f"kv_heads {kv_heads}: the source has {most} KV heads per layer, so 1 to {most}")
     return kv_heads / most
 
 
-def heads_within(num_heads: int, kv_ratio: float) -> int:
-    """The most heads, of `num_heads`, that stay within the ratio; 0 when not even one does.
+def fits(size: float, whole: float, kv_ratio: float) -> bool:
+    """Whether `size` of `whole` is within the ratio: the one place that decides it.
 
-    A hair of slack keeps `2/3 of 3` at 2 in floating point.
+    The slack of a millionth of a vector keeps two heads of three within `2/3` in floating point.
     """
-    return math.floor(num_heads * kv_ratio + 1e-6)
+    return size <= whole * kv_ratio + 1e-6
+
+
+def heads_within(num_heads: int, kv_ratio: float) -> int:
+    """The most heads, of `num_heads`, that stay within the ratio; 0 when not even one does."""
+    return max(n for n in range(num_heads + 1) if fits(n, num_heads, kv_ratio))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,31 +12,21 @@ from torch import Tensor
 from gqakit.checkpoint import Checkpoint
 from gqakit.data.pixels import PixelTransform
 from gqakit.data.samples import Images, Speech, text_batches, translation_batches
-from gqakit.data.text import Text, read_text, token_windows
+from gqakit.data.text import Text, token_windows
 from gqakit.errors import DataError, UsageError
 from gqakit.models.load import load
 from gqakit.models.running import load_tokenizer
+from gqakit.models.source import Source
 from gqakit.models.spec import ModelSpec
 
 Content = Text | Images | Speech
-DataSource = Content | Sequence[str | Path]
-"""What functions take: something that is read already, or names of text files."""
 
 IMAGES_AT_ONCE = 8
 # Families whose position embeddings follow another image size only when told to; DINOv2's always do.
 ASK_TO_INTERPOLATE = ("vit", "clip_vision_model")
 SPOKEN_TOKENS = 96
 _TAKES = {"text": Text, "embedding": Text, "translation": Text, "image": Images, "speech": Speech}
-_OPTION = {Text: "--text", Images: "--images", Speech: "--audio"}
-
-
-def read_source(source: DataSource) -> Content:
-    """What is to be run on, read.
-
-    Raises:
-        DataError: see `read_text`.
-    """
-    return source if isinstance(source, (Text, Images, Speech)) else read_text(source)
+_OPTION = {Text: "text", Images: "images", Speech: "audio"}
 
 
 def check_content(spec: ModelSpec, content: Content) -> None:
@@ -46,41 +35,47 @@ def check_content(spec: ModelSpec, content: Content) -> None:
     if not isinstance(content, kind):
         raise UsageError(
             f"a {spec.family.model_type} model runs on {kind.__name__.lower()}, not on {type(content).__name__.lower()}; "
-            f"give {_OPTION[kind]}"
+            f"give `{_OPTION[kind]}`"
         )
 
 
+def unit_of(spec: ModelSpec) -> str:
+    """What progress counts for a model."""
+    return "images" if spec.family.task == "image" else "tokens"
+
+
 def batches_of(
-    source: Checkpoint, spec: ModelSpec, content: Content, *, window: int, tokens: int, skip: int = 0
+    source: Source, content: Content, *, window: int, tokens: int, skip: int = 0
 ) -> list[dict[str, Any]]:
     """Batches without padding for calibration, measurement and checks.
 
     Args:
-        source, spec: the model.
+        source: the model.
         content: what it is to be run on.
-        window, tokens: for text, tokens a window and in all. Of images and recordings all are taken.
-        skip: leave out so many windows, images or recordings at the start.
+        window, tokens: for text, tokens per window and in all. Of images and recordings all are taken.
+        skip: number of windows, images or recordings to leave out at the start.
 
     Raises:
         UsageError: the model takes something else. DataError: too little. CheckpointError: no tokenizer.
     """
+    spec, checkpoint = source.spec, source.checkpoint
     check_content(spec, content)
     if isinstance(content, Images):
         if len(content.pixels) <= skip:
             raise DataError(f"images {content.name}: {len(content.pixels)}, none left after the first {skip}")
-        transform = PixelTransform(source, content.size)
+        transform = PixelTransform(checkpoint, content.size)
         pixels = transform(content.pixels[skip:])
         asks = {}
         if transform.interpolates and spec.family.model_type in ASK_TO_INTERPOLATE:
             asks["interpolate_pos_encoding"] = True
         return [{"pixel_values": part, **asks} for part in pixels.split(IMAGES_AT_ONCE)]
     if isinstance(content, Speech):
-        return speech_batches(source, Speech(content.name, content.clips[skip:]))
-    window = min(window, _longest(source))
-    tokenizer = load_tokenizer(source)
+        return speech_batches(checkpoint, Speech(content.name, content.clips[skip:]))
+    window = min(window, _longest(checkpoint))
+    tokenizer = load_tokenizer(checkpoint)
     windows = token_windows(tokenizer, content, window=window, tokens=tokens, skip=skip)
     if spec.family.task == "translation":
-        return translation_batches(windows, int(source.config.get("decoder_start_token_id") or 0))
+        return translation_batches(windows, int(checkpoint.config.get("decoder_start_token_id") or 0))
     return text_batches(windows, cached=spec.family.task == "text")
 
 
@@ -151,11 +146,11 @@ def speech_features(source: Checkpoint, speech: Speech) -> Tensor:
     return made[..., :frames]
 
 
-def noise_batch(source: Checkpoint, spec: ModelSpec) -> dict[str, Any]:
+def noise_batch(source: Source) -> dict[str, Any]:
     """Seeded noise that an image or speech model takes, to compare two models on where nothing better is given."""
     rng = torch.Generator().manual_seed(0)
-    config = source.config
-    if spec.family.task == "image":
+    config = source.checkpoint.config
+    if source.spec.family.task == "image":
         size = config.get("image_size", 224)
         size = size if isinstance(size, int) else size[0]
         return {"pixel_values": torch.randn(1, config.get("num_channels", 3), size, size, generator=rng)}

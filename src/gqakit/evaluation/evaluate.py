@@ -6,31 +6,32 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gqakit.calibration.calibrate import WINDOW, unit_of
+import torch
+
 from gqakit.core.budget import CacheShape
-from gqakit.data.batches import DataSource, batches_of, read_source
-from gqakit.data.samples import positions_of
+from gqakit.data.batches import Content, batches_of, unit_of
+from gqakit.data.samples import Batch, positions_of
 from gqakit.errors import DataError
 from gqakit.evaluation.agreement import agreement, embed
 from gqakit.evaluation.cache import measure_cache
 from gqakit.evaluation.language import score_language
+from gqakit.evaluation.options import EvaluateOptions
 from gqakit.evaluation.table import EvaluationRow
-from gqakit.models.inspection import open_model
-from gqakit.models.running import PRECISIONS, load_model
+from gqakit.models.running import load_model
+from gqakit.models.source import Source
+from gqakit.options import takes
 from gqakit.progress import Reporter, silent
 
-TOKENS = 4096
+POOLING = {"embedding": "mean", "image": "first"}
+"""How the encoders of a task make one embedding of an input: sentence embedders average, image models have a first token."""
 
 
+@takes(EvaluateOptions)
 def evaluate(
-    model: str,
-    others: Sequence[str] = (),
+    model: str | Path,
+    others: Sequence[str | Path] = (),
     *,
-    text: DataSource = ("evaluation",),
-    window: int = WINDOW,
-    tokens: int = TOKENS,
-    dtype: str = "float32",
-    device: str = "auto",
+    options: EvaluateOptions,
     progress: Reporter = silent,
 ) -> list[EvaluationRow]:
     """Perplexity and divergence from the source, or agreement with it, and cache size, for a source and its conversions.
@@ -42,39 +43,41 @@ def evaluate(
 
     Args:
         model: the source.
-        others: what was made of it.
-        text: text files, "evaluation" for the held-out text that comes with gqakit, or a `Text`, `Images` or `Speech`.
-        window: tokens a window, each scored alone.
-        tokens: at most so many, in whole windows.
-        dtype: precision to run in; cache sizes are at this precision.
-        device: "cpu", "cuda" or "auto".
-        progress: see the package.
+        others: what was made of it; one directory or several.
+        options: see `EvaluateOptions`; also as keywords.
+        progress: True, False or a `gqakit.progress.Reporter`.
 
     Raises:
         CheckpointError, FamilyError, DataError, UsageError.
     """
-    conversions = [(name, *open_model(name)) for name in others]
-    told = {spec.stacks for _, _, spec in conversions}  # a grouped checkpoint says what was converted
-    opened = [(model, *open_model(model, told.pop() if len(told) == 1 else None)), *conversions]
-    _, source, source_spec = opened[0]
-    for name, checkpoint, _ in opened[1:]:
-        if checkpoint.config.get("vocab_size") != source.config.get("vocab_size"):
-            raise DataError(
-                f"{name} has a vocabulary of {checkpoint.config.get('vocab_size')}, {model} one of "
-                f"{source.config.get('vocab_size')}: it was not made of it"
-            )
-    batches = batches_of(source, source_spec, read_source(text), window=window, tokens=tokens)
-    if source_spec.family.task == "image":
-        batches = [
-            {**batch, "pixel_values": batch["pixel_values"].to(PRECISIONS[dtype])} for batch in batches
-        ]
-    pooling = {"embedding": "mean", "image": "first"}.get(source_spec.family.task)
+    named = [others] if isinstance(others, str | Path) else others
+    conversions = [Source.open(name) for name in named]
+    converted = {conversion.spec.stacks for conversion in conversions}  # a grouped checkpoint names them
+    source = Source.open(model, converted.pop() if len(converted) == 1 else ())
+    return evaluate_sources(source, conversions, options.read("evaluation"), options, progress)
+
+
+def evaluate_sources(
+    source: Source,
+    conversions: Sequence[Source],
+    content: Content,
+    options: EvaluateOptions,
+    progress: Reporter,
+) -> list[EvaluationRow]:
+    """`evaluate` for models that are open and data that is read."""
+    _check_vocabulary(source, conversions)
+    batches: list[Batch] = [*batches_of(source, content, window=options.window, tokens=options.tokens)]
+    precision = getattr(torch, options.precision)
+    if source.spec.family.task == "image":
+        batches = [{**batch, "pixel_values": batch["pixel_values"].to(precision)} for batch in batches]
     rows: list[EvaluationRow] = []
     reference: Any = None
-    for name, checkpoint, spec in opened:
-        running = load_model(checkpoint, dtype, device)
+    for each in (source, *conversions):
+        spec = each.spec
+        running = load_model(each.checkpoint, options.precision, options.device)
+        pooling = POOLING.get(source.spec.family.task)
         with progress(
-            f"evaluate {Path(name).name}", sum(map(positions_of, batches)), unit_of(spec)
+            f"evaluate {each.short_name}", sum(map(positions_of, batches)), unit_of(spec)
         ) as advance:
             if pooling is None:
                 scores = score_language(running, batches, reference, advance)
@@ -83,14 +86,23 @@ def evaluate(
                 made = embed(running, batches, pooling, advance)  # pyright: ignore[reportArgumentType]
                 reference = reference or made
                 scores = agreement(made, reference)
-        cache = CacheShape(spec.key_heads, spec.value_heads, spec.head_dim, PRECISIONS[dtype].itemsize)
+        cache = CacheShape(spec.key_heads, spec.value_heads, spec.head_dim, precision.itemsize)
         rows.append(
             EvaluationRow(
-                name=Path(name).name,
+                name=each.short_name,
                 kv_bytes_per_token=cache.bytes_per_token,
                 kv_bytes_measured=measure_cache(running, spec, batches[0]) if spec.is_cached else None,
-                kv_ratio=cache.ratio_to(source_spec.cache),
+                kv_ratio=cache.ratio_to(source.spec.cache),
                 scores=scores,
             )
         )
     return rows
+
+
+def _check_vocabulary(source: Source, conversions: Sequence[Source]) -> None:
+    expected = source.checkpoint.config.get("vocab_size")
+    for each in conversions:
+        if (found := each.checkpoint.config.get("vocab_size")) != expected:
+            raise DataError(
+                f"{each.name} has a vocabulary of {found}, {source.name} one of {expected}: it was not made of it"
+            )

@@ -37,6 +37,14 @@ class EvaluationRow:
         assert isinstance(self.scores, LanguageScores)
         return self.scores.perplexity
 
+    @property
+    def summary(self) -> str:
+        """The score that matters most, in a few words."""
+        scores = self.scores
+        if isinstance(scores, LanguageScores):
+            return f"perplexity {number(scores.perplexity)}"
+        return f"cosine {scores.cosine:.4f}"
+
     def sample(self, window: int) -> str:
         """What was scored, for a sentence."""
         if isinstance(self.scores, LanguageScores):

@@ -138,7 +138,7 @@ def _onnx(model: str, out: Path, options: ExportOptions, progress: Reporter) -> 
         with progress("export", 1, "graphs") as advance:
             write_onnx(source, partial)
             advance(1)
-        copy_side_files(source.checkpoint.path, partial)
+        copy_side_files(source.path, partial)
         with output_errors(out):
             if out.exists():
                 shutil.rmtree(out)
@@ -156,7 +156,7 @@ def _onnx(model: str, out: Path, options: ExportOptions, progress: Reporter) -> 
 
 def _check_file(source: ExportSource, out: Path, overwrite: bool) -> None:
     folder = out.absolute().parent
-    if source.checkpoint.path.resolve() in (folder.resolve(), *folder.resolve().parents):
+    if source.path.resolve() in (folder.resolve(), *folder.resolve().parents):
         raise OutputError(f"{out}: lies inside the source, which is never written to. Choose another place.")
     if out.is_dir():
         raise OutputError(f"{out}: is a directory, expected a file name such as {out / 'model.gguf'}.")

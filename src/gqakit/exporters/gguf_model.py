@@ -81,12 +81,12 @@ def _architecture(source: ExportSource, arrangements: list[Arrangement]) -> str:
         return table[family]
     if family in STOCK_ARCHITECTURE and not alike:
         raise FamilyError(
-            f"{source.checkpoint.path}: a grouped {family} has no architecture in GGUF: the only one with heads per layer, "
+            f"{source.path}: a grouped {family} has no architecture in GGUF: the only one with heads per layer, "
             "deci, has no key normalisation. Give it the same heads in every layer by an export with `to=uniform`, which "
             "costs cache or weights, and export that; or convert with `format=uniform`."
         )
     raise FamilyError(
-        f"{source.checkpoint.path}: GGUF is written for {', '.join(STOCK_ARCHITECTURE)} with hidden_act silu; this is "
+        f"{source.path}: GGUF is written for {', '.join(STOCK_ARCHITECTURE)} with hidden_act silu; this is "
         f"{family} with {source.config.get('hidden_act')}."
     )
 
@@ -96,7 +96,7 @@ def _add_origin(writer: GGUFWriter, source: ExportSource) -> None:
     from gguf import Metadata
 
     metadata = Metadata.apply_metadata_heuristic(Metadata(), lineage(source))
-    metadata.name = source.name
+    metadata.name = source.short_name
     metadata.set_gguf_meta_model(writer)
     writer.add_type("model")
 
@@ -143,7 +143,7 @@ def _add_rope(writer: GGUFWriter, source: ExportSource) -> Tensor | None:
         kind = "partial"
     if kind not in ("default", "linear", "llama3"):
         raise FamilyError(
-            f"{source.checkpoint.path}: rotary embedding of type {kind!r}; GGUF is written for default, linear and "
+            f"{source.path}: rotary embedding of type {kind!r}; GGUF is written for default, linear and "
             "llama3."
         )
     writer.add_rope_freq_base(base)
@@ -201,7 +201,7 @@ def _tensors(
             made[target] = replace(made[target], produce=produce)
     if strange:
         raise FamilyError(
-            f"{source.checkpoint.path}: {len(strange)} tensors have no place in GGUF, first {strange[0]!r}."
+            f"{source.path}: {len(strange)} tensors have no place in GGUF, first {strange[0]!r}."
         )
     return made
 

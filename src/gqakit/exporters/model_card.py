@@ -26,7 +26,7 @@ def lineage(source: ExportSource) -> dict[str, Any]:
 
     The base model's name with its organisation, `org/name`, goes before one without, wherever it stands.
     """
-    path = source.checkpoint.path / CARD_FILE
+    path = source.path / CARD_FILE
     stated: dict[str, Any] = {}
     if path.is_file():
         try:
@@ -46,12 +46,11 @@ def lineage(source: ExportSource) -> dict[str, Any]:
 
 def uniform_card(source: ExportSource, how: str) -> str:
     """The card of a grouped checkpoint written as an ordinary one, `how` (pad or equalise)."""
-    known = {"base_model": source.name, **lineage(source)}
+    known = {"base_model": source.short_name, **lineage(source)}
     data = ModelCardData(**known, library_name="transformers", tags=["gqakit", "kv-cache"])
     body = (
-        f"# {source.name}, uniform\n\n"
-        f"Exported by gqakit {__version__} from the grouped checkpoint **{source.name}**; {_DONE[how]}. It computes the "
-        "same.\n\n"
+        f"# {source.short_name}, uniform\n\nExported by gqakit {__version__} from the grouped checkpoint "
+        f"**{source.short_name}**; {_DONE[how]}. It computes the same.\n\n"
         f"- Base model: {data.base_model}\n"
         f"- Licence: {data.license or 'that of the base model, whose card states none that could be read'}\n"
     )

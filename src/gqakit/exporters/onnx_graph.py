@@ -51,9 +51,9 @@ def write_onnx(source: ExportSource, out: Path) -> None:
     exporter = load_exporter()
     if source.family not in FAMILIES:
         raise FamilyError(
-            f"{source.checkpoint.path}: ONNX graphs are written of {', '.join(FAMILIES)}; this is {source.family}."
+            f"{source.path}: ONNX graphs are written of {', '.join(FAMILIES)}; this is {source.family}."
         )
-    model: Any = load(source.checkpoint.path, dtype=torch.float32)
+    model: Any = load(source.path, dtype=torch.float32)
     model.config.use_cache = False
     model.generation_config = None
     ids = torch.arange(PROMPT[0] * PROMPT[1]).reshape(PROMPT) % int(source.config["vocab_size"])
@@ -67,5 +67,5 @@ def write_onnx(source: ExportSource, out: Path) -> None:
     except (RuntimeError, ValueError, TypeError, AttributeError, KeyError, NotImplementedError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise GqakitError(
-            f"{source.checkpoint.path}: transformers' ONNX exporter fails on it ({type(error).__name__}: {reason})"
+            f"{source.path}: transformers' ONNX exporter fails on it ({type(error).__name__}: {reason})"
         ) from error

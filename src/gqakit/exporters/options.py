@@ -1,15 +1,19 @@
-"""Options of `export`. Imports nothing heavy."""
+"""The options of `export`, checked once."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from gqakit.options import Options, option
+from gqakit.models.run_options import PRECISIONS
+from gqakit.options import REQUIRED, Options, option
 
 TARGETS = ("gguf", "uniform", "onnx")
-DTYPES = {"f32": "f32", "f16": "f16", "bf16": "bf16", "float32": "f32", "float16": "f16", "bfloat16": "bf16"}
-"""Both spellings of each, and the one that GGUF has."""
+HOWS = ("auto", "pad", "equalise")
+DTYPES = {
+    name: {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}[full] for name, full in PRECISIONS.items()
+}
+"""Every spelling of a precision, and GGUF's name of it."""
 
 BUILT_IN = ("Q8_0", "Q5_0", "Q5_1", "Q4_0", "Q4_1")
 """Quantisations that the gguf package makes."""
@@ -20,43 +24,53 @@ BY_TOOL = (
 )
 """And those that llama.cpp's own tool makes from a file that is written here."""
 
-UNIFORM, GGUF = "uniform", "GGUF"
+FITTING = {
+    "gguf": ("dtype", "quantise", "tokenizer_pre"),
+    "uniform": ("how", "allow_full_cache"),
+    "onnx": (),
+}
+"""The options that only one target has."""
 
 
 @dataclass(frozen=True)
 class ExportOptions(Options):
-    """What to write, and how. An option under "uniform" or "GGUF" goes with that target only."""
+    """What to write, and how."""
 
-    to: str | None = option(None, "What to write.", choices=TARGETS)
-    overwrite: bool = option(False, "Replace what is there.")
+    to: str = option(REQUIRED, "What to write.", choices=TARGETS)
     how: str | None = option(
         None, "pad: query heads that nothing reads, larger weights. equalise: KV heads written again, a larger cache. "
-        "Default: the smaller cache.", panel=UNIFORM, choices=("auto", "pad", "equalise"),
+        "Default: the smaller cache.", panel="uniform", choices=HOWS,
     )  # fmt: skip
     allow_full_cache: bool = option(
-        False, "Write it even if it needs as large a KV cache as the base model.", panel=UNIFORM
+        False, "Write it even if it needs as large a KV cache as the base model.", panel="uniform"
     )
     dtype: str | None = option(
-        None, "Type of the numbers. Default: the checkpoint's own.", panel=GGUF, choices=tuple(DTYPES)
+        None,
+        "Precision of the weights. Default: the checkpoint's own.",
+        panel="GGUF",
+        choices=tuple(PRECISIONS),
     )
     quantise: str | None = option(
-        None, "Quantise; those with a K and IQ4 with llama.cpp's llama-quantize, on the PATH.", panel=GGUF,
-        choices=(*BUILT_IN, *BY_TOOL), flags=("--quantise", "--quantize"),
+        None, f"{', '.join(BUILT_IN)}; the others with llama.cpp's llama-quantize on the PATH.",
+        panel="GGUF", choices=(*BUILT_IN, *BY_TOOL), flags=("--quantise", "--quantize"),
     )  # fmt: skip
     tokenizer_pre: str | None = option(
-        None, "llama.cpp's name of how text is split before BPE. Default: as tokenizer.json says.", panel=GGUF
+        None,
+        "llama.cpp's name of how text is split before BPE. Default: as tokenizer.json says.",
+        panel="GGUF",
     )
+    overwrite: bool = option(False, "Replace what is there.", panel="Output")
 
     def problems(self) -> Iterator[str]:
-        """What does not go together."""
-        if self.to is None:
-            yield f"give `to`, one of {', '.join(TARGETS)}"
-        for target, names in (
-            ("gguf", ("dtype", "quantise", "tokenizer_pre")),
-            ("uniform", ("how", "allow_full_cache")),
-        ):
-            for name in names:
-                if self.to not in (target, None) and getattr(self, name):
-                    yield f"`{name}` does not go with `to={self.to}`"
+        """Options of another target, and two that name a precision."""
+        yield from super().problems()
+        strange = [
+            f"`{name}`"
+            for target, names in FITTING.items()
+            for name in names
+            if target != self.to and getattr(self, name)
+        ]
+        if strange:
+            yield f"{', '.join(strange)} does not go with `to={self.to}`"
         if self.dtype and self.quantise in BUILT_IN:
             yield f"`dtype={self.dtype}` and `quantise={self.quantise}` contradict each other; give one"

@@ -2,49 +2,43 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property, lru_cache
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gqakit.checkpoint import Checkpoint, Replacement
+from gqakit.checkpoint import Replacement
 from gqakit.conversion.files import PLAN_FILE
 from gqakit.core.attention import AttentionWeights
 from gqakit.core.budget import CacheShape
 from gqakit.errors import CheckpointError
 from gqakit.models.head_layout import Arrangement
-from gqakit.models.inspection import open_model
-from gqakit.models.layers import layer_shapes, read_layer, tensors_of_layer
+from gqakit.models.layers import layer_shapes, tensors_of_layer
 from gqakit.models.remote_code.heads_gqakit import LayerHeads, read_layers
-from gqakit.models.spec import ModelSpec
+from gqakit.models.source import Source
 from gqakit.planning.plan import Plan
 
 
-@dataclass(frozen=True)
-class ExportSource:
-    """A checkpoint to export, stock or grouped, and the heads that each query head of each layer reads.
+class ExportSource(Source):
+    """A checkpoint to export, stock or grouped, with what its engines must know of it."""
 
-    `name` is that of its directory, or of its repository on the hub without the organisation.
-    """
-
-    name: str
-    checkpoint: Checkpoint
-    spec: ModelSpec
-    heads: tuple[LayerHeads, ...]
-
-    @classmethod
-    def open(cls, model: str) -> ExportSource:
-        """A directory or hub name.
+    @cached_property
+    def heads(self) -> tuple[LayerHeads, ...]:
+        """The key head and the value head that each query head of each layer reads.
 
         Raises:
-            CheckpointError: it cannot be read, or its head maps cannot. FamilyError: it is of no known family.
+            CheckpointError: the head maps of a grouped checkpoint cannot be read.
         """
-        checkpoint, spec = open_model(model)
-        heads = _heads(checkpoint.config, spec, str(checkpoint.path))
-        return cls(Path(model).expanduser().resolve().name, checkpoint, spec, heads)
+        spec, count = self.spec, self.spec.num_heads
+        if spec.is_grouped:
+            try:
+                return tuple(read_layers(self.config["gqakit"], spec.num_layers, count))
+            except ValueError as error:
+                raise CheckpointError(f"{self.path}: {error}") from error
+        maps = [tuple(query * heads // count for query in range(count)) for heads in spec.key_heads]
+        return tuple(LayerHeads(map_, map_) for map_ in maps)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -68,7 +62,7 @@ class ExportSource:
         Raises:
             PlanError: the file there is malformed.
         """
-        path = self.checkpoint.path / PLAN_FILE
+        path = self.path / PLAN_FILE
         return Plan.load(path) if path.is_file() else None
 
     def rearranged(self, arrangements: list[Arrangement]) -> dict[str, Replacement]:
@@ -80,8 +74,7 @@ class ExportSource:
 
         @lru_cache(maxsize=2)
         def read(layer: int) -> dict[str, Tensor]:
-            weights = read_layer(self.spec, layer, self.checkpoint.load)
-            return tensors_of_layer(self.spec, layer, rearrange(weights, arrangements[layer]))
+            return tensors_of_layer(self.spec, layer, rearrange(self.layer(layer), arrangements[layer]))
 
         made: dict[str, Replacement] = {}
         for layer, arrangement in enumerate(arrangements):
@@ -106,13 +99,3 @@ def rearrange(weights: AttentionWeights, arrangement: Arrangement) -> AttentionW
         weights.query.select(query), weights.key.select(key), weights.value.select(value),
         torch.where(live, output, torch.zeros((), dtype=output.dtype)),
     )  # fmt: skip
-
-
-def _heads(config: dict[str, Any], spec: ModelSpec, where: str) -> tuple[LayerHeads, ...]:
-    if spec.is_grouped:
-        try:
-            return tuple(read_layers(config["gqakit"], spec.num_layers, spec.num_heads))
-        except ValueError as error:
-            raise CheckpointError(f"{where}: {error}") from error
-    maps = [tuple(q * heads // spec.num_heads for q in range(spec.num_heads)) for heads in spec.key_heads]
-    return tuple(LayerHeads(map_, map_) for map_ in maps)

@@ -1,33 +1,25 @@
-"""The grouping methods by name. A new method is one file and one entry here."""
+"""The grouping methods by name. A new method is one file and one line here."""
 
 from __future__ import annotations
 
-from gqakit.grouping_methods.activation_similarity import ActivationSimilarity
-from gqakit.grouping_methods.aligned_similarity import AlignedSimilarity
-from gqakit.grouping_methods.asymgqa import AsymGQA
-from gqakit.grouping_methods.base import GroupingMethod, LayerHeads, Sizes
-from gqakit.grouping_methods.key_driven import KeyDriven
-from gqakit.grouping_methods.mqa import MQA
-from gqakit.grouping_methods.neighbour import Neighbour
-from gqakit.grouping_methods.optimal import Optimal
-from gqakit.grouping_methods.qcqa.method import QCQA
-from gqakit.grouping_methods.random_groups import Random
-from gqakit.grouping_methods.weight_similarity import WeightSimilarity
+from typing import TYPE_CHECKING
 
-METHODS: dict[str, GroupingMethod] = {
-    method.name: method
-    for method in (
-        Optimal(),
-        Neighbour(),
-        MQA(),
-        Random(),
-        WeightSimilarity(),
-        ActivationSimilarity(),
-        AlignedSimilarity(),
-        AsymGQA(),
-        KeyDriven(),
-        QCQA(),
-    )
-}
+from gqakit.core.registry import Registry
 
-__all__ = ["METHODS", "GroupingMethod", "LayerHeads", "Sizes"]
+if TYPE_CHECKING:
+    from gqakit.grouping_methods.base import GroupingMethod
+
+METHODS: Registry[GroupingMethod] = Registry(
+    {
+        "optimal": "gqakit.grouping_methods.optimal:Optimal",
+        "neighbour": "gqakit.grouping_methods.neighbour:Neighbour",
+        "mqa": "gqakit.grouping_methods.mqa:MQA",
+        "random": "gqakit.grouping_methods.random_groups:Random",
+        "weight_similarity": "gqakit.grouping_methods.weight_similarity:WeightSimilarity",
+        "activation_similarity": "gqakit.grouping_methods.activation_similarity:ActivationSimilarity",
+        "aligned": "gqakit.grouping_methods.aligned_similarity:AlignedSimilarity",
+        "asymgqa": "gqakit.grouping_methods.asymgqa:AsymGQA",
+        "keydriven": "gqakit.grouping_methods.key_driven:KeyDriven",
+        "qcqa": "gqakit.grouping_methods.qcqa.method:QCQA",
+    }
+)

@@ -27,10 +27,10 @@ from gqakit.key_driven.model_card import vision_card
 from gqakit.key_driven.options import KEY_DRIVEN, VisionOptions
 from gqakit.key_driven.start import Made, check_start, prepare_start, read_images_for
 from gqakit.key_driven.tasks import Classes, Features, ImageTask
-from gqakit.models.inspection import open_model
 from gqakit.models.load import load
 from gqakit.models.running import check_device
 from gqakit.models.shipping import shipped_code
+from gqakit.models.source import Source
 from gqakit.progress import Reporter, silent
 from gqakit.recovery.distil.devices import Prepared, accelerated, prepare, put_weights
 from gqakit.recovery.distil.lock import locked
@@ -128,7 +128,8 @@ def vision_train(
     """
     options = options or VisionOptions()
     device = check_device(device)
-    start, spec = open_model(model)
+    opened = Source.open(model)
+    start, spec = opened.checkpoint, opened.spec
     check_start(start, spec, teacher, options)
     check_output(start, out, overwrite or (out / MANIFEST_NAME).exists())
     train, held_out = read_images_for(images, test_images, options)
@@ -202,7 +203,7 @@ class _Run:
     ) -> None:
         self.made, self.options, self.stores, self.begun = made, options, stores, begun
         self.accelerator, self.progress, self.notice = accelerator, progress, notice
-        self.start, self.spec = open_model(str(made.student))
+        self.start, self.spec = Source.open(made.student)
         self.transform = PixelTransform(Checkpoint.open(str(made.teacher)))
         self.student: Any = load(made.student, dtype=torch.float32)
         schedule = Schedule(options.window, options.decay, options.seed)

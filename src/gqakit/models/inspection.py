@@ -1,22 +1,22 @@
-"""What a checkpoint is and what can be made of it, from its headers alone."""
+"""`inspect`: what a checkpoint is and what can be made of it, from its headers alone."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from gqakit.checkpoint import Checkpoint
 from gqakit.core.budget import GIB
 from gqakit.core.grouping import Grouping, Partition
-from gqakit.models.describe import describe_model
 from gqakit.models.engines import names_that_run
-from gqakit.models.families import FAMILIES
+from gqakit.models.inspect_options import InspectOptions
+from gqakit.models.source import Source
 from gqakit.models.spec import ModelSpec
+from gqakit.options import takes
 
 
 @dataclass(frozen=True)
 class FormatReach:
-    """Whether a checkpoint can be converted to a format, to how many KV heads a layer, and why or why not."""
+    """Whether a checkpoint can be converted to a format, to which numbers of KV heads per layer, and why or why not."""
 
     format: str
     reachable: bool
@@ -26,11 +26,10 @@ class FormatReach:
 
 @dataclass(frozen=True)
 class Inspection:
-    """A summary of one checkpoint. Sizes in bytes; the cache is at the checkpoint's own precision."""
+    """A summary of one checkpoint. Sizes in bytes; the cache as asked for and at 16 bits, which engines use."""
 
     path: str
     model_type: str
-    fingerprint: str
     num_layers: int
     num_heads: int
     key_heads: tuple[int, ...]
@@ -44,53 +43,65 @@ class Inspection:
     weight_bytes: int
     tensors: int
     shards: int
+    cache_dtype: str
     kv_bytes_per_token: int
-    kv_gib_at_32k: float
+    kv_bytes_per_token_16_bit: int
+    context: int
+    batch: int
+    kv_gib: float
+    kv_gib_16_bit: float
     stacks: tuple[str, ...]
     cached: bool
     formats: tuple[FormatReach, ...]
 
+    def __repr__(self) -> str:
+        heads = max(self.key_heads + self.value_heads)
+        return (
+            f"Inspection({self.model_type}: {self.num_layers} layers, {self.num_heads} query heads, {heads} KV heads of "
+            f"width {self.head_dim}, {self.kv_bytes_per_token:,} bytes per token)"
+        )
 
-def open_model(model: str, stacks: Sequence[str] | None = None) -> tuple[Checkpoint, ModelSpec]:
-    """A checkpoint and its description.
+
+@takes(InspectOptions)
+def inspect(model: str | Path, options: InspectOptions) -> Inspection:
+    """What a checkpoint is, what its cache takes, and which formats and budgets can be reached. Reads headers only.
 
     Args:
         model: directory or hub name.
-        stacks: the kinds of attention layers that matter; None for those that generation caches, or all where none is.
+        options: see `InspectOptions`; also as keywords.
 
     Raises:
-        CheckpointError, FamilyError: see `Checkpoint.open` and `describe_model`.
+        CheckpointError, FamilyError: when it cannot be read or is not known.
     """
-    checkpoint = Checkpoint.open(model)
-    shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
-    attention = next((i for n, i in checkpoint.tensors.items() if "attn" in n or "attention" in n), None)
-    info = attention or next(iter(checkpoint.tensors.values()))
-    return checkpoint, describe_model(
-        FAMILIES, checkpoint.config, shapes, info.torch_dtype.itemsize, stacks or None
-    )
-
-
-def inspect_checkpoint(checkpoint: Checkpoint, spec: ModelSpec) -> Inspection:
-    """The summary. Reads headers and, for the fingerprint, the first bytes of every tensor."""
+    source = Source.open(model, options.stacks)
+    checkpoint, spec = source.checkpoint, source.spec
+    stored = checkpoint.info(spec.tensor(0, "key"))
+    vectors = spec.cache.bytes_per_token // spec.cache.element_bytes
+    width = {"float32": 4, "bfloat16": 2, "float16": 2}.get(options.precision or "", spec.cache.element_bytes)
+    positions = options.context * options.batch
     return Inspection(
-        path=str(checkpoint.path),
+        path=str(source.path),
         model_type=spec.model_type,
-        fingerprint=checkpoint.fingerprint(),
         num_layers=spec.num_layers,
         num_heads=spec.num_heads,
         key_heads=spec.key_heads,
         value_heads=spec.value_heads,
         head_dim=spec.head_dim,
         hidden_size=spec.hidden_size,
-        dtype=checkpoint.info(spec.tensor(0, "key")).dtype,
+        dtype=stored.dtype,
         biases=tuple(sorted({spec.tensor(0, role).split(".")[-2] for role in spec.biased})),
         key_norm=spec.channels.locked,
         rotary_dim=2 * len(spec.channels.first),
         weight_bytes=checkpoint.nbytes,
         tensors=len(checkpoint.tensors),
         shards=len(checkpoint.shards),
-        kv_bytes_per_token=spec.cache.bytes_per_token,
-        kv_gib_at_32k=spec.cache.bytes_at(32768) / GIB,
+        cache_dtype=options.precision or str(stored.torch_dtype).removeprefix("torch."),
+        kv_bytes_per_token=vectors * width,
+        kv_bytes_per_token_16_bit=vectors * 2,
+        context=options.context,
+        batch=options.batch,
+        kv_gib=vectors * width * positions / GIB,
+        kv_gib_16_bit=vectors * 2 * positions / GIB,
         stacks=spec.stacks,
         cached=spec.is_cached,
         formats=_formats(spec),
@@ -103,37 +114,18 @@ def _formats(spec: ModelSpec) -> tuple[FormatReach, ...]:
         return tuple(FormatReach(name, False, (), why) for name in ("uniform", "grouped"))
     heads, family = spec.key_heads[0], spec.family.model_type
     if heads == 1:
-        return tuple(
-            FormatReach(name, False, (), "one KV head a layer is the least")
-            for name in ("uniform", "grouped")
-        )
+        why = "one KV head per layer is the least"
+        return tuple(FormatReach(name, False, (), why) for name in ("uniform", "grouped"))
     equal = tuple(n for n in range(1, heads) if Grouping.shared(_blocks(heads, n)).is_uniform)
-    uniform = FormatReach(
-        "uniform", True, equal, "equal groups, the same in every layer: any engine that runs the source"
-    )
+    why = "equal groups, the same in every layer: any engine that runs the source"
+    uniform = FormatReach("uniform", True, equal, why)
     if not spec.can_be_uniform:
-        uniform = FormatReach("uniform", False, (), why_not_uniform(spec))
-    return (
-        uniform,
-        FormatReach(
-            "grouped",
-            True,
-            tuple(range(1, heads)),
-            f"any groups: {names_that_run('grouped', family)}{_apart(family)}",
-        ),
-    )
-
-
-def _apart(family: str) -> str:
-    """What becomes of keys and values that are grouped apart."""
-    if names_that_run("separate", family) == "transformers":
-        return ""
-    return "; grouped with --kv-maps separate only transformers keeps the smaller cache"
-
-
-def why_not_uniform(spec: ModelSpec) -> str:
-    """Why stock code runs no converted checkpoint of a model."""
-    return f"the {spec.family.model_type} architecture has as many KV heads as query heads"
+        why = f"the {family} architecture has as many KV heads as query heads"
+        uniform = FormatReach("uniform", False, (), why)
+    why = f"any groups: {names_that_run('grouped', family)}"
+    if names_that_run("separate", family) != "transformers":
+        why += "; with separate maps for keys and values only transformers keeps the smaller cache"
+    return uniform, FormatReach("grouped", True, tuple(range(1, heads)), why)
 
 
 def _blocks(num_heads: int, num_groups: int) -> Partition:

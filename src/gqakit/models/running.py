@@ -1,4 +1,4 @@
-"""Loading for the functions beside this file: models, tokenizers, precisions, devices."""
+"""A checkpoint as a running model, and its tokenizer."""
 
 from __future__ import annotations
 
@@ -8,37 +8,34 @@ import torch
 from transformers import AutoTokenizer, PreTrainedModel
 
 from gqakit.checkpoint import Checkpoint
-from gqakit.errors import CheckpointError, UsageError, unknown_name
+from gqakit.errors import CheckpointError, UsageError
 from gqakit.models.load import load
 
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-DEVICES = ("auto", "cpu", "cuda")
 
-
-def load_model(checkpoint: Checkpoint, dtype: str, device: str) -> PreTrainedModel:
+def load_model(checkpoint: Checkpoint, precision: str = "float32", device: str = "cpu") -> PreTrainedModel:
     """A checkpoint as a running model.
 
+    Args:
+        checkpoint: opened.
+        precision: of the weights: float32, bfloat16 or float16.
+        device: see `check_device`.
+
     Raises:
-        UsageError: for an unknown precision or device, or a GPU that is not there.
-        CheckpointError: when it does not load.
+        UsageError: for a GPU that is not there. CheckpointError: when it does not load.
     """
-    if dtype not in PRECISIONS:
-        raise unknown_name("dtype", dtype, PRECISIONS)
-    return load(checkpoint.path, dtype=PRECISIONS[dtype]).to(check_device(device))  # pyright: ignore[reportArgumentType]
+    return load(checkpoint.path, dtype=getattr(torch, precision)).to(check_device(device))  # pyright: ignore[reportArgumentType]
 
 
 def check_device(device: str) -> str:
-    """The device to run on: "cpu" or "cuda".
+    """The device to run on: "cpu" or "cuda"; "auto" is a GPU where torch sees one.
 
     Raises:
-        UsageError: it is not known, or torch does not see it.
+        UsageError: torch does not see it.
     """
-    if device not in DEVICES:
-        raise unknown_name("device", device, DEVICES)
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("device 'cuda' was asked for, but torch sees no GPU; use --device cpu")
+        raise UsageError("`device=cuda` was asked for, but torch sees no GPU; use `device=cpu`")
     return device
 
 

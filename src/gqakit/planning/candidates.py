@@ -3,154 +3,55 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
-from typing import Literal
 
-import torch
-
-from gqakit.calibration.store import MomentsFile
-from gqakit.checkpoint import Checkpoint
-from gqakit.core.attention import AttentionWeights
 from gqakit.core.grouping import Partition
-from gqakit.core.merging import GroupCosts, MergeRule
-from gqakit.core.merging.bound import low_rank_bound
-from gqakit.core.statistics import HeadStats, LayerMoments, key_stats, value_stats, weight_inner
-from gqakit.core.within_cluster import Spread
+from gqakit.core.merging.base import MergeRule
 from gqakit.errors import PlanError
-from gqakit.grouping_methods import METHODS, GroupingMethod, LayerHeads, Sizes
-from gqakit.models.layers import read_layer
-from gqakit.models.spec import ModelSpec
-from gqakit.planning.allocation import Point, Slot
-
-Side = Literal["both", "key", "value"]
-"""What one partition is for: keys and values alike, or one of the two."""
+from gqakit.grouping_methods import METHODS
+from gqakit.grouping_methods.base import GroupingMethod, LayerHeads, Sizes
+from gqakit.planning.allocation.base import Slot
+from gqakit.planning.layer_features import LayerFeatures, Side
 
 
 @dataclass(frozen=True)
-class LayerStats:
-    """What methods and merge rules see of one layer."""
+class Candidate:
+    """A partition and what it costs.
 
-    spec: ModelSpec
-    weights: AttentionWeights
-    moments: LayerMoments
-
-    @classmethod
-    def read(cls, source: Checkpoint, spec: ModelSpec, moments: MomentsFile | None, layer: int) -> LayerStats:
-        """Of a layer of a checkpoint; without moments as if `C = I`.
-
-        Raises:
-            CheckpointError: a weight is not finite. PlanError: the moments are not.
-        """
-        known = moments.layer(spec.key(layer)) if moments else LayerMoments.identity(spec.hidden_size)
-        stats = cls(spec, read_layer(spec, layer, source.load), known)
-        for name, side in (("key", stats.key), ("value", stats.value)):
-            if not bool(torch.isfinite(side.gram).all() and torch.isfinite(side.metric).all()):
-                raise PlanError(
-                    f"layer {spec.name(layer)}: the scores of its {name} heads are not finite, so no grouping can be "
-                    f"trusted; the moments{f' {moments.path}' if moments else ''} are damaged: run `gqakit calibrate` again"
-                )
-        return stats
-
-    @cached_property
-    def key(self) -> HeadStats:
-        """Of the key heads."""
-        return key_stats(self.weights, self.moments, self.spec.channels)
-
-    @cached_property
-    def value(self) -> HeadStats:
-        """Of the value heads."""
-        return value_stats(self.weights, self.moments)
-
-    def sides(self, side: Side) -> tuple[HeadStats, ...]:
-        """Of what is grouped together."""
-        return {"both": (self.key, self.value), "key": (self.key,), "value": (self.value,)}[side]
-
-    def inner(self, side: Side) -> torch.Tensor:
-        """`[heads, heads]`: inner products of the flattened weights of what is grouped together."""
-        key, value = self.weights.key, self.weights.value
-        if side == "both":
-            return weight_inner(key) + weight_inner(value)
-        return weight_inner(key if side == "key" else value)
-
-    def heads(self, rule: MergeRule, side: Side) -> LayerHeads:
-        """What a method sees. Costs are errors relative to losing all heads of a side, summed over the sides."""
-        sides = self.sides(side)
-        scales = [max(float(stats.energy().sum()), 1e-30) for stats in sides]
-        costs = [rule.costs(stats) for stats in sides]
-        plain = LayerStats(self.spec, self.weights, LayerMoments.identity(self.spec.hidden_size))
-        return LayerHeads(
-            num_heads=self.weights.num_kv_heads,
-            cost=_Relative(costs, scales),
-            bound=lambda count: sum(
-                low_rank_bound(stats, count) / scale for stats, scale in zip(sides, scales, strict=True)
-            ),
-            inner=self.inner(side),
-            sides=sides,
-            plain_sides=lambda: plain.sides(side),
-        )
-
-
-@dataclass(frozen=True)
-class _Relative:
-    """Costs of keys and values, each relative to losing all heads, added up."""
-
-    costs: Sequence[GroupCosts]
-    scales: Sequence[float]
-
-    def __call__(self, group: tuple[int, ...]) -> float:
-        return self.many([group])[0]
-
-    def many(self, groups: Sequence[tuple[int, ...]]) -> list[float]:
-        each = [
-            [c / scale for c in cost.many(groups)]
-            for cost, scale in zip(self.costs, self.scales, strict=True)
-        ]
-        return [sum(values) for values in zip(*each, strict=True)]
-
-
-@dataclass(frozen=True)
-class Choice:
-    """One number of heads for one slot.
-
-    Attributes:
-        partition: which heads share.
-        objective: the total of what the method keeps small.
-        error: the merge rule's, relative to losing all heads, summed over keys and values where they go together; None
-            where the search never looked at it.
-        gap: how much of `error` a better search could save at most; None where unknown.
+    `objective` is what the method minimises, `error` the merge rule's, relative to losing all heads (keys' and values' added
+    up); `gap` is the share of `error` that a better search could save at most, None where that is unknown.
     """
 
     partition: Partition
     objective: float
-    error: float | None
+    error: float
     gap: float | None
 
     @classmethod
-    def nothing(cls, num_heads: int) -> Choice:
+    def unchanged(cls, num_heads: int) -> Candidate:
         """Every head stays as it is."""
         return cls(Partition.identity(num_heads), 0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
-class SlotChoices:
-    """The choices for one slot, by the number of heads that are left.
+class EntryCandidates:
+    """The candidates for one layer entry, by the number of heads that are left.
 
     `references` holds, where asked for, what the method's objective makes of other partitions: of `neighbour`ing groups,
     and of the `best` for it that is known.
     """
 
-    slot: Slot
+    entry: Slot
     layer: int
     side: Side
-    by_count: Mapping[int, Choice]
+    by_count: Mapping[int, Candidate]
     references: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class SlotShape:
-    """A slot before anything is known of its heads: where it is, and what sizes each number of groups may have."""
+class EntryShape:
+    """A layer entry before anything is known of its heads: where it is, and what sizes each number of groups may have."""
 
     layer: int
     side: Side
@@ -158,77 +59,42 @@ class SlotShape:
     counts: Mapping[int, Sizes]
 
     @property
-    def slot(self) -> Slot:
+    def entry(self) -> Slot:
         """As an allocation sees it."""
         name = f"layer {self.layer}" if self.side == "both" else f"{self.side}s of layer {self.layer}"
         width = 2 if self.side == "both" else 1
         return Slot(name, self.num_heads, width, tuple(sorted(self.counts)))
 
+    def candidates(
+        self,
+        read: Callable[[int], LayerFeatures],
+        method: GroupingMethod,
+        rule: MergeRule,
+        seed: int,
+        *,
+        compare: bool = False,
+    ) -> EntryCandidates:
+        """What the method makes of this entry.
 
-def choices_of_slot(
-    shape: SlotShape,
-    read: Callable[[], LayerStats],
-    method: GroupingMethod,
-    rule: MergeRule,
-    seed: int,
-    *,
-    compare: bool = False,
-) -> SlotChoices:
-    """The choices for one slot.
-
-    Args:
-        shape: where it is and what it may become.
-        read: gives its layer; asked only where something is merged.
-        method, rule, seed: what decides.
-        compare: work out the references too.
-    """
-    counts = {count: sizes for count, sizes in shape.counts.items() if count < shape.num_heads}
-    found: dict[int, Choice] = {}
-    references: dict[str, dict[int, float]] = {"neighbour": {}, "best": {}} if compare else {}
-    if counts:
-        heads = read().heads(rule, shape.side)
-        found = _choices(heads, counts, method, f"{seed}/{shape.layer}/{shape.side}")
-        if compare:
-            objectives = {count: choice.objective for count, choice in found.items()}
-            references = _references(heads, counts, method, objectives)
-    if shape.num_heads in shape.counts:
-        found[shape.num_heads] = Choice.nothing(shape.num_heads)
-        for values in references.values():
-            values[shape.num_heads] = 0.0
-    return SlotChoices(shape.slot, shape.layer, shape.side, found, references)
-
-
-def choices_of_model(
-    shapes: Sequence[SlotShape],
-    read: Callable[[int], LayerStats],
-    method: GroupingMethod,
-    rule: MergeRule,
-    seed: int,
-    pick: Callable[[Sequence[Point]], Point],
-    *,
-    compare: bool = False,
-) -> tuple[list[SlotChoices], list[Point]]:
-    """What a method of the whole model finds: the choice for every slot at the point that `pick` takes, and its front."""
-    inners = [read(shape.layer).inner(shape.side) for shape in shapes]
-    found = method.model_front(inners, [shape.counts for shape in shapes], seed=str(seed))
-    width = shapes[0].slot.width
-    front = [
-        Point(tuple(p.num_groups for p in point.partitions), point.heads * width, point.wse)
-        for point in found
-    ]
-    chosen = found[front.index(pick(front))]
-    choices: list[SlotChoices] = []
-    for shape, partition, inner in zip(shapes, chosen.partitions, inners, strict=True):
-        total = sum(map(Spread(inner), partition.groups))
-        references: dict[str, dict[int, float]] = {}
-        if compare:
-            heads = read(shape.layer).heads(rule, shape.side)
-            references = _references(heads, shape.counts, method, {partition.num_groups: total})
-        choice = Choice(partition, objective=total, error=None, gap=None)
-        choices.append(
-            SlotChoices(shape.slot, shape.layer, shape.side, {partition.num_groups: choice}, references)
-        )
-    return choices, front
+        Args:
+            read: gives a layer; asked only where something is merged.
+            method, rule, seed: what decides.
+            compare: work out the references too.
+        """
+        counts = {count: sizes for count, sizes in self.counts.items() if count < self.num_heads}
+        found: dict[int, Candidate] = {}
+        references: dict[str, dict[int, float]] = {"neighbour": {}, "best": {}} if compare else {}
+        if counts:
+            heads = read(self.layer).heads(rule, self.side)
+            found = _candidates(heads, counts, method, f"{seed}/{self.layer}/{self.side}")
+            if compare:
+                objectives = {count: candidate.objective for count, candidate in found.items()}
+                references = _references(heads, counts, method, objectives)
+        if self.num_heads in self.counts:
+            found[self.num_heads] = Candidate.unchanged(self.num_heads)
+            for values in references.values():
+                values[self.num_heads] = 0.0
+        return EntryCandidates(self.entry, self.layer, self.side, found, references)
 
 
 def _references(
@@ -247,15 +113,15 @@ def _references(
     }
 
 
-def _choices(
+def _candidates(
     heads: LayerHeads, counts: Mapping[int, Sizes], method: GroupingMethod, seed: str
-) -> dict[int, Choice]:
+) -> dict[int, Candidate]:
     objective = method.objective(heads)
-    found: dict[int, Choice] = {}
+    found: dict[int, Candidate] = {}
     for count, partition in method.groups(heads, counts, seed=seed).items():
         if partition.num_groups != count or not counts[count].hold(partition):
             raise PlanError(f"method {method.name} returned sizes {partition.sizes} for {count} groups")
-        found[count] = Choice(
+        found[count] = Candidate(
             partition,
             objective=sum(map(objective, partition.groups)),
             error=sum(map(heads.cost, partition.groups)),

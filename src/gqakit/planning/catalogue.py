@@ -16,7 +16,7 @@ TITLES = {
 HEADER = ("name", "what", "needs", "formats", "source")
 
 
-def catalogue() -> list[dict[str, str]]:
+def methods() -> list[dict[str, str]]:
     """Every grouping method, merge rule and allocation: kind, name, needs, formats, source, summary."""
     registries = (("method", METHODS), ("merge", RULES), ("allocation", ALLOCATIONS))
     return [
@@ -37,7 +37,7 @@ def rows(kind: str) -> list[tuple[str, ...]]:
     """The entries of one kind as cells, in the order of `HEADER`."""
     return [
         (e["name"], e["summary"], e["needs"], e["formats"], e["source"])
-        for e in catalogue()
+        for e in methods()
         if e["kind"] == kind
     ]
 

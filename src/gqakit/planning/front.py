@@ -11,21 +11,22 @@ from typing import Any
 
 from gqakit.checkpoint import write_bytes
 from gqakit.evaluation.drawing import axes_of, figure
-from gqakit.planning.allocation import ALLOCATIONS, Point
-from gqakit.planning.candidates import SlotChoices
+from gqakit.planning.allocation import ALLOCATIONS
+from gqakit.planning.allocation.base import Point
+from gqakit.planning.candidates import EntryCandidates
 from gqakit.planning.planner import Planned
 
 
 def front_document(planned: Planned) -> dict[str, Any]:
     """Everything as plain data.
 
-    `layers` holds, for every slot and number of heads, the partition, the method's objective, the merge rule's error
+    `layers` holds, for every entry and number of heads, the partition, the method's objective, the merge rule's error
     and the loss that was weighed, with the objective of neighbouring groups (GQA) and of the best partition known
     beside it; `model` the points of the allocation, smallest first, one of which the plan is.
     """
     plan = planned.plan
     whole = plan.budget.kv_bytes_per_token_before
-    size = _size(planned.choices)
+    size = _size(planned.candidates)
     return {
         "gqakit_front": 1,
         "source": plan.source.model_dump(mode="json"),
@@ -33,41 +34,41 @@ def front_document(planned: Planned) -> dict[str, Any]:
         "method_options": plan.method_options,
         "allocation": plan.allocation,
         "allocation_options": plan.allocation_options,
-        "loss": planned.loss,
+        "loss": planned.plan.layer_loss,
         "seed": plan.seed,
-        "layers": [_slot(slot) for slot in planned.choices],
+        "layers": [_entry(entry) for entry in planned.candidates],
         "model": [
             {
                 "kv_ratio": point.size / size,
                 "kv_bytes_per_token": round(whole * point.size / size),
                 "objective": _objective(planned, point),
-                "loss": point.loss if planned.loss != "none" else None,
+                "loss": point.loss if planned.plan.layer_loss != "none" else None,
                 "kv_heads": list(point.counts),
             }
             for point in planned.front
         ],
         "references": {
             name: [{"kv_ratio": ratio, "objective": value} for ratio, value in points]
-            for name, points in references(planned.choices).items()
+            for name, points in references(planned.candidates).items()
         },
     }
 
 
-def _slot(slot: SlotChoices) -> dict[str, Any]:
-    losses = dict(zip(slot.slot.counts, slot.slot.losses, strict=False))
+def _entry(entry: EntryCandidates) -> dict[str, Any]:
+    losses = dict(zip(entry.entry.counts, entry.entry.losses, strict=False))
     return {
-        "layer": slot.layer,
-        "side": slot.side,
+        "layer": entry.layer,
+        "side": entry.side,
         "points": [
             {
                 "kv_heads": count,
-                "objective": choice.objective,
-                "error": choice.error,
+                "objective": candidate.objective,
+                "error": candidate.error,
                 "loss": losses.get(count),
-                **{name: values[count] for name, values in slot.references.items()},
-                "labels": list(choice.partition.labels),
+                **{name: values[count] for name, values in entry.references.items()},
+                "labels": list(candidate.partition.labels),
             }
-            for count, choice in sorted(slot.by_count.items())
+            for count, candidate in sorted(entry.by_count.items())
         ],
     }
 
@@ -77,35 +78,35 @@ def save_front(path: Path, planned: Planned) -> None:
     write_bytes(path, (json.dumps(front_document(planned), indent=2, allow_nan=False) + "\n").encode())
 
 
-def references(choices: Sequence[SlotChoices]) -> dict[str, list[tuple[float, float]]]:
+def references(candidates: Sequence[EntryCandidates]) -> dict[str, list[tuple[float, float]]]:
     """`(kv_ratio, objective)` of the whole model, without the method: neighbouring groups of the same share in every
     layer (GQA; one group is MQA), and the best partitions spent over the layers as well as can be.
     """
-    size = _size(choices)
-    slots = [replace(slot.slot, losses=_in_order(slot, "neighbour")) for slot in choices]
-    uniform = ALLOCATIONS["uniform"].front(slots, tied=False, rng=random.Random(0))
-    slots = [replace(slot.slot, losses=_in_order(slot, "best")) for slot in choices]
-    best = ALLOCATIONS["knapsack"].front(slots, tied=False, rng=random.Random(0))
+    size = _size(candidates)
+    entries = [replace(entry.entry, losses=_in_order(entry, "neighbour")) for entry in candidates]
+    uniform = ALLOCATIONS["uniform"].front(entries, tied=False, rng=random.Random(0))
+    entries = [replace(entry.entry, losses=_in_order(entry, "best")) for entry in candidates]
+    best = ALLOCATIONS["knapsack"].front(entries, tied=False, rng=random.Random(0))
     return {
         "neighbour": [(point.size / size, point.loss) for point in uniform],
         "best": [(point.size / size, point.loss) for point in best],
     }
 
 
-def _in_order(slot: SlotChoices, reference: str) -> tuple[float, ...]:
-    return tuple(slot.references[reference][count] for count in slot.slot.counts)
+def _in_order(entry: EntryCandidates, reference: str) -> tuple[float, ...]:
+    return tuple(entry.references[reference][count] for count in entry.entry.counts)
 
 
-def _size(choices: Sequence[SlotChoices]) -> int:
-    return sum(slot.slot.num_heads * slot.slot.width for slot in choices)
+def _size(candidates: Sequence[EntryCandidates]) -> int:
+    return sum(entry.entry.num_heads * entry.entry.width for entry in candidates)
 
 
 def _objective(planned: Planned, point: Point) -> float:
     """What the method makes of a point; where the losses are its objective, their total."""
-    if planned.loss == "objective":
+    if planned.plan.layer_loss == "objective":
         return point.loss
     return sum(
-        slot.by_count[count].objective for slot, count in zip(planned.choices, point.counts, strict=True)
+        entry.by_count[count].objective for entry, count in zip(planned.candidates, point.counts, strict=True)
     )
 
 
@@ -116,7 +117,8 @@ def plot_front(path: Path, planned: Planned) -> None:
         MissingDependencyError: without matplotlib.
     """
     steepest = max(
-        planned.choices, key=lambda slot: max(choice.objective for choice in slot.by_count.values())
+        planned.candidates,
+        key=lambda entry: max(candidate.objective for candidate in entry.by_count.values()),
     )
     method = planned.plan.method
     with figure(path, columns=2) as (left, right):
@@ -127,11 +129,11 @@ def plot_front(path: Path, planned: Planned) -> None:
         }
         own = [(float(count), steepest.by_count[count].objective) for count in counts]
         _draw(left, layer, own, method)
-        axes_of(left, f"Stage 1: {steepest.slot.name}", "KV heads", f"objective of {method}")
+        axes_of(left, f"Stage 1: {steepest.entry.name}", "KV heads", f"objective of {method}")
         left.locator_params(axis="x", integer=True)
-        size = _size(planned.choices)
+        size = _size(planned.candidates)
         model = [(p.size / size, _objective(planned, p)) for p in planned.front]
-        _draw(right, references(planned.choices), model, f"{method}, {planned.plan.allocation}")
+        _draw(right, references(planned.candidates), model, f"{method}, {planned.plan.allocation}")
         chosen = planned.plan.budget.kv_ratio
         at = min(model, key=lambda point: abs(point[0] - chosen))
         right.plot(*at, "*", color="#222222", markersize=13, label="this plan", zorder=5)

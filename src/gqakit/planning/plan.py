@@ -26,7 +26,7 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Source(_Strict):
+class PlanSource(_Strict):
     """The model that the plan was made for; `stacks` where it has several kinds of attention layers."""
 
     name: str
@@ -102,7 +102,7 @@ class Plan(_Strict):
     """Every layer's grouping and where it came from. Nothing in it depends on time or machine."""
 
     gqakit_plan: Literal[1] = PLAN_VERSION
-    source: Source
+    source: PlanSource
     budget: BudgetRecord
     format: Format
     method: str

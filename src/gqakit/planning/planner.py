@@ -1,4 +1,4 @@
-"""The verb: weights, moments, a method, an allocation and a budget become a Plan. It writes nothing."""
+"""A model, its calibration statistics and a request become a Plan. Nothing is written here, and nothing converted."""
 
 from __future__ import annotations
 
@@ -6,28 +6,21 @@ import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache, partial
-from typing import Any
+from functools import partial
 
 from gqakit import __version__
 from gqakit.calibration.store import MomentsFile
-from gqakit.checkpoint import Checkpoint
 from gqakit.core.budget import Budget, CacheShape
 from gqakit.core.grouping import Grouping, Partition
-from gqakit.core.merging import RULES, MergeRule
+from gqakit.core.merging import RULES
+from gqakit.core.merging.base import MergeRule
 from gqakit.core.rope import Channels
-from gqakit.errors import PlanError, UsageError
+from gqakit.errors import PlanError
+from gqakit.models.source import Source
 from gqakit.models.spec import ModelSpec
-from gqakit.planning.allocation import Loss, Point, Slot, pick
-from gqakit.planning.candidates import (
-    LayerStats,
-    Side,
-    SlotChoices,
-    SlotShape,
-    choices_of_model,
-    choices_of_slot,
-)
-from gqakit.planning.options import PlanOptions, check_budget
+from gqakit.planning.allocation.base import Point, Slot, pick
+from gqakit.planning.candidates import EntryCandidates, EntryShape
+from gqakit.planning.layer_features import LayerFeatures, LayerReader, Side
 from gqakit.planning.plan import (
     BudgetRecord,
     Constraints,
@@ -36,45 +29,28 @@ from gqakit.planning.plan import (
     Merging,
     MomentsRecord,
     Plan,
-    Source,
+    PlanSource,
     is_uniform,
 )
+from gqakit.planning.request import Request
 
-Measure = Callable[[Sequence[SlotChoices]], Sequence[Mapping[int, float]]]
-"""Gives, for each slot, what each of its numbers of heads loses when only that slot is converted."""
+Measure = Callable[[Sequence[EntryCandidates], LayerReader], Sequence[Mapping[int, float]]]
+"""Gives, for each layer entry, what each of its numbers of heads loses when only that entry is converted."""
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A plan and what it was picked from: every slot's choices, what was weighed, and the allocation's front."""
+    """A plan and what it was picked from: every entry's candidates, what was weighed, and the allocation's front."""
 
     plan: Plan
-    choices: tuple[SlotChoices, ...]
-    loss: Loss
+    candidates: tuple[EntryCandidates, ...]
     front: tuple[Point, ...]
 
 
 def make_plan(
-    source: Checkpoint,
-    spec: ModelSpec,
-    budget: Budget,
-    options: PlanOptions,
-    moments: MomentsFile | None = None,
-    name: str | None = None,
-    progress: Callable[[], None] = lambda: None,
-    measure: Measure | None = None,
-) -> Plan:
-    """`explore`, and only its plan."""
-    return explore(source, spec, budget, options, moments, name, progress, measure).plan
-
-
-def explore(
-    source: Checkpoint,
-    spec: ModelSpec,
-    budget: Budget,
-    options: PlanOptions,
-    moments: MomentsFile | None = None,
-    name: str | None = None,
+    source: Source,
+    request: Request,
+    statistics: MomentsFile | None = None,
     progress: Callable[[], None] = lambda: None,
     measure: Measure | None = None,
     *,
@@ -82,167 +58,117 @@ def explore(
 ) -> Planned:
     """Decide everything: how many heads each layer keeps, which share, how they merge.
 
-    Reads one layer's attention weights at a time.
+    Reads one layer's attention weights at a time; small models stay in memory.
 
     Args:
-        source: the checkpoint, opened.
-        spec: its description.
-        budget: an upper bound on the cache.
-        options: method, merge rule, allocation, format, constraints, seed.
-        moments: the calibration; None for `C = I` (weights only).
-        name: how the plan calls the source; the directory's name by default.
-        progress: called once a layer.
-        measure: runs the model to say what each choice loses; None where it is not to be run.
+        source: the model.
+        request: made for it.
+        statistics: the calibration; None for `C = I` (weights only).
+        progress: called once per layer.
+        measure: runs the model to say what each candidate loses; needed where the request weighs measured losses.
         whole_front: look at every number of heads even where the budget alone decides.
 
     Raises:
         BudgetError: when no grouping within the constraints meets the budget.
-        PlanError: when the moments belong to another model, or scores or losses are not finite.
+        PlanError: when the statistics belong to another model, or scores or losses are not finite.
         UsageError: when the source is itself a grouped checkpoint.
     """
-    if spec.is_grouped:
-        raise UsageError(
-            f"{source.path} is already a grouped checkpoint; convert from the model it was made of"
-        )
-    fingerprint = source.fingerprint()
-    if moments is not None:
-        moments.check_source(fingerprint, str(source.path))
-    shapes = check_budget(spec, budget, options, measure is not None)
-    task = _Task(source, spec, budget, options, moments, shapes, progress)
-    if options.grouping_method.whole_model:
-        decided = _all_layers_at_once(task, compare=whole_front)
-    else:
-        decided = _layer_by_layer(task, measure, whole_front)
-    plan = _plan(task, decided, name or source.path.name)
-    return Planned(plan, tuple(decided.choices), decided.loss, tuple(decided.front))
+    source.check_not_grouped()
+    if statistics is not None:
+        statistics.check_source(source.fingerprint, str(source.path))
+    work = _Work(source.spec, request, LayerReader(source, statistics), progress)
+    candidates, front, layers = _decide(work, measure, whole_front)
+    plan = _record(source, request, statistics, layers)
+    return Planned(plan, tuple(candidates), tuple(front))
 
 
 @dataclass(frozen=True)
-class _Task:
-    source: Checkpoint
+class _Work:
     spec: ModelSpec
-    budget: Budget
-    options: PlanOptions
-    moments: MomentsFile | None
-    shapes: Sequence[SlotShape]
+    request: Request
+    read: LayerReader
     progress: Callable[[], None]
 
     @property
     def rule(self) -> MergeRule:
-        return RULES[self.options.merge]
+        return RULES[self.request.options.merge]
 
-    @cached_property
-    def read(self) -> Callable[[int], LayerStats]:
-        """A layer's statistics; the last one is kept."""
-        return lru_cache(maxsize=1)(
-            lambda layer: LayerStats.read(self.source, self.spec, self.moments, layer)
-        )
+    def front(self, entries: Sequence[Slot]) -> list[Point]:
+        """The allocation's points."""
+        rng = random.Random(f"{self.request.options.seed}/allocation")
+        return self.request.allocation.front(entries, tied=self.request.tied, rng=rng)
 
-    def layer_plans(self, choices: Sequence[SlotChoices], counts: Sequence[int]) -> list[LayerPlan]:
-        """The layers of the plan, when these numbers of heads are chosen for these slots."""
-        chosen: dict[int, list[tuple[SlotChoices, int]]] = {}
-        for slot, count in zip(choices, counts, strict=True):
-            chosen.setdefault(slot.layer, []).append((slot, count))
+    def candidates(self, shape: EntryShape, compare: bool) -> EntryCandidates:
+        request = self.request
+        return shape.candidates(self.read, request.method, self.rule, request.options.seed, compare=compare)
+
+    def layer_plans(self, candidates: Sequence[EntryCandidates], counts: Sequence[int]) -> list[LayerPlan]:
+        """The layers of the plan, when these numbers of heads are chosen for these entries."""
+        chosen: dict[int, list[tuple[EntryCandidates, int]]] = {}
+        for entry, count in zip(candidates, counts, strict=True):
+            chosen.setdefault(entry.layer, []).append((entry, count))
         return [_layer_plan(here, self.rule, partial(self.read, layer)) for layer, here in chosen.items()]
 
 
-@dataclass(frozen=True)
-class _Decided:
-    choices: Sequence[SlotChoices]
-    front: Sequence[Point]
-    layers: Sequence[LayerPlan]
-    loss: Loss
-    allocation: str
-    allocation_options: Mapping[str, Any]
-
-
-def _layer_by_layer(task: _Task, measure: Measure | None, whole_front: bool) -> _Decided:
-    """Every layer's choices first, then the split of the budget."""
-    options, budget, shapes = task.options, task.budget, task.shapes
-    allocation = options.allocation_for(budget, measure is not None)
-    loss = options.loss_for(allocation, measure is not None)
-
-    def front(slots: Sequence[Slot]) -> list[Point]:
-        rng = random.Random(f"{options.seed}/allocation")
-        return allocation.front(slots, tied=options.format == "uniform", rng=rng)
-
-    if loss == "none" and not whole_front:  # no choice depends on what it costs: look at one number a layer
-        slots = [shape.slot for shape in shapes]
-        chosen = pick(front(slots), slots, budget.kv_ratio)
-        shapes = [replace(s, counts={n: s.counts[n]}) for s, n in zip(shapes, chosen.counts, strict=True)]
-    choices: list[SlotChoices] = []
+def _decide(
+    work: _Work, measure: Measure | None, whole_front: bool
+) -> tuple[list[EntryCandidates], list[Point], list[LayerPlan]]:
+    """Every entry's candidates first, then the split of the budget."""
+    request, shapes = work.request, work.request.shapes
+    if request.loss == "none" and not whole_front:
+        # Nothing depends on what a candidate costs: the split is settled first, and one number per layer looked at.
+        entries = [shape.entry for shape in shapes]
+        settled = pick(work.front(entries), entries, request.budget.kv_ratio)
+        shapes = request.with_one_count(settled.counts)
+    candidates: list[EntryCandidates] = []
     layers: list[LayerPlan] = []
-    for layer in range(task.spec.num_layers):
-        here = [
-            choices_of_slot(
-                shape,
-                partial(task.read, layer),
-                options.grouping_method,
-                task.rule,
-                options.seed,
-                compare=whole_front,
-            )
-            for shape in shapes
-            if shape.layer == layer
-        ]
-        if all(len(slot.by_count) == 1 for slot in here):  # while the layer is in memory
-            layers += task.layer_plans(here, [min(slot.by_count) for slot in here])
-        choices += here
-        task.progress()
-    choices = _with_losses(choices, loss, measure)
-    slots = [slot.slot for slot in choices]
-    points = front(slots)
-    if len(layers) < task.spec.num_layers:
-        layers = task.layer_plans(choices, pick(points, slots, budget.kv_ratio).counts)
-    return _Decided(choices, points, layers, loss, allocation.name, allocation.options())
+    for layer in range(work.spec.num_layers):
+        here = [work.candidates(shape, whole_front) for shape in shapes if shape.layer == layer]
+        if all(len(entry.by_count) == 1 for entry in here):  # while a large layer is in memory
+            layers += work.layer_plans(here, [min(entry.by_count) for entry in here])
+        candidates += here
+        work.progress()
+    candidates = _with_losses(candidates, work, measure)
+    entries = [entry.entry for entry in candidates]
+    points = work.front(entries)
+    if len(layers) < work.spec.num_layers:
+        layers = work.layer_plans(candidates, pick(points, entries, request.budget.kv_ratio).counts)
+    return candidates, points, layers
 
 
-def _all_layers_at_once(task: _Task, *, compare: bool) -> _Decided:
-    """For a method that searches the whole model and so spends the budget itself."""
-    options, slots = task.options, [shape.slot for shape in task.shapes]
-    choices, front = choices_of_model(
-        task.shapes,
-        task.read,
-        options.grouping_method,
-        task.rule,
-        options.seed,
-        lambda points: pick(points, slots, task.budget.kv_ratio),
-        compare=compare,
-    )
-    layers = task.layer_plans(choices, [min(slot.by_count) for slot in choices])
-    return _Decided(choices, front, layers, "objective", "one_stage", {})
-
-
-def _with_losses(choices: Sequence[SlotChoices], loss: Loss, measure: Measure | None) -> list[SlotChoices]:
-    """The choices with what each loses."""
+def _with_losses(
+    candidates: list[EntryCandidates], work: _Work, measure: Measure | None
+) -> list[EntryCandidates]:
+    """The candidates with what each loses, in what the request weighs."""
+    loss = work.request.loss
     if loss == "none":
-        return list(choices)
+        return candidates
     if loss == "measured":
-        assert measure is not None
-        found: Sequence[Mapping[int, float]] = measure(choices)
+        assert measure is not None  # the request was checked as measurable
+        found = measure(candidates, work.read)
     else:
-        found = [{n: getattr(choice, loss) for n, choice in slot.by_count.items()} for slot in choices]
-    weighed: list[SlotChoices] = []
-    for slot, losses in zip(choices, found, strict=True):
+        found = [{n: getattr(c, loss) for n, c in entry.by_count.items()} for entry in candidates]
+    weighed: list[EntryCandidates] = []
+    for entry, losses in zip(candidates, found, strict=True):
         for count, value in losses.items():
             if not math.isfinite(value):
                 raise PlanError(
-                    f"{slot.slot.name}: the loss ({loss}) of keeping {count} heads is {value}, not a number"
+                    f"{entry.entry.name}: the loss ({loss}) of keeping {count} heads is {value}, not a number"
                 )
-        values = tuple(losses[count] for count in slot.slot.counts)
-        weighed.append(replace(slot, slot=replace(slot.slot, losses=values)))
+        values = tuple(losses[count] for count in entry.entry.counts)
+        weighed.append(replace(entry, entry=replace(entry.entry, losses=values)))
     return weighed
 
 
 def _layer_plan(
-    slots: Sequence[tuple[SlotChoices, int]], rule: MergeRule, read: Callable[[], LayerStats]
+    entries: Sequence[tuple[EntryCandidates, int]], rule: MergeRule, read: Callable[[], LayerFeatures]
 ) -> LayerPlan:
-    """One layer of the plan: what was chosen for its slots, with the error that the merge settles at."""
-    chosen = {slot.side: slot.by_count[count] for slot, count in slots}
+    """One layer of the plan: what was chosen for its entries, with the error that the merge settles at."""
+    chosen = {entry.side: entry.by_count[count] for entry, count in entries}
     key, value = (chosen.get(side, chosen.get("both")) for side in ("key", "value"))
     assert key is not None
     assert value is not None
-    gaps = [choice.gap for choice in chosen.values() if choice.gap is not None]
+    gaps = [candidate.gap for candidate in chosen.values() if candidate.gap is not None]
 
     def relative(side: Side, partition: Partition) -> float:
         if partition.is_identity:
@@ -260,55 +186,55 @@ def _layer_plan(
     )
 
 
-def _plan(task: _Task, decided: _Decided, name: str) -> Plan:
-    source, spec, options, moments, layers = (
-        task.source,
-        task.spec,
-        task.options,
-        task.moments,
-        decided.layers,
-    )
-    rule = task.rule
+def _record(
+    source: Source, request: Request, statistics: MomentsFile | None, layers: Sequence[LayerPlan]
+) -> Plan:
+    """The plan as it is written down."""
+    spec, options, allocation = source.spec, request.options, request.allocation
+    rule = RULES[options.merge]
     key_rule, value_rule = rule.on(spec.channels), rule.on(Channels.mixing(spec.head_dim))
     merging = Merging(rule=rule.name, key=key_rule.name, value=value_rule.name)
     groupings = tuple(layer.grouping for layer in layers)
+    fits_stock = is_uniform(groupings) and spec.can_be_uniform
+    chosen: Format = "uniform" if fits_stock and options.format != "grouped" else "grouped"
     return Plan(
-        source=_source(name, spec, source.fingerprint()),
-        budget=_reached(spec.cache, task.budget, groupings),
-        format=_format(options.format, is_uniform(groupings) and spec.can_be_uniform),
+        source=_plan_source(source),
+        budget=_reached(spec.cache, request.budget, groupings),
+        format=chosen,
         method=options.method,
-        method_options=options.grouping_method.options(),
-        allocation=decided.allocation,
-        allocation_options=dict(decided.allocation_options),
-        layer_loss=decided.loss,
+        method_options=request.method.options(),
+        allocation=allocation.name,
+        allocation_options=allocation.options(),
+        layer_loss=request.loss,
         constraints=Constraints(
-            kv_maps=options.kv_maps,
-            cardinality=options.cardinality,
+            kv_maps=options.kv_maps,  # pyright: ignore[reportArgumentType]  # one of its choices
+            cardinality=options.cardinality,  # pyright: ignore[reportArgumentType]
             max_group_size=options.max_group_size,
             kv_multiple_of=options.kv_multiple_of,
         ),
         merging=merging,
         seed=options.seed,
-        moments=moments_record(moments) if moments else None,
+        moments=statistics_record(statistics) if statistics else None,
         versions={"gqakit": __version__},
         notes=tuple(_notes(merging, spec)),
         layers=tuple(layers),
     )
 
 
-def moments_record(moments: MomentsFile) -> MomentsRecord:
+def statistics_record(statistics: MomentsFile) -> MomentsRecord:
     """How a plan names the calibration that it rests on."""
     return MomentsRecord(
-        path=str(moments.path), fingerprint=moments.fingerprint, tokens=moments.header.tokens
+        path=str(statistics.path), fingerprint=statistics.fingerprint, tokens=statistics.header.tokens
     )
 
 
-def _source(name: str, spec: ModelSpec, fingerprint: str) -> Source:
-    return Source(
-        name=name,
+def _plan_source(source: Source) -> PlanSource:
+    spec = source.spec
+    return PlanSource(
+        name=source.short_name,
         model_type=spec.model_type,
         stacks=spec.stacks_to_tell,
-        fingerprint=fingerprint,
+        fingerprint=source.fingerprint,
         num_layers=spec.num_layers,
         num_heads=spec.num_heads,
         num_kv_heads=spec.key_heads[0],
@@ -317,11 +243,10 @@ def _source(name: str, spec: ModelSpec, fingerprint: str) -> Source:
 
 
 def _reached(before: CacheShape, budget: Budget, groupings: Sequence[Grouping]) -> BudgetRecord:
-    after = CacheShape(
-        tuple(g.key.num_groups for g in groupings),
-        tuple(g.value.num_groups for g in groupings),
-        before.head_dim,
-        before.element_bytes,
+    after = replace(
+        before,
+        key_heads=tuple(g.key.num_groups for g in groupings),
+        value_heads=tuple(g.value.num_groups for g in groupings),
     )
     return BudgetRecord(
         asked=budget.asked,
@@ -330,12 +255,6 @@ def _reached(before: CacheShape, budget: Budget, groupings: Sequence[Grouping]) 
         kv_bytes_per_token_before=before.bytes_per_token,
         kv_bytes_per_token=after.bytes_per_token,
     )
-
-
-def _format(asked: str, fits_stock: bool) -> Format:
-    if asked == "auto":
-        return "uniform" if fits_stock else "grouped"
-    return "uniform" if asked == "uniform" else "grouped"
 
 
 def _notes(merging: Merging, spec: ModelSpec) -> list[str]:

@@ -1,15 +1,21 @@
-"""The merge rules by name. A new rule is one file and one entry here."""
+"""The merge rules by name. A new rule is one file and one line here."""
 
 from __future__ import annotations
 
-from gqakit.core.merging.aligned import Aligned, AlignedNorm
-from gqakit.core.merging.base import GroupCosts, HeadMerge, MergeRule, residual
-from gqakit.core.merging.fold import Fold
-from gqakit.core.merging.mean import Mean, MeanNorm
-from gqakit.core.merging.medoid import Medoid
+from typing import TYPE_CHECKING
 
-RULES: dict[str, MergeRule] = {
-    rule.name: rule for rule in (Fold(), Aligned(), AlignedNorm(), Mean(), MeanNorm(), Medoid())
-}
+from gqakit.core.registry import Registry
 
-__all__ = ["RULES", "GroupCosts", "HeadMerge", "MergeRule", "residual"]
+if TYPE_CHECKING:
+    from gqakit.core.merging.base import MergeRule
+
+RULES: Registry[MergeRule] = Registry(
+    {
+        "fold": "gqakit.core.merging.fold:Fold",
+        "aligned": "gqakit.core.merging.aligned:Aligned",
+        "aligned_norm": "gqakit.core.merging.aligned:AlignedNorm",
+        "mean": "gqakit.core.merging.mean:Mean",
+        "mean_norm": "gqakit.core.merging.mean:MeanNorm",
+        "medoid": "gqakit.core.merging.medoid:Medoid",
+    }
+)

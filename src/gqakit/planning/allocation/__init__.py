@@ -1,14 +1,18 @@
-"""The allocations by name. A new one is one file and one entry here."""
+"""The allocations by name. A new one is one file and one line here."""
 
 from __future__ import annotations
 
-from gqakit.planning.allocation.base import Allocation, Loss, Point, Slot, pick
-from gqakit.planning.allocation.knapsack import Knapsack
-from gqakit.planning.allocation.qcqa_layers import QCQALayers
-from gqakit.planning.allocation.uniform import Uniform
+from typing import TYPE_CHECKING
 
-ALLOCATIONS: dict[str, Allocation] = {
-    allocation.name: allocation for allocation in (Uniform(), Knapsack(), QCQALayers())
-}
+from gqakit.core.registry import Registry
 
-__all__ = ["ALLOCATIONS", "Allocation", "Loss", "Point", "Slot", "pick"]
+if TYPE_CHECKING:
+    from gqakit.planning.allocation.base import Allocation
+
+ALLOCATIONS: Registry[Allocation] = Registry(
+    {
+        "uniform": "gqakit.planning.allocation.uniform:Uniform",
+        "knapsack": "gqakit.planning.allocation.knapsack:Knapsack",
+        "qcqa_layers": "gqakit.planning.allocation.qcqa_layers:QCQALayers",
+    }
+)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from gqakit.core.budget import fits
 from gqakit.errors import BudgetError
 from gqakit.grouping_methods.configurable import Configurable
 
@@ -82,7 +83,7 @@ def pick(front: Sequence[Point], slots: Sequence[Slot], kv_ratio: float) -> Poin
         BudgetError: when even the smallest is too large; names the nearest ratio that is met.
     """
     whole = sum(slot.num_heads * slot.width for slot in slots)
-    fitting = [point for point in front if point.size <= whole * kv_ratio + 1e-6]
+    fitting = [point for point in front if fits(point.size, whole, kv_ratio)]
     if not fitting:
         smallest = min(front, key=lambda point: point.size)
         raise BudgetError(

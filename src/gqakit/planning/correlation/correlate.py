@@ -12,8 +12,9 @@ from gqakit.calibration.store import MomentsFile
 from gqakit.core.grouping import Partition
 from gqakit.core.merging import RULES
 from gqakit.errors import UsageError, unknown_name
-from gqakit.grouping_methods import METHODS, LayerHeads, Sizes
-from gqakit.models.inspection import open_model
+from gqakit.grouping_methods import METHODS
+from gqakit.grouping_methods.base import LayerHeads, Sizes
+from gqakit.models.source import Source
 from gqakit.planning.candidates import LayerStats
 from gqakit.planning.correlation.ranks import (
     Correlation,
@@ -114,7 +115,8 @@ def correlate(
     """
     if merge not in RULES:
         raise unknown_name("merge rule", merge, RULES)
-    source, spec = open_model(model, stacks)
+    opened = Source.open(model, stacks)
+    source, spec = opened.checkpoint, opened.spec
     check_not_grouped(source, spec)
     opened = MomentsFile.open(moments)
     opened.check_source(source.fingerprint(), model)

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gqakit.checkpoint.atomic import output_errors
 from gqakit.errors import PlanError
-from gqakit.planning.candidates import Side
+from gqakit.planning.layer_features import Side
 
 Key = tuple[int, Side, tuple[int, ...]]
 """Layer, what is converted, and the group of every head."""

@@ -1,4 +1,4 @@
-"""The loss of converting one layer alone, for every choice that a plan could make."""
+"""The loss of converting one layer alone, for every candidate that a plan could take."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,13 +17,18 @@ from gqakit.checkpoint import Checkpoint
 from gqakit.core.apply import apply_grouping, in_source_shape
 from gqakit.core.grouping import Grouping, Partition
 from gqakit.core.merging import RULES
+from gqakit.data.batches import Content, batches_of
+from gqakit.data.samples import Batch, positions_of
 from gqakit.errors import GqakitError
-from gqakit.models.inspection import open_model
 from gqakit.models.layers import tensors_of_layer
-from gqakit.models.load import auto_class, load
-from gqakit.planning.candidates import LayerStats, SlotChoices
-from gqakit.planning.layer_loss.file import Key, LossFile
+from gqakit.models.load import auto_class
+from gqakit.models.running import check_device, load_model
+from gqakit.models.source import Source
+from gqakit.planning.candidates import EntryCandidates
+from gqakit.planning.layer_features import LayerFeatures, LayerReader
+from gqakit.planning.layer_loss.file import Key, LossFile, LossHeader
 from gqakit.planning.layer_loss.probe import LayerProbe
+from gqakit.planning.options import LossOptions
 from gqakit.progress import Reporter
 
 
@@ -36,11 +40,11 @@ def what_is_measured(source: Checkpoint) -> str:
 
 @dataclass(frozen=True)
 class Bench:
-    """What it takes to measure losses, in this process or in another.
+    """What it takes to measure losses, in this process or in another: all of it can be sent there.
 
     Attributes:
         model: directory of the source.
-        moments: the calibration; None for a weights-only plan.
+        statistics: the calibration's file; None for a weights-only plan.
         merge: name of the merge rule.
         batches: what it is run on.
         stacks: what is converted.
@@ -49,118 +53,168 @@ class Bench:
     """
 
     model: Path
-    moments: Path | None
+    statistics: Path | None
     merge: str
-    batches: list[dict[str, Any]]
+    batches: list[Batch]
     stacks: tuple[str, ...]
     device: str
     threads: int = 0
+
+    def reader(self) -> LayerReader:
+        """The source's layers, for a process that has none yet."""
+        statistics = MomentsFile.open(self.statistics) if self.statistics else None
+        return LayerReader(Source.open(self.model, self.stacks), statistics)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Measures what candidates lose, and keeps every loss in a file as soon as it is known.
+
+    Attributes:
+        bench: the model and what it is run on.
+        header: what the losses are about, for the file.
+        file: where they are kept; None for memory alone.
+        replace: start the file over where it is about something else, in place of refusing it.
+        workers: processes that share the layers, each with the model in memory.
+        progress: hears of every candidate that was measured.
+    """
+
+    bench: Bench
+    header: LossHeader
+    file: Path | None
+    replace: bool
+    workers: int
+    progress: Reporter
+
+    @classmethod
+    def on(
+        cls,
+        source: Source,
+        statistics: MomentsFile | None,
+        merge: str,
+        content: Content,
+        window: int,
+        options: LossOptions,
+        progress: Reporter,
+    ) -> Measurement:
+        """The measurement for a model, on data that was read.
+
+        Raises:
+            DataError: too little of it. CheckpointError: the model has no tokenizer. UsageError: no such device.
+        """
+        spec, workers = source.spec, options.workers
+        batches = batches_of(source, content, window=window, tokens=options.measure_tokens)
+        bench = Bench(
+            source.path,
+            None if statistics is None else statistics.path,
+            merge,
+            [*batches],
+            spec.stacks,
+            check_device(options.device),
+            max(1, torch.get_num_threads() // workers) if workers > 1 else 0,
+        )
+        header = LossHeader(
+            source=source.fingerprint,
+            stacks=spec.stacks_to_tell,
+            moments=None if statistics is None else statistics.fingerprint,
+            merge=merge,
+            text_sha256=content.sha256,
+            windows=len(batches),
+            window=positions_of(batches[0]),
+        )
+        return cls(bench, header, options.losses, False, workers, progress)
+
+    def __call__(
+        self, candidates: Sequence[EntryCandidates], read: LayerReader
+    ) -> Sequence[Mapping[int, float]]:
+        """What each candidate of each entry loses: `KL(source ‖ model)` when nothing else is converted.
+
+        Raises:
+            PlanError: when the output is not finite.
+        """
+        wanted: list[list[tuple[int, Key]]] = [
+            [(count, (entry.layer, entry.side, c.partition.labels)) for count, c in entry.by_count.items()]
+            for entry in candidates
+        ]
+        known = self.measure([key for entry in wanted for _, key in entry], read)
+        return [{count: known.get(key, 0.0) for count, key in entry} for entry in wanted]
+
+    def measure(self, keys: Iterable[Key], read: LayerReader) -> Mapping[Key, float]:
+        """The losses of groupings of single layers; those that the file knows are not measured again."""
+        losses = LossFile.open(self.header, self.file, replace=self.replace)
+        missing: dict[int, list[Key]] = {}
+        for key in dict.fromkeys(keys):
+            if key not in losses.known and not Partition(key[2]).is_identity:
+                missing.setdefault(key[0], []).append(key)
+        total = sum(map(len, missing.values()))
+        if total:
+            with self.progress("measure", total, "candidates") as advance:
+                for key, loss in self._run(missing, read):
+                    losses.add(key, loss)
+                    advance(1)
+        return losses.known
+
+    def _run(self, missing: Mapping[int, list[Key]], read: LayerReader) -> Iterator[tuple[Key, float]]:
+        layers = sorted(missing)
+        if self.workers == 1:
+            prober = Prober(self.bench, read)
+            for layer in layers:
+                yield from prober.measure(layer, missing[layer])
+            return
+        context = multiprocessing.get_context("spawn")  # a forked torch may hang
+        with ProcessPoolExecutor(self.workers, context, _start, (self.bench,)) as pool:
+            pending = [pool.submit(_measure, layer, missing[layer]) for layer in layers]
+            try:
+                for future in pending:
+                    yield from future.result()
+            except BrokenProcessPool as error:
+                raise GqakitError(
+                    f"one of {self.workers} worker processes died, probably for want of memory (each loads the model); "
+                    "what was measured is kept: run again with fewer `workers`"
+                ) from error
+            finally:
+                pool.shutdown(cancel_futures=True)
 
 
 class Prober:
     """A source model, probed layer by layer."""
 
-    def __init__(self, bench: Bench) -> None:
+    def __init__(self, bench: Bench, read: LayerReader) -> None:
         if bench.threads:
             torch.set_num_threads(bench.threads)
-        self.source, self.spec = open_model(str(bench.model), bench.stacks)
-        self.moments = MomentsFile.open(bench.moments) if bench.moments else None
-        self.rule = RULES[bench.merge]
-        model = load(bench.model, dtype=torch.float32).to(bench.device)  # pyright: ignore[reportArgumentType]
-        self.probe = LayerProbe(model, self.spec, bench.batches)
+        self.read, self.merge = read, bench.merge
+        model = load_model(read.source.checkpoint, device=bench.device)
+        self.probe = LayerProbe(model, read.source.spec, bench.batches)
 
     def measure(self, layer: int, keys: Sequence[Key]) -> Iterator[tuple[Key, float]]:
-        """The loss of each choice for one layer."""
-        stats = LayerStats.read(self.source, self.spec, self.moments, layer)
+        """The loss of each grouping of one layer."""
+        features = self.read(layer)
         for key in keys:
-            tensors = _converted(stats, key, self.rule.name)
-            yield key, self.probe.divergence(layer, tensors)
+            yield key, self.probe.divergence(layer, _converted(features, key, self.merge))
 
 
-def _converted(stats: LayerStats, key: Key, merge: str) -> dict[str, Tensor]:
-    """The layer's tensors after one choice, in the shapes of the source."""
+def _converted(features: LayerFeatures, key: Key, merge: str) -> dict[str, Tensor]:
+    """The layer's tensors after one grouping, in the shapes of the source."""
     layer, side, labels = key
     rule = RULES[merge]
     chosen, same = Partition(labels), Partition.identity(len(labels))
     grouping = Grouping(same if side == "value" else chosen, same if side == "key" else chosen)
-    fixed = stats.spec.fixed_queries
+    fixed = features.spec.fixed_queries
     converted = apply_grouping(
-        stats.weights, grouping, stats.key, stats.value, rule, rule, fixed_queries=fixed
+        features.weights, grouping, features.key, features.value, rule, rule, fixed_queries=fixed
     )
-    return tensors_of_layer(stats.spec, layer, in_source_shape(converted, grouping, fixed_queries=fixed))
+    return tensors_of_layer(features.spec, layer, in_source_shape(converted, grouping, fixed_queries=fixed))
 
 
 _prober: Prober | None = None
+"""The prober of a worker process."""
 
 
 def _start(bench: Bench) -> None:
     global _prober
-    _prober = Prober(bench)
+    _prober = Prober(bench, bench.reader())
 
 
 def _measure(layer: int, keys: Sequence[Key]) -> list[tuple[Key, float]]:
     assert _prober is not None
     return list(_prober.measure(layer, keys))
-
-
-def measure_losses(
-    bench: Bench, choices: Sequence[SlotChoices], losses: LossFile, workers: int, progress: Reporter
-) -> list[Mapping[int, float]]:
-    """What each choice of each slot loses: `KL(source ‖ model)` when nothing else is converted.
-
-    Losses that the file knows are not measured again; new ones are written to it one by one.
-
-    Args:
-        bench: the model and the text.
-        choices: what to measure.
-        losses: where they are kept.
-        workers: processes that share the layers; each loads the model.
-        progress: see the package.
-
-    Raises:
-        PlanError: when the output is not finite.
-    """
-    wanted: list[list[tuple[int, Key]]] = [
-        [(count, (slot.layer, slot.side, choice.partition.labels)) for count, choice in slot.by_count.items()]
-        for slot in choices
-    ]
-    measure_keys(bench, [key for slot in wanted for _, key in slot], losses, workers, progress)
-    return [{count: losses.known.get(key, 0.0) for count, key in slot} for slot in wanted]
-
-
-def measure_keys(
-    bench: Bench, keys: Iterable[Key], losses: LossFile, workers: int, progress: Reporter
-) -> None:
-    """`measure_losses` for any groupings of single layers; what was found is then in `losses.known`."""
-    missing: dict[int, list[Key]] = {}
-    for key in dict.fromkeys(keys):
-        if key not in losses.known and not Partition(key[2]).is_identity:
-            missing.setdefault(key[0], []).append(key)
-    total = sum(map(len, missing.values()))
-    if total:
-        with progress("measure", total, "choices") as advance:
-            for key, loss in _run(bench, missing, workers):
-                losses.add(key, loss)
-                advance(1)
-
-
-def _run(bench: Bench, missing: Mapping[int, list[Key]], workers: int) -> Iterator[tuple[Key, float]]:
-    layers = sorted(missing)
-    if workers == 1:
-        prober = Prober(bench)
-        for layer in layers:
-            yield from prober.measure(layer, missing[layer])
-        return
-    context = multiprocessing.get_context("spawn")  # a forked torch may hang
-    with ProcessPoolExecutor(workers, context, _start, (bench,)) as pool:
-        pending = [pool.submit(_measure, layer, missing[layer]) for layer in layers]
-        try:
-            for future in pending:
-                yield from future.result()
-        except BrokenProcessPool as error:
-            raise GqakitError(
-                f"one of {workers} worker processes died, probably for want of memory (each loads the model); what was "
-                "measured is kept: run again with fewer --workers"
-            ) from error
-        finally:
-            pool.shutdown(cancel_futures=True)

@@ -20,9 +20,9 @@ from gqakit.checkpoint.jsonio import pretty
 from gqakit.conversion.files import CARD_FILE, METRICS_FILE, UPTRAIN_FILE
 from gqakit.data.text import Text, read_text, token_windows
 from gqakit.errors import CheckpointError, DataError, OutputError, UsageError, unknown_name
-from gqakit.models.inspection import open_model
 from gqakit.models.load import auto_class, load
 from gqakit.models.running import check_device, load_tokenizer
+from gqakit.models.source import Source
 from gqakit.models.spec import ModelSpec
 from gqakit.progress import Reporter, silent
 from gqakit.recovery.distil.data import split_windows
@@ -117,7 +117,8 @@ def uptrain(
             raise unknown_name("tracker", name, TRACKERS)
     device = check_device(device)
     weights = options.weights(teacher is not None)
-    start, spec = open_model(model)
+    opened = Source.open(model)
+    start, spec = opened.checkpoint, opened.spec
     if auto_class(start.config) != "AutoModelForCausalLM":
         raise UsageError(f"uptrain is for causal language models so far; {model} is a {spec.model_type}")
     master = Checkpoint.open(teacher) if teacher is not None else None

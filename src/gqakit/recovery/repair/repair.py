@@ -12,19 +12,19 @@ import torch
 from torch import Tensor
 
 from gqakit import __version__
-from gqakit.calibration.calibrate import WINDOW
 from gqakit.checkpoint import Checkpoint, Replacement, check_output, write_bytes, write_checkpoint
 from gqakit.conversion.checks import check_config, check_structure
 from gqakit.conversion.files import CARD_FILE, CHECKSUM_FILE, PLAN_FILE, REPAIR_FILE
 from gqakit.conversion.model_card import model_card
-from gqakit.data.batches import Content, DataSource, batches_of, read_source
+from gqakit.data.batches import Content, batches_of
+from gqakit.data.options import WINDOW, read_named
 from gqakit.data.text import Text
 from gqakit.errors import PlanError, UsageError
-from gqakit.evaluation.evaluate import TOKENS as EVALUATION_TOKENS
 from gqakit.evaluation.evaluate import evaluate
+from gqakit.evaluation.options import TOKENS as EVALUATION_TOKENS
 from gqakit.evaluation.table import EvaluationRow
-from gqakit.models.inspection import open_model
 from gqakit.models.running import check_device
+from gqakit.models.source import Source
 from gqakit.models.spec import ModelSpec
 from gqakit.planning.plan import Plan
 from gqakit.progress import Reporter, silent
@@ -54,10 +54,10 @@ def repair(
     out: Path | None = None,
     *,
     source: str,
-    text: DataSource = ("calibration",),
+    text: object = ("calibration",),
     options: RepairOptions | None = None,
     measure: bool = True,
-    evaluate_on: DataSource = ("evaluation",),
+    evaluate_on: object = ("evaluation",),
     device: str = "auto",
     overwrite: bool = False,
     progress: Reporter = silent,
@@ -87,15 +87,16 @@ def repair(
     options = options or RepairOptions()
     target = Checkpoint.open(converted)
     plan = read_plan(target)
-    model, spec = open_model(source, plan.source.stacks)
+    opened = Source.open(source, plan.source.stacks)
+    model, spec = opened.checkpoint, opened.spec
     check_conversion(model, spec, target, plan)
     out = target.path.with_name(target.path.name + "-repaired") if out is None else out
-    held_out = read_source(evaluate_on) if measure else None
-    content = read_source(text)
+    held_out = read_named(evaluate_on, "evaluation") if measure else None
+    content = read_named(text, "calibration")
     windows = repair_windows(model, spec, content, options)
     measured = min(options.window, WINDOW)
     if held_out is not None:  # what is wrong with this text is said before the repair, not after it
-        batches_of(model, spec, held_out, window=measured, tokens=EVALUATION_TOKENS)
+        batches_of(opened, held_out, window=measured, tokens=EVALUATION_TOKENS)
     check_device(device)
     layers, done = repair_opened(
         model,
@@ -140,8 +141,8 @@ def check_conversion(source: Checkpoint, spec: ModelSpec, converted: Checkpoint,
     """Raise `PlanError` unless a conversion is one of this source, and what its plan says."""
     plan.check_source(source.fingerprint(), str(source.path))
     for check in (
-        check_config(source, spec, plan, converted),
-        check_structure(source, spec, plan, converted),
+        check_config(Source(str(source.path), source, spec), plan, converted),
+        check_structure(Source(str(source.path), source, spec), plan, converted),
     ):
         if not check.passed:
             raise PlanError(f"{converted.path} is not what its plan says: {check.detail}; convert again")
@@ -155,7 +156,9 @@ def repair_windows(source: Checkpoint, spec: ModelSpec, content: Content, option
     """
     if spec.family.task != "text" or not isinstance(content, Text):
         raise UsageError(f"repair is for language models; {source.path} is a {spec.family.model_type}")
-    batches = batches_of(source, spec, content, window=options.window, tokens=options.tokens)
+    batches = batches_of(
+        Source(str(source.path), source, spec), content, window=options.window, tokens=options.tokens
+    )
     windows = torch.cat([batch["input_ids"] for batch in batches])
     check_windows(windows, content.name)
     return windows

@@ -1,0 +1,28 @@
+"""Options of `inspect`. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gqakit.models.run_options import PRECISIONS
+from gqakit.options import Options, option
+
+
+@dataclass(frozen=True)
+class InspectOptions(Options):
+    """How large a cache to reckon with."""
+
+    context: int = option(32768, "Tokens per sequence in the cache.", at_least=1)
+    batch: int = option(1, "Sequences at a time.", at_least=1)
+    dtype: str | None = option(
+        None, "Precision of the cache. Default: the checkpoint's own.", choices=tuple(PRECISIONS)
+    )
+    stacks: tuple[str, ...] = option(
+        (),
+        "Kinds of attention layers, such as decoder,cross (see `gqakit families`). Default: what is cached.",
+    )
+
+    @property
+    def precision(self) -> str | None:
+        """torch's name of the precision that was asked for."""
+        return None if self.dtype is None else PRECISIONS[self.dtype]

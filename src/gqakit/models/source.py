@@ -1,0 +1,94 @@
+"""A model that was opened once: what the user called it, its checkpoint, and what its attention is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Self
+
+from gqakit.checkpoint import Checkpoint
+from gqakit.core.attention import AttentionWeights
+from gqakit.errors import UsageError
+from gqakit.models.describe import describe_model
+from gqakit.models.families import FAMILIES
+from gqakit.models.layers import read_layer
+from gqakit.models.spec import ModelSpec
+
+
+@dataclass(frozen=True)
+class Source:
+    """An opened model, handed from step to step so that no step opens it again.
+
+    Attributes:
+        name: as the user gave it: a directory or a name on the hub.
+        checkpoint: headers, config and tensors on demand.
+        spec: the attention layers of the chosen stacks.
+    """
+
+    name: str
+    checkpoint: Checkpoint
+    spec: ModelSpec
+
+    @classmethod
+    def open(cls, model: str | Path, stacks: Sequence[str] = ()) -> Self:
+        """Open a model; reads headers only.
+
+        Args:
+            model: directory, or name on the Hugging Face hub.
+            stacks: the kinds of attention layers that matter; none given are those that generation caches, or all where
+                none is cached.
+
+        Raises:
+            CheckpointError, FamilyError: see `Checkpoint.open` and `describe_model`. UsageError: an unknown stack.
+        """
+        checkpoint = Checkpoint.open(str(model))
+        return cls(str(model), checkpoint, _described(checkpoint, stacks))
+
+    def with_stacks(self, stacks: Sequence[str]) -> Source:
+        """The same model with the layers of other stacks."""
+        return replace(self, spec=_described(self.checkpoint, stacks))
+
+    def with_all_stacks(self) -> Source:
+        """The same model with every attention layer that its family has."""
+        return self.with_stacks([stack.name for stack in self.spec.family.stacks])
+
+    @property
+    def path(self) -> Path:
+        """The checkpoint's directory."""
+        return self.checkpoint.path
+
+    @property
+    def short_name(self) -> str:
+        """The last part of the name."""
+        return Path(self.name).name or self.path.resolve().name
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What tells this model from every other; see `Checkpoint.fingerprint`."""
+        return self.checkpoint.fingerprint()
+
+    def layer(self, layer: int) -> AttentionWeights:
+        """The attention weights of one layer.
+
+        Raises:
+            CheckpointError: a weight cannot be read or is not finite; names it.
+        """
+        return read_layer(self.spec, layer, self.checkpoint.load)
+
+    def check_not_grouped(self) -> None:
+        """Raise `UsageError` for a checkpoint that is grouped already: its groups cannot be merged again."""
+        if self.spec.is_grouped:
+            raise UsageError(
+                f"{self.path} is already a grouped checkpoint; convert from the model it was made of"
+            )
+
+
+def _described(checkpoint: Checkpoint, stacks: Sequence[str]) -> ModelSpec:
+    shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
+    attention = (info for name, info in checkpoint.tensors.items() if "attn" in name or "attention" in name)
+    info = next(attention, next(iter(checkpoint.tensors.values())))
+    return describe_model(
+        FAMILIES, checkpoint.config, shapes, info.torch_dtype.itemsize, list(stacks) or None
+    )

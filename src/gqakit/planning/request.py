@@ -1,0 +1,204 @@
+"""What is asked of a model, checked against it once: the budget, the options, and what they leave each layer to choose from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+
+from gqakit.core.budget import Budget, fits, resolve_budget
+from gqakit.errors import BudgetError, UsageError
+from gqakit.grouping_methods import METHODS
+from gqakit.grouping_methods.base import GroupingMethod, Sizes
+from gqakit.models.engines import check_engine
+from gqakit.models.spec import ModelSpec
+from gqakit.planning.allocation import ALLOCATIONS
+from gqakit.planning.allocation.base import Allocation, Loss
+from gqakit.planning.candidates import EntryShape
+from gqakit.planning.layer_features import Side
+from gqakit.planning.options import BudgetOptions, PlanOptions
+
+
+@dataclass(frozen=True)
+class Request:
+    """A budget and options for one model. All that can be wrong about them is said by `Request.check`.
+
+    Attributes:
+        spec: the model's attention.
+        budget: resolved for it.
+        options: method, merge rule, allocation, format, constraints, seed.
+        measurable: whether there is something to run the model on, so that losses can be measured.
+    """
+
+    spec: ModelSpec
+    budget: Budget
+    options: PlanOptions
+    measurable: bool
+
+    @classmethod
+    def check(
+        cls, spec: ModelSpec, budget: BudgetOptions, options: PlanOptions, *, measurable: bool = False
+    ) -> Request:
+        """The request, after making sure that some way to spend the budget is within method, format and constraints.
+
+        Raises:
+            BudgetError: when there is none; says what would be. UsageError: options that do not go together.
+        """
+        if not budget.has_budget:
+            raise UsageError("a budget is needed: `kv_ratio`, `kv_heads`, `kv_bytes_per_token` or `kv_gib`")
+        try:
+            resolved = resolve_budget(spec.cache, **asdict(budget.part(BudgetOptions)))
+        except ValueError as error:
+            raise BudgetError(str(error)) from error
+        request = cls(spec, resolved, options, measurable)
+        request._check_engine()
+        _ = request.method, request.loss
+        if problem := next(request._problems(), None):
+            raise BudgetError(problem)
+        return request
+
+    @cached_property
+    def method(self) -> GroupingMethod:
+        """The grouping method, with its options.
+
+        Raises:
+            UsageError: a search option that neither the method nor the allocation has, or a value out of range.
+        """
+        method = METHODS[self.options.method]
+        known, spending = method.options(), self._allocation.options()
+        for name in self.options.search:
+            if name not in known and name not in spending:
+                raise UsageError(
+                    f"`{name}` is no option of method {method.name} (which has {', '.join(known) or 'none'}) nor of "
+                    f"allocation {self._allocation.name} (which has {', '.join(spending) or 'none'})"
+                )
+        return method.configured({n: v for n, v in self.options.search.items() if n in known})
+
+    @cached_property
+    def _allocation(self) -> Allocation:
+        """The allocation before its options. "auto" is what the method is meant for, but `uniform` where a budget is in heads
+        per layer, where the format wants the same number in every layer, and where losses that are not to be had would have
+        to be measured (what stands in for them is no sure gain).
+        """
+        options = self.options
+        if options.allocation != "auto":
+            return ALLOCATIONS[options.allocation]
+        meant = ALLOCATIONS[METHODS[options.method].allocation]
+        unknown = meant.loss == "measured" and options.layer_loss == "auto" and not self.measurable
+        if self.budget.kv_heads is not None or options.format == "uniform" or unknown:
+            return ALLOCATIONS["uniform"]
+        return meant
+
+    @cached_property
+    def allocation(self) -> Allocation:
+        """How the budget is spent, with its options."""
+        known = self._allocation.options()
+        return self._allocation.configured({n: v for n, v in self.options.search.items() if n in known})
+
+    @cached_property
+    def loss(self) -> Loss:
+        """What the allocation weighs: what is asked for, else its own choice, with a stand-in for a measurement.
+
+        Raises:
+            UsageError: measured losses are asked for where nothing can be measured.
+        """
+        wanted, asked = self.allocation.loss, self.options.layer_loss
+        if wanted == "none":
+            return "none"
+        if asked == "measured" and not self.measurable:
+            raise UsageError("`layer_loss=measured` needs text to run the model on")
+        if asked != "auto":
+            return asked  # pyright: ignore[reportReturnType]  # one of its choices
+        return "error" if wanted == "measured" and not self.measurable else wanted
+
+    @cached_property
+    def shapes(self) -> Sequence[EntryShape]:
+        """Every layer entry with the numbers of heads that the constraints leave it.
+
+        Raises:
+            BudgetError: when they leave none.
+        """
+        spec, options = self.spec, self.options
+        sides: tuple[Side, ...] = ("both",) if options.kv_maps == "shared" else ("key", "value")
+        shapes: list[EntryShape] = []
+        for layer in range(spec.num_layers):
+            for side in sides:
+                heads = (spec.value_heads if side == "value" else spec.key_heads)[layer]
+                counts = self._allowed(heads)
+                if not counts:
+                    raise BudgetError(
+                        f"layer {spec.name(layer)}: none of 1 to {heads} KV heads is a multiple of {options.kv_multiple_of} "
+                        f"in groups of at most {options.max_group_size or 'any'} query heads; loosen `kv_multiple_of` or "
+                        "`max_group_size`"
+                    )
+                shapes.append(EntryShape(layer, side, heads, counts))
+        return shapes
+
+    @property
+    def tied(self) -> bool:
+        """Whether every layer must keep the same number of heads."""
+        return self.options.format == "uniform"
+
+    def with_one_count(self, counts: Sequence[int]) -> Sequence[EntryShape]:
+        """The layer entries where the number of heads of each is settled."""
+        return [replace(s, counts={n: s.counts[n]}) for s, n in zip(self.shapes, counts, strict=True)]
+
+    def _allowed(self, heads: int) -> dict[int, Sizes]:
+        options, sharing = self.options, self.spec.num_heads // heads
+        most = None if options.max_group_size is None else options.max_group_size // sharing
+        if most == 0:
+            raise BudgetError(
+                f"`max_group_size={options.max_group_size}`: already {sharing} query heads share each of the {heads} KV heads"
+            )
+        only = self.method.only_count
+        return {
+            count: sizes
+            for count in range(1, heads + 1)
+            if count % options.kv_multiple_of == 0 and (only is None or count in (only, heads))
+            if (sizes := Sizes.of(heads, count, equal=options.equal, most=most))
+        }
+
+    def _check_engine(self) -> None:
+        options = self.options
+        if options.engine is not None:
+            separate = options.kv_maps == "separate"
+            either = options.format == "auto" and not separate
+            formats = ("uniform", "grouped") if either else (options.format,)
+            check_engine(options.engine, formats, separate, self.spec.family.model_type)
+
+    def _problems(self) -> Iterator[str]:
+        """Why no plan can be made; the first is told."""
+        spec, options, budget = self.spec, self.options, self.budget
+        if options.format == "uniform" and not spec.can_be_uniform:
+            yield (
+                f"`format=uniform`: the {spec.family.model_type} architecture has as many KV heads as query heads, so no "
+                "stock code runs fewer; use `format=grouped`"
+            )
+        shapes = self.shapes
+        if options.equal and budget.kv_heads is not None and budget.kv_heads not in shapes[0].counts:
+            possible = ", ".join(str(n) for n in shapes[0].counts)
+            yield (
+                f"equal groups are asked for, and {shapes[0].num_heads} KV heads do not divide into {budget.kv_heads}; "
+                f"possible: `kv_heads` {possible}. Or `format=grouped` with `cardinality=arbitrary`, which takes any number"
+            )
+        common = (
+            set(shapes[0].counts).intersection(*(shape.counts for shape in shapes)) if self.tied else None
+        )
+        if common is not None and not common:
+            yield "`format=uniform` needs a number of KV heads that every layer can have; there is none"
+        smallest = sum(min(common or shape.counts) * shape.entry.width for shape in shapes)
+        whole = sum(shape.num_heads * shape.entry.width for shape in shapes)
+        if not fits(smallest, whole, budget.kv_ratio):
+            per_token = round(spec.cache.bytes_per_token * smallest / whole)
+            yield (
+                f"{budget.asked} is a kv_ratio of {budget.kv_ratio:.4g}; the smallest that can be met within method, format "
+                f"and constraints is {smallest / whole:.4f}, {per_token} bytes per token"
+            )
+        only, heads = self.method.only_count, spec.key_heads[0]
+        if only is not None and self.allocation.name == "uniform":
+            most = max(n for n in range(1, heads + 1) if fits(n, heads, budget.kv_ratio))
+            if most != only:
+                yield (
+                    f"method {options.method} keeps one KV head per layer, the budget ({budget.asked}) leaves {most}; "
+                    f"ask for `kv_heads=1` (kv_ratio {1 / heads:.4g}) or another method"
+                )
