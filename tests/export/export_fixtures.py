@@ -19,7 +19,7 @@ Maps = tuple[tuple[int, ...], tuple[int, ...]]
 UNEQUAL: tuple[Maps, ...] = tuple(
     (labels, labels)
     for labels in (
-        (0, 1, 0, 1, 1, 2, 2, 2, 2),  # three heads: 2, 3 and 4 readers, not contiguous
+        (0, 1, 0, 1, 1, 2, 2, 2, 2),  # three heads, read by 2, 3 and 4 query heads that are not contiguous
         (0, 0, 0, 0, 1, 1, 1, 0, 0),
         (0, 1, 2, 2, 3, 3, 3, 4, 4),
         (0, 0, 0, 0, 0, 0, 0, 0, 0),
@@ -88,13 +88,7 @@ def grouped(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
             folder = tmp_path_factory.mktemp("grouped")
             kwargs = {"num_attention_heads": 9, "kv_heads": 9, **WIDTHS.get(family, {}), **options}
             source = build(folder / "source", family, **kwargs)
-            convert(
-                str(source),
-                folder / "grouped",
-                plan=plan_of(source, LAYOUTS[layout]),
-                evaluate=False,
-                progress=False,
-            )
+            convert(str(source), folder / "grouped", plan=plan_of(source, LAYOUTS[layout]), evaluate=False)
             made[key] = folder / "grouped"
         return made[key]
 

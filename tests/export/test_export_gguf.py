@@ -145,7 +145,7 @@ def test_numbers_and_tokenizer(model: Models) -> None:
     assert "assistant" in fields["tokenizer.chat_template"]
 
 
-def test_base_model_and_licence_are_told(grouped: Models, tmp_path: Path) -> None:
+def test_base_model_and_licence_are_written(grouped: Models, tmp_path: Path) -> None:
     source = Path(shutil.copytree(grouped(), tmp_path / "some-grouped"))
     (source / "README.md").write_text("---\nbase_model: Some-Org/some-1B-chat\nlicense: mit\n---\n")
     succeeds("export", source, "--to", "gguf", "-o", "x.gguf")

@@ -16,7 +16,7 @@ from gqakit.core.budget import CacheShape
 from gqakit.errors import CheckpointError
 from gqakit.models.head_layout import Arrangement
 from gqakit.models.layers import layer_shapes, tensors_of_layer
-from gqakit.models.remote_code.heads_gqakit import LayerHeads, read_layers
+from gqakit.models.remote_code.heads import HeadMaps, read_layers
 from gqakit.models.source import Source
 from gqakit.planning.plan import Plan
 
@@ -25,7 +25,7 @@ class ExportSource(Source):
     """A checkpoint to export, stock or grouped, with what its engines must know of it."""
 
     @cached_property
-    def heads(self) -> tuple[LayerHeads, ...]:
+    def heads(self) -> tuple[HeadMaps, ...]:
         """The key head and the value head that each query head of each layer reads.
 
         Raises:
@@ -38,7 +38,7 @@ class ExportSource(Source):
             except ValueError as error:
                 raise CheckpointError(f"{self.path}: {error}") from error
         maps = [tuple(query * heads // count for query in range(count)) for heads in spec.key_heads]
-        return tuple(LayerHeads(map_, map_) for map_ in maps)
+        return tuple(HeadMaps(map_, map_) for map_ in maps)
 
     @property
     def config(self) -> dict[str, Any]:
