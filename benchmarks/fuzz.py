@@ -27,12 +27,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gqakit.models.remote_code.heads_gqakit import read_layers
+
 from gqakit.calibration.store import MomentsFile
 from gqakit.checkpoint import MANIFEST_NAME, Checkpoint, WriteJob, write_checkpoint
 from gqakit.conversion.convert import convert_checkpoint
 from gqakit.errors import CheckpointError, GqakitError
-from gqakit.models.inspection import inspect_checkpoint, open_model
-from gqakit.models.remote_code.heads_gqakit import read_layers
+from gqakit.models.inspection import inspect
+from gqakit.models.source import Source
 from gqakit.planning.layer_loss.file import LossFile, LossHeader, measured_on
 from gqakit.planning.plan import Plan, diff_plans
 
@@ -180,8 +182,9 @@ def read_model(folder: Path) -> None:
 
 
 def describe(folder: Path) -> None:
-    checkpoint, spec = open_model(str(folder / "case"))
-    inspect_checkpoint(checkpoint, spec)
+    inspect(folder / "case")
+    opened = Source.open(folder / "case")
+    checkpoint, spec = opened.checkpoint, opened.spec
     if spec.is_grouped:
         try:
             read_layers(checkpoint.config["gqakit"], spec.num_layers, spec.num_heads)
@@ -196,15 +199,15 @@ def carry_out(folder: Path) -> None:
     assert Plan.load(folder / "out") == plan
     (folder / "out").unlink()
     list(diff_plans(plan, Plan.load(GOLDEN / "plan.json")))
-    source, spec = open_model(str(GOLDEN / "model"), plan.source.stacks)
+    source = Source.open(GOLDEN / "model", plan.source.stacks)
     statistics = MomentsFile.open(GOLDEN / "statistics.safetensors")
-    convert_checkpoint(source, spec, plan, statistics, folder / "out", "card")
+    convert_checkpoint(source, plan, statistics, folder / "out", "card")
 
 
 def read_statistics(folder: Path) -> None:
     found = MomentsFile.open(folder / "case" / "statistics.safetensors")
     assert found.fingerprint
-    spec = open_model(str(GOLDEN / "model"))[1]
+    spec = Source.open(GOLDEN / "model").spec
     for layer in range(spec.num_layers):
         found.layer(spec.key(layer))
 
@@ -219,12 +222,12 @@ def read_losses(folder: Path) -> None:
 def go_on(folder: Path) -> None:
     """Continue, or overwrite, an unfinished output with a damaged manifest."""
     out, plan = folder / "case", Plan.load(GOLDEN / "plan.json")
-    source, spec = open_model(str(GOLDEN / "model"), plan.source.stacks)
+    source = Source.open(GOLDEN / "model", plan.source.stacks)
     statistics = MomentsFile.open(GOLDEN / "statistics.safetensors")
     try:
-        convert_checkpoint(source, spec, plan, statistics, out, "card")
+        convert_checkpoint(source, plan, statistics, out, "card")
     except GqakitError:
-        convert_checkpoint(source, spec, plan, statistics, out, "card", overwrite=True)
+        convert_checkpoint(source, plan, statistics, out, "card", overwrite=True)
 
 
 @dataclass(frozen=True)

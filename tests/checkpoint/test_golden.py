@@ -59,9 +59,9 @@ def test_losses(tmp_path):
 def test_an_unfinished_output_is_continued(tmp_path, plan):
     out = Path(shutil.copytree(GOLDEN / "unfinished", tmp_path / "out"))
     kept = [path.name for path in out.glob("*.safetensors")]
-    source, spec = open_model(str(MODEL), plan.source.stacks)
+    source = Source.open(MODEL, plan.source.stacks)
     statistics = MomentsFile.open(GOLDEN / "statistics.safetensors")
-    result = convert_checkpoint(source, spec, plan, statistics, out, "card")
+    result = convert_checkpoint(source, plan, statistics, out, "card")
     assert list(result.kept) == kept == ["model-00001-of-00002.safetensors"]
     assert not (out / MANIFEST_NAME).exists()
     whole = files(GOLDEN / "grouped")
