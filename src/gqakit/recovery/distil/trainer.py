@@ -268,7 +268,7 @@ class _Watcher(TrainerCallback):
 class Place:
     """Where this process's share of an evaluation runs: its device, its number of how many, and how they add up."""
 
-    device: torch.device = torch.device("cpu")
+    device: torch.device
     rank: int = 0
     processes: int = 1
     reduce: Callable[[Tensor], Any] = lambda values: values
