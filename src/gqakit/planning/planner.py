@@ -233,7 +233,7 @@ def _plan_source(source: Source) -> PlanSource:
     return PlanSource(
         name=source.model_id,
         model_type=spec.model_type,
-        stacks=spec.stacks_to_tell,
+        stacks=spec.noted_stacks,
         fingerprint=source.fingerprint,
         num_layers=spec.num_layers,
         num_heads=spec.num_heads,

@@ -115,7 +115,7 @@ class Measurement:
         )
         header = LossHeader(
             source=source.fingerprint_like(measured_on(options.losses)),
-            stacks=spec.stacks_to_tell,
+            stacks=spec.noted_stacks,
             moments=None if statistics is None else statistics.fingerprint,
             merge=merge,
             text_sha256=content.sha256,
