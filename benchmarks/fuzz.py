@@ -10,6 +10,7 @@ seconds, a file that appears outside of the output.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import random
@@ -77,13 +78,15 @@ def change_json(rng: Rng, document: Any) -> Any:
     for _ in range(rng.choice([1, 1, 1, 2, 3])):
         found = list(places(document))
         if not found or rng.random() < 0.02:
-            return strange(rng)
+            return copy.deepcopy(strange(rng))
         holder, key = rng.choice(found)
         how = rng.randrange(6)
         if how == 0:
             del holder[key]
         elif how == 1 and isinstance(holder, dict):
-            holder[rng.choice([*map(str, STRANGE), f"{key}x"])] = rng.choice([holder[key], strange(rng)])
+            holder[rng.choice([*map(str, STRANGE), f"{key}x"])] = copy.deepcopy(
+                rng.choice([holder[key], strange(rng)])
+            )
         elif how == 2 and isinstance(holder, dict):
             other = rng.choice(list(holder))
             holder[key], holder[other] = holder[other], holder[key]
@@ -92,7 +95,7 @@ def change_json(rng: Rng, document: Any) -> Any:
         elif how == 4 and isinstance(holder, list):
             holder.extend(holder[: rng.randint(1, 3)])
         else:
-            holder[key] = strange(rng)
+            holder[key] = copy.deepcopy(strange(rng))  # STRANGE itself is left as it is
     return document
 
 

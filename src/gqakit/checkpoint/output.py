@@ -60,7 +60,7 @@ def check_output(
     not empty without being a run to continue (unless `overwrite`, and then only if it is a checkpoint), or
     if the disk is too full.
     """
-    _check_apart(source.path, out)
+    check_apart(source.path, out)
     if not os.path.lexists(out):
         _check_space(out, needed_bytes, 0)
         return None
@@ -101,7 +101,8 @@ def clear_output(out: Path, names: set[str]) -> None:
                 path.parent.rmdir()
 
 
-def _check_apart(source: Path, out: Path) -> None:
+def check_apart(source: Path, out: Path) -> None:
+    """Raises OutputError if `out` is, contains or lies in the source."""
     for inner, outer, said in ((out, source, "lies inside"), (source, out, "contains")):
         inner = inner.resolve()
         for folder in (inner, *inner.parents):

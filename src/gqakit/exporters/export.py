@@ -12,7 +12,8 @@ from typing import Any
 
 from gqakit.checkpoint import check_output, claimed_directory, copy_side_files, output_lock, side_files
 from gqakit.checkpoint.atomic import output_errors, sync_directory
-from gqakit.checkpoint.workspace import claimed, clear_claimed, owned
+from gqakit.checkpoint.output import check_apart
+from gqakit.checkpoint.workspace import MARKER, claimed, clear_claimed, owned
 from gqakit.errors import OutputError
 from gqakit.exporters.gguf_file import check_gguf, find_tool, gguf_bytes, odd_rows, run_tool, write_gguf
 from gqakit.exporters.gguf_model import describe_gguf
@@ -132,10 +133,13 @@ def _uniform(model: str, out: Path, options: ExportOptions, progress: Reporter) 
 def _onnx(model: str, out: Path, options: ExportOptions, progress: Reporter) -> ExportResult:
     load_exporter()
     source = ExportSource.open(model)
-    check_output(source.checkpoint, out, overwrite=True)  # apart from the source, and no file
+    # By a run that was killed while it replaced an export.
+    begun = claimed(out.with_name(out.name + ONNX_SUFFIX)) is not None
+    if begun:
+        check_apart(source.path, out)
+    else:
+        check_output(source.checkpoint, out, overwrite=True)  # apart from the source, and no file
     with output_lock(out):
-        # Begun by a run that was killed while it replaced an export.
-        begun = claimed(out.with_name(out.name + ONNX_SUFFIX)) is not None
         replaceable = options.overwrite and (begun or (out / ONNX_FILE).is_file())
         if out.exists() and any(out.iterdir()) and not replaceable:
             raise OutputError(
@@ -159,15 +163,19 @@ def _onnx(model: str, out: Path, options: ExportOptions, progress: Reporter) -> 
 
 
 def _move(partial: Path, out: Path) -> None:
-    """Put an ONNX export where it belongs; only files of the export before it are replaced, and `model.onnx` comes last."""
+    """Put an ONNX export where it belongs, whole at once; or file by file, `model.onnx` last, where others lie too."""
     with output_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
-        for old in (ONNX_FILE, ONNX_FILE + ".data"):  # the graph before its data
-            (out / old).unlink(missing_ok=True)
-        for name in sorted(owned(partial), key=lambda name: (name == ONNX_FILE, name)):
-            (out / name).parent.mkdir(parents=True, exist_ok=True)
-            os.replace(partial / name, out / name)
+        if not out.exists() or not any(out.iterdir()):
+            os.replace(partial, out)
+        else:
+            for old in (ONNX_FILE, ONNX_FILE + ".data"):  # the graph before its data
+                (out / old).unlink(missing_ok=True)
+            for name in sorted(owned(partial), key=lambda name: (name == ONNX_FILE, name)):
+                (out / name).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(partial / name, out / name)
+        (out / MARKER).unlink(missing_ok=True)
     sync_directory(out)
+    sync_directory(out.resolve().parent)
 
 
 def _check_file(source: ExportSource, out: Path, overwrite: bool) -> None:
