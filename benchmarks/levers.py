@@ -23,7 +23,7 @@ from gqakit.core import moments as core_moments
 from gqakit.core import rotation
 from gqakit.core.grouping import Partition
 from gqakit.core.merging import RULES
-from gqakit.core.statistics import HeadStats, LayerMoments
+from gqakit.core.statistics import HeadStats, LayerStatistics
 from gqakit.grouping_methods.base import Sizes
 from gqakit.grouping_methods.partition_search import best_partition
 from gqakit.planning.candidates import LayerStats
@@ -84,7 +84,7 @@ def main() -> None:
         table.row(f"{keys} key, {values} value", f"{keys + values}/6", *measure(plan, moments))
 
 
-def _centre(moments: LayerMoments) -> LayerMoments:
+def _centre(moments: LayerStatistics) -> LayerStatistics:
     mean = moments.input[:-1, -1]
     centred = moments.input.clone()
     centred[:-1, :-1] -= torch.outer(mean, mean)

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from convert_speed import CONFIG
 from gqakit.calibration.store import MomentsHeader, save_moments
-from gqakit.core.statistics import LayerMoments
+from gqakit.core.statistics import LayerStatistics
 from gqakit.models.inspection import open_model
 
 SHARDS = 4
@@ -89,7 +89,7 @@ def _write_moments(directory: Path, generator: torch.Generator) -> None:
         text="random",
         text_sha256="",
     )
-    layers = {i: LayerMoments(moment(), moment(), distances, frequencies) for i in range(spec.num_layers)}
+    layers = {i: LayerStatistics(moment(), moment(), distances, frequencies) for i in range(spec.num_layers)}
     save_moments(directory.with_name("synthetic-moments.safetensors"), header, layers)
 
 

@@ -16,7 +16,7 @@ from gqakit.calibration.store import MomentsFile, save_moments
 from gqakit.checkpoint import Checkpoint
 from gqakit.conversion.convert import convert_checkpoint
 from gqakit.core.budget import resolve_budget
-from gqakit.core.statistics import LayerMoments
+from gqakit.core.statistics import LayerStatistics
 from gqakit.data.text import read_text, token_windows
 from gqakit.evaluation.language import LanguageScores, score_language
 from gqakit.models.inspection import open_model
@@ -69,7 +69,7 @@ class Workbench:
             )
         return MomentsFile.open(path)
 
-    def changed_moments(self, name: str, change: Callable[[LayerMoments], LayerMoments]) -> MomentsFile:
+    def changed_moments(self, name: str, change: Callable[[LayerStatistics], LayerStatistics]) -> MomentsFile:
         """The WikiText moments with something changed in every layer."""
         original = self.moments()
         layers = {index: change(original.layer(index)) for index in range(self.spec.num_layers)}
@@ -121,6 +121,6 @@ def cross(keys: Plan, values: Plan) -> Plan:
     return keys.model_copy(update={"format": "grouped", "layers": layers})
 
 
-def without(*fields: str) -> Callable[[LayerMoments], LayerMoments]:
+def without(*fields: str) -> Callable[[LayerStatistics], LayerStatistics]:
     """A change that forgets some of what calibration recorded."""
     return lambda moments: replace(moments, **dict.fromkeys(fields))

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from gqakit.calibration.store import MomentsFile, MomentsHeader, save_moments
-from gqakit.core.statistics import LayerMoments
+from gqakit.core.statistics import LayerStatistics
 from gqakit.errors import PlanError
 from gqakit.planning.planner import moments_record
 
@@ -24,15 +24,15 @@ HEADER = MomentsHeader(
 )
 
 
-def layers() -> dict[int, LayerMoments]:
+def layers() -> dict[int, LayerStatistics]:
     rng = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=rng, dtype=torch.float64)
 
     return {
-        0: LayerMoments(normal(7, 7), normal(7, 7), normal(2, 12), normal(3)),
-        1: LayerMoments(normal(7, 7)),
+        0: LayerStatistics(normal(7, 7), normal(7, 7), normal(2, 12), normal(3)),
+        1: LayerStatistics(normal(7, 7)),
     }
 
 
@@ -42,7 +42,7 @@ def test_round_trip_in_single_precision(tmp_path):
     assert opened == saved
     assert opened.header == HEADER
     for index, moments in layers().items():
-        for field in fields(LayerMoments):
+        for field in fields(LayerStatistics):
             before, after = getattr(moments, field.name), getattr(opened.layer(index), field.name)
             assert (before is None) == (after is None)
             if before is not None:
@@ -54,7 +54,7 @@ def test_same_moments_same_bytes(tmp_path):
     two = save_moments(tmp_path / "b", HEADER, layers())
     assert one.path.read_bytes() == two.path.read_bytes()
     assert one.fingerprint == two.fingerprint
-    changed = {**layers(), 1: LayerMoments(torch.eye(7))}
+    changed = {**layers(), 1: LayerStatistics(torch.eye(7))}
     assert save_moments(tmp_path / "c", HEADER, changed).fingerprint != one.fingerprint
 
 

@@ -17,11 +17,11 @@ from safetensors.torch import save
 from torch import Tensor
 
 from gqakit.checkpoint.atomic import write_bytes
-from gqakit.core.statistics import LayerMoments
+from gqakit.core.statistics import LayerStatistics
 from gqakit.errors import PlanError
 
 _KEY = "gqakit_moments"
-_KINDS = tuple(field.name for field in fields(LayerMoments))
+_KINDS = tuple(field.name for field in fields(LayerStatistics))
 
 
 class MomentsHeader(BaseModel):
@@ -69,14 +69,14 @@ class MomentsFile:
         except ValidationError as error:
             raise PlanError(f"moments {path} have a header this gqakit does not read: {error}") from error
 
-    def layer(self, key: int | str) -> LayerMoments:
+    def layer(self, key: int | str) -> LayerStatistics:
         """The moments of one layer, by `ModelSpec.key`, in the stored precision (float32)."""
         with safe_open(self.path, "pt") as file:
             names = set(file.keys())
             found = {
                 kind: file.get_tensor(name) for kind in _KINDS if (name := f"layers.{key}.{kind}") in names
             }
-        return LayerMoments(**found)
+        return LayerStatistics(**found)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -103,7 +103,7 @@ class MomentsFile:
 
 
 def save_moments(
-    path: Path, header: MomentsHeader, layers: Mapping[str, LayerMoments] | Mapping[int, LayerMoments]
+    path: Path, header: MomentsHeader, layers: Mapping[str, LayerStatistics] | Mapping[int, LayerStatistics]
 ) -> MomentsFile:
     """Write moments in float32, atomically."""
     tensors: dict[str, Tensor] = {}

@@ -112,12 +112,6 @@ class PlanFlags:
     mutation: Annotated[
         float | None, _option(_SEARCH, "Probability of mutating one gene (qcqa, qcqa_layers).")
     ] = None
-    one_stage: Annotated[
-        bool | None,
-        typer.Option(
-            "--one-stage/--two-stage", help="All layers in one chromosome (qcqa).", rich_help_panel=_SEARCH
-        ),
-    ] = None
     symmetric: Annotated[
         bool | None,
         typer.Option(
@@ -188,7 +182,7 @@ class PlanFlags:
 
 
 SEARCH = (
-    "population", "generations", "crossover", "mutation", "one_stage", "symmetric", "similarity", "iterations",
+    "population", "generations", "crossover", "mutation", "symmetric", "similarity", "iterations",
     "neighbours", "p_accept", "p_reset",
 )  # fmt: skip
 DECIDES = (

@@ -16,7 +16,7 @@ from gqakit.conversion.files import CARD_FILE, CHECKSUM_FILE, PLAN_FILE
 from gqakit.core.apply import apply_grouping
 from gqakit.core.budget import CacheShape
 from gqakit.core.merging import RULES
-from gqakit.core.statistics import LayerMoments, key_stats, value_stats
+from gqakit.core.statistics import LayerStatistics, key_stats, value_stats
 from gqakit.errors import PlanError, unknown_name
 from gqakit.models.families.base import Layout
 from gqakit.models.grouped_config import grouped_config
@@ -71,7 +71,7 @@ def convert_layer(
         CheckpointError: when a weight cannot be read or is not finite.
     """
     weights = read_layer(spec, layer, source.load)
-    statistics = moments.layer(spec.key(layer)) if moments else LayerMoments.identity(spec.hidden_size)
+    statistics = moments.layer(spec.key(layer)) if moments else LayerStatistics.identity(spec.hidden_size)
     converted = apply_grouping(
         weights,
         plan.groupings[layer],

@@ -30,7 +30,7 @@ class CacheShape:
         return (sum(self.key_heads) + sum(self.value_heads)) * self.head_dim * self.element_bytes
 
     def bytes_at(self, context: int, batch: int = 1) -> int:
-        """Bytes for `batch` sequences of `context` tokens."""
+        """Bytes for `batch` sequences of `context` tokens each."""
         return self.bytes_per_token * context * batch
 
     def ratio_to(self, source: CacheShape) -> float:
@@ -42,11 +42,22 @@ class CacheShape:
 
 @dataclass(frozen=True)
 class Budget:
-    """How small the cache may be: `kv_ratio`, the words in which it was asked for, and heads if it was in heads."""
+    """How small the cache may be: `kv_ratio`, the words in which it was asked for, and heads if it was in heads.
+
+    `asked` is spelled as on the command line; plans record it.
+    """
 
     kv_ratio: float
     asked: str
     kv_heads: int | None = None
+
+
+def fits(size: int, whole: int, kv_ratio: float) -> bool:
+    """Whether `size` of `whole` (heads, or vectors in the cache) stays within the ratio.
+
+    The slack, far below one head, keeps `2/3 of 3` at 2 in floating point.
+    """
+    return size <= whole * kv_ratio + 1e-6
 
 
 def resolve_budget(
@@ -64,62 +75,56 @@ def resolve_budget(
     Args:
         source: the cache of the source model.
         kv_ratio: bytes after / before, in (0, 1].
-        kv_heads: KV heads a layer, for sources with the same number in every layer.
+        kv_heads: KV heads per layer, for sources with the same number in every layer.
         kv_bytes_per_token: bytes per token, at the source's precision.
-        kv_gib: GiB for the whole cache, with `context` tokens a sequence and `batch` sequences (1).
+        kv_gib: GiB for the whole cache, with `context` tokens per sequence and `batch` sequences (1). More than the
+            source needs is a ratio of 1.
 
     Raises:
         ValueError: when none or several are given, or the value is out of range; the message says what fits.
     """
-    given = {
-        "--kv-ratio": kv_ratio,
-        "--kv-heads": kv_heads,
-        "--kv-bytes-per-token": kv_bytes_per_token,
-        "--kv-gib": kv_gib,
+    spellings = {
+        "kv_ratio": kv_ratio,
+        "kv_heads": kv_heads,
+        "kv_bytes_per_token": kv_bytes_per_token,
+        "kv_gib": kv_gib,
     }
-    named = [name for name, value in given.items() if value is not None]
-    if len(named) != 1:
-        got = " and ".join(named) if named else "none"
-        raise ValueError(f"give exactly one of {', '.join(given)}; got {got}")
+    given = {name: value for name, value in spellings.items() if value is not None}
+    if len(given) != 1:
+        got = " and ".join(f"`{name}`" for name in given) or "none"
+        raise ValueError(f"give exactly one of {', '.join(f'`{name}`' for name in spellings)}; got {got}")
     if kv_gib is None and (context is not None or batch is not None):
-        raise ValueError("--context and --batch belong to --kv-gib")
+        raise ValueError("`context` and `batch` belong to `kv_gib`")
     if kv_ratio is not None:
-        ratio, asked = kv_ratio, f"--kv-ratio {kv_ratio:g}"
+        ratio = kv_ratio
     elif kv_heads is not None:
-        ratio, asked = _ratio_of_heads(source, kv_heads), f"--kv-heads {kv_heads}"
+        ratio = _ratio_of_heads(source, kv_heads)
     elif kv_bytes_per_token is not None:
         ratio = kv_bytes_per_token / source.bytes_per_token
-        asked = f"--kv-bytes-per-token {kv_bytes_per_token}"
     else:
         assert kv_gib is not None
         if context is None or context < 1 or (batch is not None and batch < 1):
             raise ValueError(
-                "--kv-gib needs --context (tokens a sequence, at least 1); --batch must be at least 1"
+                "`kv_gib` needs `context` (tokens per sequence, at least 1); `batch` must be at least 1"
             )
         ratio = kv_gib * GIB / source.bytes_at(context, batch or 1)
-        asked = f"--kv-gib {kv_gib:g} --context {context} --batch {batch or 1}"
         ratio = min(ratio, 1.0) if ratio > 0 else ratio
+        given |= {"context": context, "batch": batch or 1}
+    words = {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in given.items()}
     if not math.isfinite(ratio) or not 0 < ratio <= 1:
         raise ValueError(
-            f"{asked} is a kv_ratio of {ratio:g}; it must be above 0 and at most 1 "
-            f"(the source keeps {source.bytes_per_token} bytes per token)"
+            f"{' '.join(f'`{name}={word}`' for name, word in words.items())} is a kv_ratio of {ratio:g}; it must be above 0 "
+            f"and at most 1 (the source keeps {source.bytes_per_token} bytes per token)"
         )
+    asked = " ".join(f"--{name.replace('_', '-')} {word}" for name, word in words.items())
     return Budget(ratio, asked, kv_heads)
 
 
 def _ratio_of_heads(source: CacheShape, kv_heads: int) -> float:
     counts = set(source.key_heads) | set(source.value_heads)
     if len(counts) > 1:
-        raise ValueError(f"--kv-heads needs the same number in every layer; the source has {sorted(counts)}")
+        raise ValueError(f"`kv_heads` needs the same number in every layer; the source has {sorted(counts)}")
     most = counts.pop()
     if not 1 <= kv_heads <= most:
-        raise ValueError(f"--kv-heads {kv_heads}: the source has {most} KV heads a layer, so 1 to {most}")
+        raise ValueError(f"`kv_heads={kv_heads}`: the source has {most} KV heads per layer, so 1 to {most}")
     return kv_heads / most
-
-
-def heads_within(num_heads: int, kv_ratio: float) -> int:
-    """The most heads, of `num_heads`, that stay within the ratio; 0 when not even one does.
-
-    A hair of slack keeps `2/3 of 3` at 2 in floating point.
-    """
-    return math.floor(num_heads * kv_ratio + 1e-6)

@@ -16,14 +16,13 @@ from gqakit.core.attention import AttentionWeights
 from gqakit.core.grouping import Partition
 from gqakit.core.merging.base import GroupCosts, MergeRule
 from gqakit.core.merging.bound import low_rank_bound
-from gqakit.core.statistics import HeadStats, LayerMoments, key_stats, value_stats, weight_inner
-from gqakit.core.within_cluster import Spread
+from gqakit.core.statistics import HeadStats, LayerStatistics, key_stats, value_stats, weight_inner
 from gqakit.errors import PlanError
 from gqakit.grouping_methods import METHODS
-from gqakit.grouping_methods.base import GroupingMethod, LayerHeads, Sizes
+from gqakit.grouping_methods.base import GroupingMethod, HeadFeatures, Sizes
 from gqakit.models.layers import read_layer
 from gqakit.models.spec import ModelSpec
-from gqakit.planning.allocation.base import Point, Slot
+from gqakit.planning.allocation.base import LayerEntry
 
 Side = Literal["both", "key", "value"]
 """What one partition is for: keys and values alike, or one of the two."""
@@ -35,7 +34,7 @@ class LayerStats:
 
     spec: ModelSpec
     weights: AttentionWeights
-    moments: LayerMoments
+    moments: LayerStatistics
 
     @classmethod
     def read(cls, source: Checkpoint, spec: ModelSpec, moments: MomentsFile | None, layer: int) -> LayerStats:
@@ -44,7 +43,7 @@ class LayerStats:
         Raises:
             CheckpointError: a weight is not finite. PlanError: the moments are not.
         """
-        known = moments.layer(spec.key(layer)) if moments else LayerMoments.identity(spec.hidden_size)
+        known = moments.layer(spec.key(layer)) if moments else LayerStatistics.identity(spec.hidden_size)
         stats = cls(spec, read_layer(spec, layer, source.load), known)
         for name, side in (("key", stats.key), ("value", stats.value)):
             if not bool(torch.isfinite(side.gram).all() and torch.isfinite(side.metric).all()):
@@ -75,13 +74,13 @@ class LayerStats:
             return weight_inner(key) + weight_inner(value)
         return weight_inner(key if side == "key" else value)
 
-    def heads(self, rule: MergeRule, side: Side) -> LayerHeads:
+    def heads(self, rule: MergeRule, side: Side) -> HeadFeatures:
         """What a method sees. Costs are errors relative to losing all heads of a side, summed over the sides."""
         sides = self.sides(side)
         scales = [max(float(stats.energy().sum()), 1e-30) for stats in sides]
         costs = [rule.costs(stats) for stats in sides]
-        plain = LayerStats(self.spec, self.weights, LayerMoments.identity(self.spec.hidden_size))
-        return LayerHeads(
+        plain = LayerStats(self.spec, self.weights, LayerStatistics.identity(self.spec.hidden_size))
+        return HeadFeatures(
             num_heads=self.weights.num_kv_heads,
             cost=_Relative(costs, scales),
             bound=lambda count: sum(
@@ -142,7 +141,7 @@ class SlotChoices:
     and of the `best` for it that is known.
     """
 
-    slot: Slot
+    slot: LayerEntry
     layer: int
     side: Side
     by_count: Mapping[int, Choice]
@@ -159,11 +158,11 @@ class SlotShape:
     counts: Mapping[int, Sizes]
 
     @property
-    def slot(self) -> Slot:
+    def slot(self) -> LayerEntry:
         """As an allocation sees it."""
         name = f"layer {self.layer}" if self.side == "both" else f"{self.side}s of layer {self.layer}"
         width = 2 if self.side == "both" else 1
-        return Slot(name, self.num_heads, width, tuple(sorted(self.counts)))
+        return LayerEntry(name, self.num_heads, width, tuple(sorted(self.counts)))
 
 
 def choices_of_slot(
@@ -199,41 +198,8 @@ def choices_of_slot(
     return SlotChoices(shape.slot, shape.layer, shape.side, found, references)
 
 
-def choices_of_model(
-    shapes: Sequence[SlotShape],
-    read: Callable[[int], LayerStats],
-    method: GroupingMethod,
-    rule: MergeRule,
-    seed: int,
-    pick: Callable[[Sequence[Point]], Point],
-    *,
-    compare: bool = False,
-) -> tuple[list[SlotChoices], list[Point]]:
-    """What a method of the whole model finds: the choice for every slot at the point that `pick` takes, and its front."""
-    inners = [read(shape.layer).inner(shape.side) for shape in shapes]
-    found = method.model_front(inners, [shape.counts for shape in shapes], seed=str(seed))
-    width = shapes[0].slot.width
-    front = [
-        Point(tuple(p.num_groups for p in point.partitions), point.heads * width, point.wse)
-        for point in found
-    ]
-    chosen = found[front.index(pick(front))]
-    choices: list[SlotChoices] = []
-    for shape, partition, inner in zip(shapes, chosen.partitions, inners, strict=True):
-        total = sum(map(Spread(inner), partition.groups))
-        references: dict[str, dict[int, float]] = {}
-        if compare:
-            heads = read(shape.layer).heads(rule, shape.side)
-            references = _references(heads, shape.counts, method, {partition.num_groups: total})
-        choice = Choice(partition, objective=total, error=None, gap=None)
-        choices.append(
-            SlotChoices(shape.slot, shape.layer, shape.side, {partition.num_groups: choice}, references)
-        )
-    return choices, front
-
-
 def _references(
-    heads: LayerHeads, counts: Mapping[int, Sizes], method: GroupingMethod, found: Mapping[int, float]
+    heads: HeadFeatures, counts: Mapping[int, Sizes], method: GroupingMethod, found: Mapping[int, float]
 ) -> dict[str, dict[int, float]]:
     objective = method.objective(heads)
     neighbour = METHODS["neighbour"].groups(heads, counts, seed="")
@@ -249,7 +215,7 @@ def _references(
 
 
 def _choices(
-    heads: LayerHeads, counts: Mapping[int, Sizes], method: GroupingMethod, seed: str
+    heads: HeadFeatures, counts: Mapping[int, Sizes], method: GroupingMethod, seed: str
 ) -> dict[int, Choice]:
     objective = method.objective(heads)
     found: dict[int, Choice] = {}

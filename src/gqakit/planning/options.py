@@ -75,11 +75,6 @@ class PlanOptions:
             raise UsageError(
                 "format uniform has one map for keys and values; separate maps need --format grouped (or auto)"
             )
-        if self.format == "uniform" and self.grouping_method.whole_model:
-            raise UsageError(
-                f"method {self.method} with --one-stage lets layers keep different numbers of heads; format uniform needs "
-                "the same in all: --two-stage or --format grouped"
-            )
         _ = self.grouping_method, ALLOCATIONS["uniform" if self.allocation == "auto" else self.allocation]
         if self.allocation != "auto":
             _ = ALLOCATIONS[self.allocation].configured(self.allocation_options)

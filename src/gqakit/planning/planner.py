@@ -19,13 +19,12 @@ from gqakit.core.merging.base import MergeRule
 from gqakit.core.rope import Channels
 from gqakit.errors import PlanError, UsageError
 from gqakit.models.spec import ModelSpec
-from gqakit.planning.allocation.base import Loss, Point, Slot, pick
+from gqakit.planning.allocation.base import FrontPoint, LayerEntry, Loss, pick
 from gqakit.planning.candidates import (
     LayerStats,
     Side,
     SlotChoices,
     SlotShape,
-    choices_of_model,
     choices_of_slot,
 )
 from gqakit.planning.options import PlanOptions, check_budget
@@ -52,7 +51,7 @@ class Planned:
     plan: Plan
     choices: tuple[SlotChoices, ...]
     loss: Loss
-    front: tuple[Point, ...]
+    front: tuple[FrontPoint, ...]
 
 
 def make_plan(
@@ -110,10 +109,7 @@ def explore(
         moments.check_source(fingerprint, str(source.path))
     shapes = check_budget(spec, budget, options, measure is not None)
     task = _Task(source, spec, budget, options, moments, shapes, progress)
-    if options.grouping_method.whole_model:
-        decided = _all_layers_at_once(task, compare=whole_front)
-    else:
-        decided = _layer_by_layer(task, measure, whole_front)
+    decided = _layer_by_layer(task, measure, whole_front)
     plan = _plan(task, decided, name or source.path.name)
     return Planned(plan, tuple(decided.choices), decided.loss, tuple(decided.front))
 
@@ -150,7 +146,7 @@ class _Task:
 @dataclass(frozen=True)
 class _Decided:
     choices: Sequence[SlotChoices]
-    front: Sequence[Point]
+    front: Sequence[FrontPoint]
     layers: Sequence[LayerPlan]
     loss: Loss
     allocation: str
@@ -163,7 +159,7 @@ def _layer_by_layer(task: _Task, measure: Measure | None, whole_front: bool) -> 
     allocation = options.allocation_for(budget, measure is not None)
     loss = options.loss_for(allocation, measure is not None)
 
-    def front(slots: Sequence[Slot]) -> list[Point]:
+    def front(slots: Sequence[LayerEntry]) -> list[FrontPoint]:
         rng = random.Random(f"{options.seed}/allocation")
         return allocation.front(slots, tied=options.format == "uniform", rng=rng)
 
@@ -196,22 +192,6 @@ def _layer_by_layer(task: _Task, measure: Measure | None, whole_front: bool) -> 
     if len(layers) < task.spec.num_layers:
         layers = task.layer_plans(choices, pick(points, slots, budget.kv_ratio).counts)
     return _Decided(choices, points, layers, loss, allocation.name, allocation.options())
-
-
-def _all_layers_at_once(task: _Task, *, compare: bool) -> _Decided:
-    """For a method that searches the whole model and so spends the budget itself."""
-    options, slots = task.options, [shape.slot for shape in task.shapes]
-    choices, front = choices_of_model(
-        task.shapes,
-        task.read,
-        options.grouping_method,
-        task.rule,
-        options.seed,
-        lambda points: pick(points, slots, task.budget.kv_ratio),
-        compare=compare,
-    )
-    layers = task.layer_plans(choices, [min(slot.by_count) for slot in choices])
-    return _Decided(choices, front, layers, "objective", "one_stage", {})
 
 
 def _with_losses(choices: Sequence[SlotChoices], loss: Loss, measure: Measure | None) -> list[SlotChoices]:

@@ -13,7 +13,7 @@ from gqakit.core.grouping import Partition
 from gqakit.core.merging import RULES
 from gqakit.errors import UsageError, unknown_name
 from gqakit.grouping_methods import METHODS
-from gqakit.grouping_methods.base import LayerHeads, Sizes
+from gqakit.grouping_methods.base import HeadFeatures, Sizes
 from gqakit.models.inspection import open_model
 from gqakit.planning.candidates import LayerStats
 from gqakit.planning.correlation.ranks import (
@@ -162,7 +162,7 @@ def _spread(total: int, wanted: int) -> list[int]:
     return sorted({round(i * (total - 1) / (wanted - 1)) for i in range(wanted)})
 
 
-def _partitions(heads: LayerHeads, count: int, samples: int, seed: str) -> list[tuple[Partition, str]]:
+def _partitions(heads: HeadFeatures, count: int, samples: int, seed: str) -> list[tuple[Partition, str]]:
     """Distinct partitions: those that methods find, then random ones of any sizes."""
     sizes = Sizes.of(heads.num_heads, count)
     assert sizes is not None
