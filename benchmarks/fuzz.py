@@ -30,7 +30,7 @@ from typing import Any
 
 from gqakit.models.remote_code.heads_gqakit import read_layers
 
-from gqakit.calibration.store import MomentsFile
+from gqakit.calibration.store import StatisticsFile
 from gqakit.checkpoint import MANIFEST_NAME, Checkpoint, WriteJob, write_checkpoint
 from gqakit.conversion.convert import convert_checkpoint
 from gqakit.errors import CheckpointError, GqakitError
@@ -203,12 +203,12 @@ def carry_out(folder: Path) -> None:
     (folder / "out").unlink()
     list(diff_plans(plan, Plan.load(GOLDEN / "plan.json")))
     source = Source.open(GOLDEN / "model", plan.source.stacks)
-    statistics = MomentsFile.open(GOLDEN / "statistics.safetensors")
+    statistics = StatisticsFile.open(GOLDEN / "statistics.safetensors")
     convert_checkpoint(source, plan, statistics, folder / "out", "card")
 
 
 def read_statistics(folder: Path) -> None:
-    found = MomentsFile.open(folder / "case" / "statistics.safetensors")
+    found = StatisticsFile.open(folder / "case" / "statistics.safetensors")
     assert found.fingerprint
     spec = Source.open(GOLDEN / "model").spec
     for layer in range(spec.num_layers):
@@ -226,7 +226,7 @@ def go_on(folder: Path) -> None:
     """Continue, or overwrite, an unfinished output with a damaged manifest."""
     out, plan = folder / "case", Plan.load(GOLDEN / "plan.json")
     source = Source.open(GOLDEN / "model", plan.source.stacks)
-    statistics = MomentsFile.open(GOLDEN / "statistics.safetensors")
+    statistics = StatisticsFile.open(GOLDEN / "statistics.safetensors")
     try:
         convert_checkpoint(source, plan, statistics, out, "card")
     except GqakitError:

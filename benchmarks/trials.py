@@ -23,7 +23,7 @@ from gqakit.recovery.distil.loop import Loop, Pace
 from gqakit.recovery.distil.state import Store
 from torch import nn
 
-from gqakit.calibration.store import MomentsFile
+from gqakit.calibration.store import StatisticsFile
 from gqakit.conversion.convert import convert_checkpoint
 from gqakit.core.budget import resolve_budget
 from gqakit.models.source import Source
@@ -66,7 +66,7 @@ class Subject(Protocol):
         """The checkpoint to convert."""
         ...
 
-    def moments(self) -> MomentsFile | None:
+    def moments(self) -> StatisticsFile | None:
         """Its moments; None where weights alone decide."""
         ...
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from gqakit.calibration.collect import collect_moments
-from gqakit.calibration.store import MomentsFile, MomentsHeader, save_moments
+from gqakit.calibration.collect import collect_statistics
+from gqakit.calibration.store import StatisticsFile, StatisticsHeader, save_statistics
 from gqakit.checkpoint import Checkpoint
 from gqakit.core.budget import Budget
 from gqakit.core.merging import RULES
@@ -17,7 +17,7 @@ from gqakit.models.inspection import open_model
 from gqakit.models.spec import ModelSpec
 from gqakit.planning.options import PlanOptions
 from gqakit.planning.plan import Plan, diff_plans, is_uniform
-from gqakit.planning.planner import make_plan, moments_record
+from gqakit.planning.planner import make_plan, statistics_record
 
 Opened = tuple[Checkpoint, ModelSpec]
 
@@ -35,12 +35,12 @@ def opened(tiny_llama) -> Opened:
 
 
 @pytest.fixture(scope="module")
-def moments(tiny_llama, opened, tmp_path_factory) -> MomentsFile:
+def moments(tiny_llama, opened, tmp_path_factory) -> StatisticsFile:
     from transformers import LlamaForCausalLM
 
     model = LlamaForCausalLM.from_pretrained(tiny_llama(4)).eval()
     windows = torch.randint(0, 64, (4, 16), generator=torch.Generator().manual_seed(0))
-    header = MomentsHeader(
+    header = StatisticsHeader(
         source="tiny",
         fingerprint=opened[0].fingerprint(),
         num_layers=4,
@@ -51,11 +51,11 @@ def moments(tiny_llama, opened, tmp_path_factory) -> MomentsFile:
         text="random",
         text_sha256="0",
     )
-    layers = collect_moments(model, opened[1], windows)
-    return save_moments(tmp_path_factory.mktemp("moments") / "m.safetensors", header, layers)
+    layers = collect_statistics(model, opened[1], windows)
+    return save_statistics(tmp_path_factory.mktemp("moments") / "m.safetensors", header, layers)
 
 
-def plan(opened: Opened, ratio: float = 0.5, moments: MomentsFile | None = None, **options) -> Plan:
+def plan(opened: Opened, ratio: float = 0.5, moments: StatisticsFile | None = None, **options) -> Plan:
     """With the same share in every layer unless a test asks for another allocation."""
     options = {"allocation": "uniform", **options}
     return make_plan(*opened, Budget(ratio, f"--kv-ratio {ratio:g}"), PlanOptions(**options), moments)
@@ -163,7 +163,7 @@ def test_where_it_came_from(opened, moments):
     assert made.source.fingerprint == opened[0].fingerprint()
     assert made.source.name == opened[0].path.name
     assert (made.source.num_layers, made.source.head_dim, made.source.model_type) == (4, 4, "llama")
-    assert made.moments == moments_record(moments)
+    assert made.moments == statistics_record(moments)
     assert (made.seed, made.allocation) == (9, "uniform")
     assert make_plan(*opened, Budget(0.5, "x"), PlanOptions(), name="other").source.name == "other"
 

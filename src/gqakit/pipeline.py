@@ -10,7 +10,7 @@ from pathlib import Path
 
 from gqakit.calibration.calibrate import calibrate_source
 from gqakit.calibration.options import CalibrateOptions
-from gqakit.calibration.store import MomentsFile
+from gqakit.calibration.store import StatisticsFile
 from gqakit.checkpoint import (
     Checkpoint,
     WriteResult,
@@ -206,15 +206,15 @@ class Conversion:
             batches_of(self.source, content, window=self.scoring.window, tokens=self.scoring.tokens)
         return content
 
-    def calibrated(self) -> MomentsFile | None:
+    def calibrated(self) -> StatisticsFile | None:
         """The statistics: those that are given or that the plan names, those of an earlier run, or new ones."""
         options, plan = self.options, self.plan
         if plan is not None:
             return None if plan.moments is None else _planned_statistics(plan, options.statistics)
         if options.statistics is not None:
-            return MomentsFile.open(options.statistics)
+            return StatisticsFile.open(options.statistics)
         if self.statistics_file.is_file():
-            found = MomentsFile.open(self.statistics_file)
+            found = StatisticsFile.open(self.statistics_file)
             if found.matches(
                 self.source.fingerprint_like(found.header.fingerprint),
                 self.content.sha256,
@@ -227,7 +227,7 @@ class Conversion:
         how = CalibrateOptions(tokens=options.tokens, window=options.window, device=options.device)
         return calibrate_source(self.source, self.statistics_file, self.content, how, self.progress)
 
-    def planned(self, statistics: MomentsFile | None) -> Plan:
+    def planned(self, statistics: StatisticsFile | None) -> Plan:
         """The plan that is given, or one within the budget."""
         plan = self.plan
         if plan is None:
@@ -237,7 +237,7 @@ class Conversion:
             check_output(self.source.checkpoint, self.out, self.options.overwrite, job=job_of(plan))
         return plan
 
-    def _made(self, statistics: MomentsFile | None) -> Plan:
+    def _made(self, statistics: StatisticsFile | None) -> Plan:
         assert self.request is not None
         measure, options = None, self.options
         if self.request.loss == "measured":
@@ -250,7 +250,7 @@ class Conversion:
             return make_plan(self.source, self.request, statistics, lambda: advance(1), measure).plan
 
     def written(
-        self, plan: Plan, statistics: MomentsFile | None
+        self, plan: Plan, statistics: StatisticsFile | None
     ) -> tuple[WriteResult | None, list[LayerRepair]]:
         """The checkpoint, repaired where that was asked for; nothing on a dry run."""
         options, source = self.options, self.source
@@ -267,7 +267,7 @@ class Conversion:
             repairs, _ = run_repair(job, self.out, overwrite=options.overwrite, progress=self.progress)
         return written, repairs
 
-    def _convert(self, plan: Plan, statistics: MomentsFile | None, target: Path) -> WriteResult:
+    def _convert(self, plan: Plan, statistics: StatisticsFile | None, target: Path) -> WriteResult:
         overwrite = self.options.overwrite or self.options.repair
         card = model_card(plan, self.source.path)
         with self.progress("convert", self.source.checkpoint.nbytes, "bytes") as advance:
@@ -296,7 +296,7 @@ ON_TEXT = ("text", "embedding", "translation")
 """Tasks of models that the held-out text can be run on."""
 
 
-def _planned_statistics(plan: Plan, given: Path | None) -> MomentsFile:
+def _planned_statistics(plan: Plan, given: Path | None) -> StatisticsFile:
     assert plan.moments is not None
     path = given or Path(plan.moments.path)
     if not path.is_file():
@@ -304,4 +304,4 @@ def _planned_statistics(plan: Plan, given: Path | None) -> MomentsFile:
             f"the plan rests on calibration statistics that are not at {path}; give their place with `statistics`, or "
             "calibrate and plan again"
         )
-    return MomentsFile.open(path)
+    return StatisticsFile.open(path)

@@ -7,9 +7,10 @@ from methods_brute_force import KINDS, all_partitions, brute_force, random_cost,
 from methods_layers import heads_of, normal
 
 from gqakit.core.grouping import Partition
+from gqakit.core.key_allocation import equal_allocation
 from gqakit.grouping_methods import METHODS
 from gqakit.grouping_methods import partition_search as search
-from gqakit.grouping_methods.base import Sizes, cut, equal_blocks
+from gqakit.grouping_methods.base import Sizes, cut
 
 
 def limits(num_heads: int, num_groups: int) -> list[Sizes]:
@@ -85,7 +86,7 @@ def test_local_search_lies_between_the_optimum_and_neighbour(kind, num_heads, nu
         assert found.num_groups == num_groups
         assert sizes.hold(found)
         optimum = brute_force(num_heads, num_groups, cost, sizes)
-        neighbour = cut(list(range(num_heads)), equal_blocks(num_heads, num_groups))
+        neighbour = cut(list(range(num_heads)), equal_allocation(num_heads, num_groups))
         assert total(found, cost) >= optimum - 1e-12
         if kind == "plane":  # with structure the restarts find it
             assert total(found, cost) == pytest.approx(optimum)
@@ -154,5 +155,5 @@ def test_the_unit_of_a_cost_does_not_matter(scale):
 
 
 @pytest.mark.parametrize(("heads", "groups", "sizes"), [(8, 4, [2] * 4), (8, 3, [3, 3, 2]), (5, 5, [1] * 5)])
-def test_equal_blocks(heads, groups, sizes):
-    assert equal_blocks(heads, groups) == sizes
+def test_equal_allocation(heads, groups, sizes):
+    assert equal_allocation(heads, groups) == tuple(sizes)

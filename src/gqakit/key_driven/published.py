@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gqakit.core.key_allocation import published_by_norm, published_by_share
+from gqakit.key_driven.published_allocation import published_by_norm, published_by_share
 from gqakit.errors import TrainingError
 from gqakit.key_driven.attention import KeyDrivenHeads, UpdateSchedule, diagonal
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gqakit.calibration.calibrate import check_not_grouped
-from gqakit.calibration.store import MomentsFile
+from gqakit.calibration.store import StatisticsFile
 from gqakit.core.grouping import Partition
 from gqakit.core.merging import RULES
 from gqakit.errors import UsageError, unknown_name
 from gqakit.grouping_methods import METHODS
-from gqakit.grouping_methods.base import LayerHeads, Sizes
+from gqakit.grouping_methods.base import HeadFeatures, Sizes
 from gqakit.models.source import Source
 from gqakit.planning.candidates import LayerStats
 from gqakit.planning.correlation.ranks import (
@@ -118,7 +118,7 @@ def correlate(
     opened = Source.open(model, stacks)
     source, spec = opened.checkpoint, opened.spec
     check_not_grouped(source, spec)
-    opened = MomentsFile.open(moments)
+    opened = StatisticsFile.open(moments)
     opened.check_source(source.fingerprint(opened.header.fingerprint), model)
     most = min(spec.key_heads)
     if most < 2:
@@ -163,7 +163,7 @@ def _spread(total: int, wanted: int) -> list[int]:
     return sorted({round(i * (total - 1) / (wanted - 1)) for i in range(wanted)})
 
 
-def _partitions(heads: LayerHeads, count: int, samples: int, seed: str) -> list[tuple[Partition, str]]:
+def _partitions(heads: HeadFeatures, count: int, samples: int, seed: str) -> list[tuple[Partition, str]]:
     """Distinct partitions: those that methods find, then random ones of any sizes."""
     sizes = Sizes.of(heads.num_heads, count)
     assert sizes is not None

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gqakit.calibration.store import MomentsFile
+from gqakit.calibration.store import StatisticsFile
 from gqakit.checkpoint import Checkpoint
 from gqakit.core.apply import apply_grouping, in_source_shape
 from gqakit.core.grouping import Grouping, Partition
@@ -62,7 +62,7 @@ class Bench:
 
     def reader(self) -> LayerReader:
         """The source's layers, for a process that has none yet."""
-        statistics = MomentsFile.open(self.statistics) if self.statistics else None
+        statistics = StatisticsFile.open(self.statistics) if self.statistics else None
         return LayerReader(Source.open(self.model, self.stacks), statistics)
 
 
@@ -90,7 +90,7 @@ class Measurement:
     def on(
         cls,
         source: Source,
-        statistics: MomentsFile | None,
+        statistics: StatisticsFile | None,
         merge: str,
         content: Content,
         window: int,

@@ -1,4 +1,4 @@
-"""The training run: transformers' Trainer, with a teacher, losses that are sums, and checkpoints that are whole or absent."""
+"""The training run: transformers' Trainer, with a teacher, losses that are sums, checkpoints that are whole or absent."""
 
 from __future__ import annotations
 
