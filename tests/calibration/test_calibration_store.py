@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from gqakit.calibration.store import MomentsFile, MomentsHeader, save_moments
 from gqakit.core.statistics import LayerMoments
 from gqakit.errors import PlanError
-from gqakit.planning.planner import moments_record
+from gqakit.planning.planner import statistics_record
 
 HEADER = MomentsHeader(
     source="tiny",
@@ -68,7 +68,7 @@ def test_matches_only_the_same_calibration(tmp_path):
 
 def test_record_is_what_a_plan_notes(tmp_path):
     moments = save_moments(tmp_path / "m", HEADER, layers())
-    record = moments_record(moments)
+    record = statistics_record(moments)
     assert (record.path, record.tokens, record.fingerprint) == (str(tmp_path / "m"), 96, moments.fingerprint)
 
 

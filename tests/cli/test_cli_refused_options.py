@@ -62,7 +62,7 @@ def test_uniform_with_a_number_of_heads_that_does_not_divide(model: Models, mome
     how = ("--kv-heads", 3, "--format", "uniform")
     says = ("8 KV heads do not divide into 3", "--kv-heads 1, 2, 4, 8", "--format grouped")
     refused(5, "plan", model(), *how, "-o", "plan.json", says=says)
-    refused(5, "convert", model(), *how, "-o", "out", "--moments", moments(model()), says=says)
+    refused(5, "convert", model(), *how, "-o", "out", "--statistics", moments(model()), says=says)
 
 
 @pytest.mark.parametrize(

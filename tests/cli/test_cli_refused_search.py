@@ -83,15 +83,15 @@ def test_moments_that_are_not_numbers(model: Models, moments: Models, method: st
     save_file(tensors, "damaged.safetensors", metadata=metadata)
     command = ("plan", source, "-o", "p.json", "--kv-ratio", 0.5, "--method", method)
     says = ("layer 2", "not finite", "gqakit calibrate")
-    refused(6, *command, "--moments", "damaged.safetensors", says=says)
+    refused(6, *command, "--statistics", "damaged.safetensors", says=says)
 
 
 def test_a_file_of_losses_that_is_none(model: Models, moments: Models) -> None:
     source = model()
     Path("notes.txt").write_text("not losses\n")
-    command = ("plan", source, "-o", "p.json", "--kv-ratio", 0.5, "--moments", moments(source))
+    command = ("plan", source, "-o", "p.json", "--kv-ratio", 0.5, "--statistics", moments(source))
     refused(6, *command, "--losses", "notes.txt", "--window", 32, says=("holds no losses",))
 
 
 def test_correlate_with_moments_of_another_model(model: Models, moments: Models) -> None:
-    refused(6, "correlate", model(seed=1), "--moments", moments(model()), says=("gqakit calibrate",))
+    refused(6, "correlate", model(seed=1), "--statistics", moments(model()), says=("gqakit calibrate",))

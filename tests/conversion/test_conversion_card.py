@@ -30,7 +30,7 @@ def plan(key: tuple[int, ...] = (0, 0, 1, 1), value: tuple[int, ...] = (0, 0, 1,
             "head_dim": 4,
         },
         "budget": {
-            "asked": "--kv-heads 2",
+            "asked": "kv_heads 2",
             "kv_ratio_asked": 0.5,
             "kv_ratio": 0.5,
             "kv_bytes_per_token_before": 2048,
@@ -60,7 +60,7 @@ def test_front_matter_and_facts(tmp_path: Path) -> None:
     ]
     for part in (
         "KV cache of 50%",
-        "to 2 KV heads a layer",
+        "to 2 KV heads per layer",
         "2,048 → 1,024 bytes",
         "mit (inherited",
         "seed 3",
@@ -72,7 +72,7 @@ def test_front_matter_and_facts(tmp_path: Path) -> None:
 
 
 def test_different_numbers_of_heads_are_a_range(tmp_path: Path) -> None:
-    assert "to 1 to 3 KV heads a layer" in model_card(plan((0, 1, 2, 2), (0, 0, 0, 0)), tmp_path)
+    assert "to 1 to 3 KV heads per layer" in model_card(plan((0, 1, 2, 2), (0, 0, 0, 0)), tmp_path)
 
 
 def test_notes_and_calibration(tmp_path: Path) -> None:
