@@ -21,9 +21,9 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from common import Table, environment
-from gqakit.models.remote_code import attention_gqakit
-from gqakit.models.remote_code.attention_gqakit import GroupedHeads
-from gqakit.models.remote_code.heads_gqakit import LayerHeads
+from gqakit.models.remote_code import attention
+from gqakit.models.remote_code.attention import GroupedHeads
+from gqakit.models.remote_code.heads import HeadMaps
 
 HEADS, HEAD_DIM = 32, 128
 GROUPS = (8, 7, 5, 4, 3, 2, 2, 1)
@@ -98,10 +98,10 @@ def _ways(batch: int, positions: int, dtype: torch.dtype) -> tuple[dict[str, Cal
 
     count = len(GROUPS)
     keys = _shuffled(GROUPS, dice)
-    unequal = GroupedHeads(LayerHeads(keys, keys))
-    two_maps = GroupedHeads(LayerHeads(keys, _shuffled(GROUPS, dice)))
+    unequal = GroupedHeads(HeadMaps(keys, keys))
+    two_maps = GroupedHeads(HeadMaps(keys, _shuffled(GROUPS, dice)))
     shuffled = _shuffled((HEADS // count,) * count, dice)
-    equal = GroupedHeads(LayerHeads(shuffled, shuffled))
+    equal = GroupedHeads(HeadMaps(shuffled, shuffled))
     query, key, value = states(HEADS, 1), states(count, positions), states(count, positions)
     all_keys, all_values = states(HEADS, positions), states(HEADS, positions)
 
@@ -110,12 +110,12 @@ def _ways(batch: int, positions: int, dtype: torch.dtype) -> tuple[dict[str, Cal
 
     def without_numba(way: Callable[[], Tensor]) -> Callable[[], Tensor]:
         def run() -> Tensor:
-            compiled = attention_gqakit.compiled_kernels
-            attention_gqakit.compiled_kernels = lambda: None
+            compiled = attention.compiled_kernels
+            attention.compiled_kernels = lambda: None
             try:
                 return way()
             finally:
-                attention_gqakit.compiled_kernels = compiled
+                attention.compiled_kernels = compiled
 
         return run
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from gqakit.checkpoint import Checkpoint, Replacement, write_checkpoint
+from gqakit.checkpoint import Checkpoint, Replacement, WriteJob, write_checkpoint
 from gqakit.core.attention import AttentionWeights, Projection
 from gqakit.models.layers import read_layer, tensors_of_layer
 from gqakit.models.source import Source
@@ -29,7 +29,7 @@ def spread_heads(source: Checkpoint, out: Path, seed: int = 0) -> Path:
         for name, tensor in tensors_of_layer(spec, layer, spread).items():
             replaced[name] = Replacement(tuple(tensor.shape), None, tensor.clone)
     config = {**source.config, "num_key_value_heads": spec.num_heads}
-    write_checkpoint(source, out, replaced=replaced, config=config, extra_files={}, job={"spread": seed})
+    write_checkpoint(source, out, WriteJob(replaced, config, {"spread": seed}))
     return out
 
 

@@ -182,7 +182,7 @@ def run_cell(
     source, spec = opened.checkpoint, opened.spec
     rate = float(options.get("rate", 1.0))
     plan = _plan(subject, way, {k: v for k, v in options.items() if k != "rate"}, size, seed, work)
-    plan.check_source(source.fingerprint(), str(source.path))
+    plan.check_source(source.fingerprint(plan.source.fingerprint), str(source.path))
     ratio, groups = plan.budget.kv_ratio, _digest(plan, rate)
     same = cells.same(subject.name, groups, seed)
     curve: tuple[Scores, ...] = ()

@@ -63,7 +63,8 @@ class Workbench:
     def moments(self, text: str | None = None) -> MomentsFile:
         """Moments on WikiText valid, or on a text that comes with gqakit; kept between runs."""
         path = self.work / f"moments-{text or 'wikitext'}.safetensors"
-        if not path.is_file() or MomentsFile.open(path).header.fingerprint != self.source.fingerprint():
+        known = MomentsFile.open(path).header.fingerprint if path.is_file() else ""
+        if known != self.source.fingerprint(known):
             calibrate(
                 str(self.source.path), path, text=[text or self.wikitext / "valid.txt"], tokens=24 * 512
             )

@@ -7,6 +7,8 @@ import jaxtyping
 # Before anything imports gqakit.core, or its signatures stay unchecked.
 jaxtyping.install_import_hook("gqakit.core", "beartype.beartype")
 
+import os  # noqa: E402
+import tempfile  # noqa: E402
 from collections.abc import Callable  # noqa: E402
 from pathlib import Path  # noqa: E402
 
@@ -17,6 +19,8 @@ from hypothesis import settings  # noqa: E402
 # Examples are the same on every run: a failure that comes and goes helps nobody.
 settings.register_profile("gqakit", derandomize=True, deadline=None, print_blob=True)
 settings.load_profile("gqakit")
+# The digests of large files are kept in the user's cache; tests have one of their own, kept between runs.
+os.environ.setdefault("GQAKIT_CACHE", os.path.join(tempfile.gettempdir(), "gqakit-tests-cache"))
 torch.set_num_threads(1)  # the tensors are tiny: threads only wait for each other
 
 

@@ -56,11 +56,11 @@ register_lazily()
 
 __all__ = [
     "__version__",
-    "errors",
     "calibrate",
     "convert",
     "correlate",
     "demo",
+    "errors",
     "evaluate",
     "export",
     "families",

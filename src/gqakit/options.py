@@ -1,6 +1,6 @@
-"""Options of commands, declared once: each field of a frozen dataclass is a keyword in Python and a flag on the command line.
+"""Options of commands, declared once: a field of a dataclass is a keyword in Python and a flag on the command line.
 
-    @dataclass(frozen=True, kw_only=True)
+    @dataclass(frozen=True)
     class ShrinkOptions(Options):
         tokens: int = option(12288, "Most tokens to read.", panel="Data", at_least=1)
 
@@ -9,7 +9,8 @@
 
     shrink("model", "out", tokens=4096)          # or options=ShrinkOptions(tokens=4096)
 
-Classes are combined by inheritance. This file imports nothing heavy, as the command line reads all options before anything runs.
+Classes are combined by inheritance. Files that declare options import nothing heavy, as the command line reads them all
+before anything runs.
 """
 
 from __future__ import annotations

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gqakit.calibration.calibrate import calibrate_source
 from gqakit.calibration.options import CalibrateOptions
 from gqakit.calibration.store import MomentsFile
-from gqakit.checkpoint import Checkpoint, WriteResult, check_output, write_bytes
+from gqakit.checkpoint import (
+    Checkpoint,
+    WriteResult,
+    check_output,
+    claimed_directory,
+    output_lock,
+    write_bytes,
+)
 from gqakit.checkpoint.atomic import output_errors
 from gqakit.conversion.convert import check_rules, check_statistics, convert_checkpoint, job_of
 from gqakit.conversion.files import CARD_FILE
@@ -92,8 +99,9 @@ def convert(
     job = Conversion.check(model, Path(out), options, progress)
     statistics = job.calibrated()
     plan = job.planned(statistics)
-    written, repairs = job.written(plan, statistics)
-    rows = job.measured(plan, bool(repairs))
+    with output_lock(job.out) if not options.dry_run else nullcontext():
+        written, repairs = job.written(plan, statistics)
+        rows = job.measured(plan, bool(repairs))
     return ConvertResult(
         plan=plan,
         out=job.out,
@@ -178,7 +186,7 @@ class Conversion:
 
     def _check_plan(self, plan: Plan) -> None:
         """A plan that is given must be for this model, for the engine that is asked for, and known to this gqakit."""
-        plan.check_source(self.source.fingerprint, self.source.name)
+        plan.check_source(self.source.fingerprint_like(plan.source.fingerprint), self.source.name)
         if self.options.engine is not None:
             plan.check_engine(self.options.engine)
         check_rules(plan)
@@ -206,7 +214,12 @@ class Conversion:
             return MomentsFile.open(options.statistics)
         if self.statistics_file.is_file():
             found = MomentsFile.open(self.statistics_file)
-            if found.matches(self.source.fingerprint, self.content.sha256, options.tokens, options.window):
+            if found.matches(
+                self.source.fingerprint_like(found.header.fingerprint),
+                self.content.sha256,
+                options.tokens,
+                options.window,
+            ):
                 return found
         with output_errors(self.statistics_file.parent):
             self.statistics_file.parent.mkdir(parents=True, exist_ok=True)
@@ -242,35 +255,33 @@ class Conversion:
         options, source = self.options, self.source
         if options.dry_run:
             return None, []
-        target = self.out.with_name(self.out.name + ".unrepaired") if options.repair else self.out
-        card = model_card(plan, source.path)
-        with self.progress("convert", source.checkpoint.nbytes, "bytes") as advance:
-            written = convert_checkpoint(
-                source,
-                plan,
-                statistics,
-                target,
-                card,
-                overwrite=options.overwrite or options.repair,
-                progress=advance,
-            )
         if not options.repair or not isinstance(self.content, Text):
-            return written, []
-        repairs, _ = repair_opened(
-            source.checkpoint,
-            source.spec,
-            Checkpoint.open(str(target)),
-            plan,
-            self.out,
-            self.content,
-            repair_windows(source.checkpoint, source.spec, self.content, self.repair_options),
-            self.repair_options,
-            device=options.device,
-            overwrite=options.overwrite,
-            progress=self.progress,
-        )
-        shutil.rmtree(target)
+            return self._convert(plan, statistics, self.out), []
+        # What the writer puts into a claimed directory it adds to the list of what may be removed from it.
+        with claimed_directory(self.out, ".unrepaired", ()) as target:
+            written = self._convert(plan, statistics, target)
+            repairs, _ = repair_opened(
+                source.checkpoint,
+                source.spec,
+                Checkpoint.open(str(target)),
+                plan,
+                self.out,
+                self.content,
+                repair_windows(source.checkpoint, source.spec, self.content, self.repair_options),
+                self.repair_options,
+                device=options.device,
+                overwrite=options.overwrite,
+                progress=self.progress,
+            )
         return written, repairs
+
+    def _convert(self, plan: Plan, statistics: MomentsFile | None, target: Path) -> WriteResult:
+        overwrite = self.options.overwrite or self.options.repair
+        card = model_card(plan, self.source.path)
+        with self.progress("convert", self.source.checkpoint.nbytes, "bytes") as advance:
+            return convert_checkpoint(
+                self.source, plan, statistics, target, card, overwrite=overwrite, progress=advance
+            )
 
     def measured(self, plan: Plan, repaired: bool) -> list[EvaluationRow]:
         """The loss, measured and stated in the model card."""

@@ -42,7 +42,7 @@ def silent(description: str, total: int, unit: str) -> Iterator[Advance]:
 
 @contextmanager
 def bar(description: str, total: int, unit: str) -> Iterator[Advance]:
-    """Draws a bar with amount, time and, of tokens, speed. It ends at 100 %, also where less had to be done than expected."""
+    """Draws a bar with amount, time and, of tokens, speed. It ends at 100 %."""
     from rich import progress as rich
     from rich.console import Console
 

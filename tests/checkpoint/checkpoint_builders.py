@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from gqakit.checkpoint import Checkpoint, Replacement
+from gqakit.checkpoint import Checkpoint, Replacement, WriteJob
 
 CONFIG = {"model_type": "llama", "hidden_size": 8, "torch_dtype": "float32", "_name_or_path": "here"}
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
@@ -69,5 +69,7 @@ def files(path: Path) -> dict[str, bytes]:
 
 
 def arguments(source: Checkpoint, **changes) -> dict:
-    """The arguments of `write_checkpoint` for a plain copy, with changes."""
-    return {"replaced": {}, "config": source.config, "extra_files": {}, "job": {"kv_ratio": 0.5}, **changes}
+    """The arguments of `write_checkpoint` for a plain copy, with changes of them or of the job."""
+    asked = {"replaced": {}, "config": source.config, "decides": {"kv_ratio": 0.5}, **changes}
+    how = {name: asked.pop(name) for name in ("overwrite", "progress") if name in asked}
+    return {"job": WriteJob(**asked), **how}

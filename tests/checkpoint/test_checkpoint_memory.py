@@ -11,7 +11,7 @@ MIB = 2**20
 SCRIPT = """
 import sys
 from pathlib import Path
-from gqakit.checkpoint import Checkpoint, Replacement, write_checkpoint
+from gqakit.checkpoint import Checkpoint, Replacement, WriteJob, write_checkpoint
 def peak_kib():
     # Not ru_maxrss, which a child inherits from the process that started it.
     status = Path("/proc/self/status").read_text()
@@ -22,7 +22,7 @@ if sys.argv[3] == "rewritten":
     import torch
     replaced["t0"] = Replacement((1024, 1024), "F32", lambda: torch.ones(1024, 1024).t())
 before = peak_kib()
-write_checkpoint(source, Path(sys.argv[2]), replaced=replaced, config=source.config, extra_files={}, job={})
+write_checkpoint(source, Path(sys.argv[2]), WriteJob(replaced, source.config, {}))
 if sys.argv[3] == "rewritten":
     source.load("t1")
 print(peak_kib() - before)

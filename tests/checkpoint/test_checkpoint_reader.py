@@ -1,7 +1,5 @@
 """Opening and reading a checkpoint, and its fingerprint."""
 
-import json
-
 import pytest
 import torch
 from checkpoint_builders import CONFIG, SHARDS, sharded, single, tensors, write_config
@@ -87,34 +85,3 @@ def test_single_file_wins_over_an_index(tmp_path):
     opened = Checkpoint.open(tmp_path)
     assert opened.index is None
     assert torch.equal(opened.load("model.embed.weight"), tensors(1)["model.embed.weight"])
-
-
-def test_fingerprint_ignores_sharding_and_volatile_keys(tmp_path):
-    first = Checkpoint.open(single(tmp_path / "a")).fingerprint()
-    moved = {**dict(reversed(CONFIG.items())), "_name_or_path": "there", "transformers_version": "9"}
-    assert first.startswith("sha256:")
-    assert len(first) == 71
-    assert Checkpoint.open(single(tmp_path / "b", config=moved)).fingerprint() == first
-    assert Checkpoint.open(sharded(tmp_path / "c")).fingerprint() == first
-
-
-def test_fingerprint_tells_models_apart(tmp_path):
-    first = Checkpoint.open(single(tmp_path / "a")).fingerprint()
-    other_config = single(tmp_path / "b", config={**CONFIG, "torch_dtype": "bfloat16"})
-    assert Checkpoint.open(other_config).fingerprint() != first
-    assert Checkpoint.open(single(tmp_path / "c", seed=1)).fingerprint() != first
-
-
-def test_fingerprint_sees_one_changed_value(tmp_path):
-    first = Checkpoint.open(single(tmp_path)).fingerprint()
-    changed = tensors()
-    changed["model.layers.1.scale"] += 1
-    save_file(changed, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    assert Checkpoint.open(tmp_path).fingerprint() != first
-
-
-def test_config_values_that_only_python_reads(tmp_path):
-    """Mamba configs hold Infinity, which json.loads takes and transformers writes."""
-    (single(tmp_path) / "config.json").write_text('{"time_step_limit": [0.0, Infinity]}')
-    assert json.dumps(Checkpoint.open(tmp_path).config) == '{"time_step_limit": [0.0, Infinity]}'
-    Checkpoint.open(tmp_path).fingerprint()

@@ -86,6 +86,28 @@ def test_unfinished_output(tmp_path):
     refused(tmp_path, "unfinished gqakit output")
 
 
+POINTER = (
+    "version https://git-lfs.github.com/spec/v1\n"
+    "oid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 1234567\n"
+)
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "model.safetensors.index.json", SHARDS[1], "tokenizer.json", "merges.txt"]
+)
+def test_git_lfs_pointer(tmp_path, name):
+    (sharded(tmp_path) / name).write_text(POINTER)
+    message = refused(tmp_path, rf"{name}: is a Git LFS pointer of \d+ bytes, not the file of 1234567 bytes")
+    assert "git lfs pull" in message
+    assert "\n" not in message
+
+
+def test_git_lfs_pointer_that_nobody_reads(tmp_path):
+    (sharded(tmp_path) / "picture.png").write_text(POINTER)
+    (tmp_path / "onnx.safetensors").write_text(POINTER)
+    assert Checkpoint.open(tmp_path).tensors
+
+
 def test_missing_shard(tmp_path):
     (sharded(tmp_path) / SHARDS[1]).unlink()
     refused(tmp_path, f"1 of 2 shards .* missing: {SHARDS[1]}")

@@ -1,12 +1,14 @@
 """Interruptions: what is left is visibly unfinished, and the same run continues to the same bytes."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from checkpoint_builders import SHARDS, arguments, files, sharded
 
 from gqakit.checkpoint import MANIFEST_NAME, Checkpoint, Replacement, write_checkpoint
+from gqakit.checkpoint.atomic import PARTIAL
 from gqakit.errors import CheckpointError, OutputError
 
 
@@ -87,9 +89,10 @@ def test_a_damaged_shard_is_redone(interrupted, whole, damage):
     assert files(interrupted.out) == whole
 
 
-def test_leftovers_of_a_killed_run_go(interrupted, whole):
+@pytest.mark.parametrize("suffix", [PARTIAL, ".partial"])  # the second is that of gqakit 0.1
+def test_leftovers_of_a_killed_run_go(interrupted, whole, suffix):
     for name in (SHARDS[1], MANIFEST_NAME, "config.json"):
-        (interrupted.out / f"{name}.partial").write_bytes(b"half")
+        (interrupted.out / f"{name}{suffix}").write_bytes(b"half")
     interrupted()
     assert files(interrupted.out) == whole
 
@@ -97,8 +100,12 @@ def test_leftovers_of_a_killed_run_go(interrupted, whole):
 def test_stopped_between_config_and_manifest(source, tmp_path, whole, monkeypatch):
     run = Run(source, tmp_path / "out")
 
-    def stop(_path):
-        raise KeyboardInterrupt
+    unlink = Path.unlink
+
+    def stop(path, **how):
+        if path.name == MANIFEST_NAME:
+            raise KeyboardInterrupt
+        unlink(path, **how)
 
     with monkeypatch.context() as patch:
         patch.setattr("pathlib.Path.unlink", stop)
@@ -115,7 +122,7 @@ def test_stopped_between_config_and_manifest(source, tmp_path, whole, monkeypatc
 def test_another_job_is_refused(interrupted):
     before = files(interrupted.out)
     with pytest.raises(OutputError, match=r"another run \(kv_ratio was 0.5, is now 0.25\).*--overwrite"):
-        interrupted(job={"kv_ratio": 0.25})
+        interrupted(decides={"kv_ratio": 0.25})
     assert files(interrupted.out) == before
 
 
@@ -126,7 +133,7 @@ def test_another_source_is_refused(interrupted, tmp_path):
 
 
 def test_another_job_with_overwrite_starts_again(interrupted, whole):
-    result = interrupted(job={"kv_ratio": 0.25}, overwrite=True)
+    result = interrupted(decides={"kv_ratio": 0.25}, overwrite=True)
     assert result.written == SHARDS
     assert files(interrupted.out) == whole
 
@@ -151,7 +158,7 @@ def test_error_of_the_producer_passes_through(source, tmp_path, whole):
     with pytest.raises(RuntimeError, match="of the producer"):
         run(replaced=broken)
     assert not (run.out / "config.json").exists()
-    assert not list(run.out.glob("*.partial"))
+    assert not list(run.out.glob("*partial"))
 
 
 def test_full_disk_is_an_output_error(source, tmp_path, monkeypatch):
@@ -168,6 +175,6 @@ def test_same_job_spelled_differently(interrupted, whole):
     """A tuple and a list are the same JSON."""
     interrupted.out = interrupted.out.parent / "tuple"
     with pytest.raises(KeyboardInterrupt):
-        interrupted(interrupt_at="model.layers.1.scale", job={"layers": (0, 1), "a": 1})
-    assert interrupted(job={"a": 1, "layers": [0, 1]}).kept == SHARDS[:1]
+        interrupted(interrupt_at="model.layers.1.scale", decides={"layers": (0, 1), "a": 1})
+    assert interrupted(decides={"a": 1, "layers": [0, 1]}).kept == SHARDS[:1]
     assert torch.equal(Checkpoint.open(interrupted.out).load("model.layers.1.scale"), torch.tensor(4.0))

@@ -5,7 +5,7 @@ import json
 import pytest
 from checkpoint_builders import CONFIG, files, single, write_config
 
-from gqakit.checkpoint import copy_side_files
+from gqakit.checkpoint import copy_side_files, side_files
 from gqakit.errors import CheckpointError
 
 COPIED = [
@@ -34,13 +34,19 @@ def fill(path, names):
         (path / name).write_text("{}")
 
 
+def copied(source, out):
+    names = side_files(source)
+    copy_side_files(source, out, names)
+    return names
+
+
 def test_what_is_copied(tmp_path):
     source, out = single(tmp_path / "in"), tmp_path / "out"
     out.mkdir()
     fill(source, COPIED + LEFT)
     data = bytes(range(256)) * 3
     (source / "tokenizer.model").write_bytes(data)
-    assert copy_side_files(source, out) == tuple(sorted(COPIED))
+    assert copied(source, out) == tuple(sorted(COPIED))
     assert sorted(files(out)) == sorted(COPIED)
     assert (out / "tokenizer.model").read_bytes() == data
 
@@ -51,9 +57,9 @@ def test_custom_code_goes_with_an_auto_map(tmp_path, where):
     write_config(source)
     out.mkdir()
     fill(source, ["modeling_x.py", "helper.py", ".secret.py"])
-    assert copy_side_files(source, out) == ()
+    assert copied(source, out) == ()
     (source / where).write_text(json.dumps({**CONFIG, "auto_map": {"AutoModel": "modeling_x.X"}}))
-    assert {"modeling_x.py", "helper.py"} < {*copy_side_files(source, out), "config.json"}
+    assert {"modeling_x.py", "helper.py"} < {*copied(source, out), "config.json"}
     assert not (out / ".secret.py").exists()
 
 
@@ -64,7 +70,7 @@ def test_hub_snapshots_are_links(tmp_path):
     (tmp_path / "blob").write_text("content")
     (source / "merges.txt").symlink_to(tmp_path / "blob")
     (source / "vocab.json").symlink_to(tmp_path / "gone")
-    assert copy_side_files(source, out) == ("merges.txt",)
+    assert copied(source, out) == ("merges.txt",)
     assert not (out / "merges.txt").is_symlink()
     assert (out / "merges.txt").read_text() == "content"
 
@@ -73,4 +79,4 @@ def test_unreadable_tokenizer_config(tmp_path):
     write_config(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"tokenizer_config\.json: not valid JSON"):
-        copy_side_files(tmp_path, tmp_path)
+        copied(tmp_path, tmp_path)

@@ -174,7 +174,8 @@ def test_config_and_extra_files(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["../x", "/x", "", ".", "a\\b", "config.json", "model.safetensors", "./config.json", "x.partial"]
+    "name",
+    ["../x", "/x", "", ".", "a\\b", "config.json", "model.safetensors", "./config.json", "x.gqakit-partial"],
 )
 def test_extra_file_names_that_are_refused(tmp_path, name):
     source = Checkpoint.open(single(tmp_path / "in"))
@@ -187,7 +188,7 @@ def test_values_that_are_not_json(tmp_path):
     with pytest.raises(OutputError, match="config is not JSON"):
         run(source, tmp_path / "out", config={"dtype": torch.float32})
     with pytest.raises(OutputError, match="job record is not JSON"):
-        run(source, tmp_path / "out", job={"dtype": torch.float32})
+        run(source, tmp_path / "out", decides={"dtype": torch.float32})
 
 
 def test_total_parameters_are_counted_again(tmp_path):

@@ -88,7 +88,7 @@ def grouped(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
             folder = tmp_path_factory.mktemp("grouped")
             kwargs = {"num_attention_heads": 9, "kv_heads": 9, **WIDTHS.get(family, {}), **options}
             source = build(folder / "source", family, **kwargs)
-            convert(str(source), folder / "grouped", plan=plan_of(source, LAYOUTS[layout]), measure=False)
+            convert(str(source), folder / "grouped", plan=plan_of(source, LAYOUTS[layout]), evaluate=False)
             made[key] = folder / "grouped"
         return made[key]
 

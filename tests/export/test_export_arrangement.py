@@ -7,13 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gqakit.models.head_layout import Arrangement, equalise_model, groups_of, pad_layer, pad_model
-from gqakit.models.remote_code.heads_gqakit import LayerHeads
+from gqakit.models.remote_code.heads import HeadMaps
 
 HEADS = 8
 labels = st.lists(st.integers(0, 4), min_size=HEADS, max_size=HEADS).map(
     lambda raw: tuple(sorted(set(raw)).index(label) for label in raw)
 )
-layers = st.lists(st.builds(LayerHeads, labels, labels), min_size=1, max_size=4)
+layers = st.lists(st.builds(HeadMaps, labels, labels), min_size=1, max_size=4)
 
 
 def reads(arrangement: Arrangement) -> dict[int, tuple[int, int]]:
@@ -28,12 +28,12 @@ def reads(arrangement: Arrangement) -> dict[int, tuple[int, int]]:
     return found
 
 
-def check(heads: LayerHeads, arrangement: Arrangement) -> None:
+def check(heads: HeadMaps, arrangement: Arrangement) -> None:
     assert reads(arrangement) == dict(enumerate(zip(*heads, strict=True)))
 
 
 @given(layers)
-def test_a_padded_layer_has_the_heads_of_the_refinement(model: list[LayerHeads]) -> None:
+def test_a_padded_layer_has_the_heads_of_the_refinement(model: list[HeadMaps]) -> None:
     for heads in model:
         made = pad_layer(heads)
         check(heads, made)
@@ -41,7 +41,7 @@ def test_a_padded_layer_has_the_heads_of_the_refinement(model: list[LayerHeads])
 
 
 @given(layers)
-def test_a_padded_model_is_alike_in_all_layers_with_the_fewest_heads(model: list[LayerHeads]) -> None:
+def test_a_padded_model_is_alike_in_all_layers_with_the_fewest_heads(model: list[HeadMaps]) -> None:
     made = pad_model(model)
     for heads, arrangement in zip(model, made, strict=True):
         check(heads, arrangement)
@@ -50,7 +50,7 @@ def test_a_padded_model_is_alike_in_all_layers_with_the_fewest_heads(model: list
 
 
 @given(layers)
-def test_an_equalised_model_has_no_padding(model: list[LayerHeads]) -> None:
+def test_an_equalised_model_has_no_padding(model: list[HeadMaps]) -> None:
     made = equalise_model(model)
     for heads, arrangement in zip(model, made, strict=True):
         check(heads, arrangement)
@@ -62,12 +62,12 @@ def test_an_equalised_model_has_no_padding(model: list[LayerHeads]) -> None:
 
 @pytest.mark.parametrize("labels", [(0, 0, 0, 0, 1, 1, 1, 1), (0, 1, 2, 3, 4, 5, 6, 7)])
 def test_equal_contiguous_groups_stay(labels: tuple[int, ...]) -> None:
-    heads = LayerHeads(labels, labels)
+    heads = HeadMaps(labels, labels)
     assert pad_layer(heads).is_identity
     assert pad_model([heads, heads])[1].is_identity
     assert equalise_model([heads])[0].is_identity
 
 
 def test_a_place_that_is_not_live_repeats_a_head_of_its_group() -> None:
-    heads = LayerHeads((0, 1, 0, 0), (0, 1, 0, 0))
+    heads = HeadMaps((0, 1, 0, 0), (0, 1, 0, 0))
     assert pad_layer(heads) == Arrangement((0, 2, 3, 1, 1, 1), (True,) * 4 + (False,) * 2, (0, 1), (0, 1))

@@ -9,9 +9,9 @@ import torch
 from runtime_models import CONTIGUOUS, IDENTITY, ONE, UNEQUAL
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from gqakit.models.remote_code import attention_gqakit
-from gqakit.models.remote_code.attention_gqakit import GroupedHeads, grouped_attention_forward, rows_on_cpu
-from gqakit.models.remote_code.heads_gqakit import LayerHeads
+from gqakit.models.remote_code import attention
+from gqakit.models.remote_code.attention import GroupedHeads, grouped_attention_forward, rows_on_cpu
+from gqakit.models.remote_code.heads import HeadMaps
 
 BATCH, HEADS, DIM, VALUE_DIM = 2, 8, 8, 6
 LENGTHS = 1, 3, 40  # a decoded token, some, more than are packed
@@ -27,7 +27,7 @@ LAYOUTS = {"padded": 1 << 62, "ragged": 0, "compiled": 0}
 
 
 def module(maps, is_causal=True):
-    return SimpleNamespace(grouped_heads=GroupedHeads(LayerHeads(*map(tuple, maps))), is_causal=is_causal)
+    return SimpleNamespace(grouped_heads=GroupedHeads(HeadMaps(*map(tuple, maps))), is_causal=is_causal)
 
 
 def states(maps, length, positions, dtype=torch.float32):
@@ -68,11 +68,11 @@ def reference(maps, query, key, value, mask=None, bias=None, causal=False, scali
 
 @pytest.fixture(params=LAYOUTS)
 def layout(request, monkeypatch):
-    monkeypatch.setattr(attention_gqakit, "MANY_CACHED", LAYOUTS[request.param])
+    monkeypatch.setattr(attention, "MANY_CACHED", LAYOUTS[request.param])
     if request.param == "compiled":
         monkeypatch.setattr(sys.modules[__name__], "VALUE_DIM", 24)  # the kernels take multiples of 8
     else:
-        monkeypatch.setattr(attention_gqakit, "compiled_kernels", lambda: None)
+        monkeypatch.setattr(attention, "compiled_kernels", lambda: None)
     return request.param
 
 
@@ -130,7 +130,7 @@ def test_causal(maps, length, extra):
 
 
 def test_capped_scores_in_blocks_of_queries(monkeypatch):
-    monkeypatch.setattr(attention_gqakit, "QUERY_BLOCK", 16)
+    monkeypatch.setattr(attention, "QUERY_BLOCK", 16)
     maps = MAPS["two maps"]
     inputs = states(maps, 40, 40)
     out, _ = grouped_attention_forward(module(maps), *inputs, None, softcap=0.7)
@@ -155,7 +155,7 @@ def test_cross_attention_sees_every_position(maps, length):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("maps", MAPS.values(), ids=MAPS)
 def test_half_precision_decode(maps, dtype, softcap, monkeypatch):
-    monkeypatch.setattr(attention_gqakit, "WIDENED_POSITIONS", 16)
+    monkeypatch.setattr(attention, "WIDENED_POSITIONS", 16)
     inputs = states(maps, 1, 50, dtype)
     mask = mask_of("heads", 1, 50)
     out, _ = grouped_attention_forward(module(maps), *inputs, mask, softcap=softcap)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from runtime_models import DIFFERING, FAMILIES, MAPS, SAME, pair, tokens
 
-from gqakit.models.remote_code import attention_gqakit
+from gqakit.models.remote_code import attention
 
 PADDED = torch.tensor([[0] * 4 + [1] * 7, [1] * 11])
 MODES = {
@@ -90,9 +90,9 @@ def test_long_caches_generate_the_same(maps, dtype, compiled, monkeypatch):
     options = {"attention_mask": PADDED, "do_sample": False, "output_logits": True}
     logits = []
     if not compiled:
-        monkeypatch.setattr(attention_gqakit, "compiled_kernels", lambda: None)
+        monkeypatch.setattr(attention, "compiled_kernels", lambda: None)
     for limit in (1 << 62, 0):
-        monkeypatch.setattr(attention_gqakit, "MANY_CACHED", limit)
+        monkeypatch.setattr(attention, "MANY_CACHED", limit)
         out = generate(model, tokens() * PADDED, return_dict_in_generate=True, **options)
         logits.append(out.logits[1].float())  # the first decoded token, the same input for both
     tolerance = 1e-4 if dtype == torch.float32 else 0.1 * logits[0].abs().max().item()

@@ -8,10 +8,11 @@ import threading
 import pytest
 import torch
 
-from gqakit.models.remote_code import attention_gqakit, kernels_gqakit
-from gqakit.models.remote_code.attention_gqakit import GroupedHeads
-from gqakit.models.remote_code.heads_gqakit import LayerHeads
-from gqakit.models.remote_code.kernels_gqakit import GroupRows, mixture, scores, usable
+from gqakit.models import decode_kernels
+from gqakit.models.decode_kernels import mixture, scores, usable
+from gqakit.models.remote_code import attention
+from gqakit.models.remote_code.attention import GroupedHeads
+from gqakit.models.remote_code.heads import HeadMaps
 
 
 def groups_of(sizes):
@@ -24,19 +25,18 @@ def groups_of(sizes):
 def check(labels, keys, values, length=1):
     torch.manual_seed(1)
     query = torch.randn(keys.shape[0], len(labels), length, keys.shape[-1])
-    rows = GroupRows(labels)
-    found = scores(query, keys, rows)
+    found = scores(query, keys, labels)
     expected = query.double() @ keys.double()[:, labels].mT
     torch.testing.assert_close(found.double(), expected, atol=1e-4, rtol=1e-5)
     weights = found.softmax(-1)
-    mixed = mixture(weights, values, rows)
+    mixed = mixture(weights, values, labels)
     torch.testing.assert_close(
         mixed.double(), weights.double() @ values.double()[:, labels], atol=1e-5, rtol=1e-5
     )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("positions", [1, 2, 7, 16, 33, 100])
+@pytest.mark.parametrize("positions", [8, 9, 16, 33, 100])
 @pytest.mark.parametrize("dim", [8, 24, 64, 128])
 def test_every_size_of_group(dim, positions, dtype):
     torch.manual_seed(dim + positions)
@@ -58,8 +58,8 @@ def test_caches_that_are_no_block_of_memory(dtype):
 
 @pytest.mark.parametrize("threads", [2, 3])
 def test_threads_share_the_cache(threads, monkeypatch):
-    monkeypatch.setattr(kernels_gqakit, "SHARED", 0)
-    monkeypatch.setattr(kernels_gqakit, "PIECE", 40)
+    monkeypatch.setattr(decode_kernels, "SHARED", 0)
+    monkeypatch.setattr(decode_kernels, "PIECE", 40)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     torch.manual_seed(0)
     check(groups_of((3, 1, 4)), torch.randn(2, 3, 130, 32), torch.randn(2, 3, 130, 16), length=2)
@@ -68,11 +68,11 @@ def test_threads_share_the_cache(threads, monkeypatch):
 def test_callers_in_several_threads_do_not_meet():
     torch.manual_seed(0)
     labels, keys = groups_of((4, 2)), torch.randn(1, 2, 4096, 64)
-    query, rows = torch.randn(1, 6, 1, 64), GroupRows(labels)
-    alone, found = scores(query, keys, rows), {}
+    query = torch.randn(1, 6, 1, 64)
+    alone, found = scores(query, keys, labels), {}
 
     def call(name):
-        found[name] = scores(query, keys, rows)
+        found[name] = scores(query, keys, labels)
 
     callers = [threading.Thread(target=call, args=(name,)) for name in range(4)]
     for caller in callers:
@@ -84,19 +84,24 @@ def test_callers_in_several_threads_do_not_meet():
 
 
 def test_what_the_kernels_take():
-    states = torch.randn(1, 2, 5, 8)
-    assert usable(states, states)
+    states = torch.randn(1, 2, 9, 8)
+    assert usable(states[:, :, :1], states, states)
     with torch.no_grad():
-        assert usable(states.clone().requires_grad_())
-    assert not usable(states, states.clone().requires_grad_())
-    assert not usable(states.double())
-    assert not usable(states[..., :4])
-    assert not usable(states.mT)
-    assert not usable(states.to("meta"))
+        assert usable(states, states.clone().requires_grad_(), states)
+    wrong = {
+        "differentiated": states.clone().requires_grad_(),
+        "double": states.double(),
+        "narrow": states[..., :4],
+        "turned": states.mT,
+        "elsewhere": states.to("meta"),
+        "short": states[:, :, :7],
+    }
+    for name, other in wrong.items():
+        assert not usable(states, other, states), name
 
 
 def test_few_new_positions_over_a_long_cache_take_them(monkeypatch):
-    heads = GroupedHeads(LayerHeads((0, 1, 0), (0, 1, 0)))
+    heads = GroupedHeads(HeadMaps((0, 1, 0), (0, 1, 0)))
     called = []
     monkeypatch.setattr(heads, "_compiled", lambda *args: called.append(1))
     long, short = torch.randn(1, 2, 40_000, 8), torch.randn(1, 2, 100, 8)
@@ -109,28 +114,30 @@ def test_few_new_positions_over_a_long_cache_take_them(monkeypatch):
     assert called == [1]
 
 
-def test_without_numba_pytorch_does_it(monkeypatch):
+@pytest.mark.parametrize("missing", ["numba", "gqakit.models.decode_kernels"])
+def test_without_them_pytorch_does_it(missing, monkeypatch):
     real = builtins.__import__
 
     def refuse(name, *args, **kwargs):
-        if name.split(".")[0] in ("numba", "llvmlite"):
+        if name == missing or (missing == "numba" and name.startswith("numba.")):
             raise ImportError(name)
         return real(name, *args, **kwargs)
 
-    for name in ("kernels_gqakit", "loops_gqakit", "vectors_gqakit"):
-        monkeypatch.delitem(sys.modules, f"gqakit.runtime.{name}")
-        monkeypatch.delattr(f"gqakit.runtime.{name}")
+    monkeypatch.delitem(sys.modules, "gqakit.models.decode_kernels")
+    monkeypatch.delattr("gqakit.models.decode_kernels")
+    if missing != "numba":  # an older gqakit, or none
+        monkeypatch.setitem(sys.modules, missing, None)
     monkeypatch.setattr(builtins, "__import__", refuse)
-    attention_gqakit.compiled_kernels.cache_clear()
+    attention.compiled_kernels.cache_clear()
     try:
-        assert attention_gqakit.compiled_kernels() is None
-        heads = GroupedHeads(LayerHeads((0, 1, 0), (0, 1, 0)))
+        assert attention.compiled_kernels() is None
+        heads = GroupedHeads(HeadMaps((0, 1, 0), (0, 1, 0)))
         long = torch.randn(1, 2, 40_000, 8)
         assert heads.attend(torch.randn(1, 3, 1, 8), long, long, None, 0.0, 1.0, False).shape == (1, 3, 1, 8)
     finally:
-        attention_gqakit.compiled_kernels.cache_clear()
+        attention.compiled_kernels.cache_clear()
 
 
 def test_numba_is_not_loaded_before_it_is_needed():
-    code = "import sys, gqakit.runtime; assert 'numba' not in sys.modules"
+    code = "import sys, gqakit.models.remote_code.modeling; assert 'numba' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

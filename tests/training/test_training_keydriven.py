@@ -16,8 +16,8 @@ from gqakit.key_driven.attention import (
     key_norms,
     perturbation,
 )
-from gqakit.models.remote_code.attention_gqakit import GroupedHeads
-from gqakit.models.remote_code.heads_gqakit import LayerHeads
+from gqakit.models.remote_code.attention import GroupedHeads
+from gqakit.models.remote_code.heads import HeadMaps
 
 HEADS, GROUPS, LENGTH, DIM = 6, 3, 5, 4
 REST = (None, 0.0, DIM**-0.5, False)
@@ -36,7 +36,7 @@ def with_norms(*norms: float, batch: int = 2) -> Tensor:
 
 
 def plain(*labels: int) -> GroupedHeads:
-    return GroupedHeads(LayerHeads(labels, labels))
+    return GroupedHeads(HeadMaps(labels, labels))
 
 
 def dynamic(by_change: bool = False, window: int = 3, decay: float = 0.5) -> DynamicKeyDistributed:

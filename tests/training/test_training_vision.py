@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from tiny_models import all_tensors, hashes
 from transformers import AutoModelForImageClassification
 from uptrain_runs import Killed
 
-from gqakit.checkpoint import Checkpoint
+from gqakit.checkpoint import Checkpoint, output_lock
 from gqakit.data.labelled import read_labelled_images
 from gqakit.data.pixels import PixelTransform
 from gqakit.errors import OutputError
@@ -26,10 +27,9 @@ from gqakit.key_driven.options import VisionOptions
 from gqakit.key_driven.train import VisionResult, vision_train, work_directory
 from gqakit.models.inspection import inspect_checkpoint, open_model
 from gqakit.models.load import load
-from gqakit.models.remote_code.attention_gqakit import GroupedHeads
+from gqakit.models.remote_code.attention import GroupedHeads
 from gqakit.pipeline import convert
 from gqakit.planning.make import BudgetOptions, PlanOptions, plan
-from gqakit.recovery.distil.lock import locked
 
 SHORT: dict[str, Any] = {
     "batch_size": 8,
@@ -228,10 +228,12 @@ def test_another_run_is_not_continued(sources, images):
 
 
 def test_one_run_at_a_time(sources, images):
-    work = work_directory(Path("out"))
-    work.mkdir()
-    with locked(work), pytest.raises(OutputError, match="in use by another run"):
-        run(sources["dinov2"], images)
+    with (
+        ThreadPoolExecutor(1) as other,
+        output_lock(Path("out")),
+        pytest.raises(OutputError, match="in use by another run"),
+    ):
+        other.submit(run, sources["dinov2"], images).result()
 
 
 def test_seeds_decide(sources, images):

@@ -19,8 +19,8 @@ from gqakit.calibration.second_moment import SecondMoment
 from gqakit.core.statistics import LayerMoments
 from gqakit.data.samples import Batch, as_batches, positions_of
 from gqakit.errors import DataError
-from gqakit.models.remote_code.attention_gqakit import GroupedHeads, mask_with_bias
-from gqakit.models.remote_code.heads_gqakit import LayerHeads
+from gqakit.models.remote_code.attention import GroupedHeads, mask_with_bias
+from gqakit.models.remote_code.heads import HeadMaps
 from gqakit.models.spec import ModelSpec
 
 _NAME = "gqakit_calibration"
@@ -236,7 +236,7 @@ def _attention(
     if softcap is not None:  # which no function of transformers' but its eager ones knows
         group = query.shape[1] // key.shape[1]
         reads = tuple(head // group for head in range(query.shape[1]))
-        heads = GroupedHeads(LayerHeads(reads, reads))
+        heads = GroupedHeads(HeadMaps(reads, reads))
         out = heads.attend(query, key, value, attention_mask, dropout, scale, causal, softcap)
         return out.transpose(1, 2).contiguous(), None
     return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scale, causal, **kwargs)

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from gqakit.checkpoint.atomic import write_bytes
+from gqakit.checkpoint.atomic import regular, write_bytes
 from gqakit.core.statistics import LayerMoments
 from gqakit.errors import PlanError
 
@@ -56,7 +56,7 @@ class MomentsFile:
             PlanError: when the file is missing, corrupt or not a moments file.
         """
         try:
-            with safe_open(path, "pt") as file:
+            with safe_open(regular(path), "pt") as file:
                 metadata = file.metadata() or {}
         except (OSError, SafetensorError) as error:
             raise PlanError(f"cannot read moments {path}: {error}") from error

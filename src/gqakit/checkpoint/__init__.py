@@ -8,7 +8,8 @@ from .manifest import MANIFEST_NAME
 from .output import check_output
 from .reader import Checkpoint
 from .sidefiles import copy_side_files, side_files
-from .writer import WriteResult, write_checkpoint
+from .workspace import claimed_directory, output_lock
+from .writer import WriteJob, WriteResult, write_checkpoint
 
 __all__ = [
     "MANIFEST_NAME",
@@ -16,12 +17,15 @@ __all__ = [
     "Replacement",
     "Shard",
     "TensorInfo",
+    "WriteJob",
     "WriteResult",
     "atomic_file",
     "check_output",
+    "claimed_directory",
     "copy_side_files",
     "dtype_code",
     "output_bytes",
+    "output_lock",
     "side_files",
     "torch_dtype",
     "write_bytes",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from typing import BinaryIO
 
 from gqakit.errors import OutputError
 
-PARTIAL = ".partial"
+PARTIAL = ".gqakit-partial"  # a name that nobody else uses: what lies under it may be replaced
 
 
 @contextmanager
@@ -25,11 +26,18 @@ def output_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
+def regular(path: Path) -> Path:
+    """The path itself. Raises OSError if it is a device, a pipe or a socket: reading one may never end."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    return path
+
+
 @contextmanager
 def atomic_file(path: Path | str) -> Iterator[BinaryIO]:
     """A binary file open for writing that appears under `path` only if the block ends without an error.
 
-    The bytes go to `<path>.partial` in the same directory, which must exist; on any error, KeyboardInterrupt
+    The bytes go to `<path>.gqakit-partial` in the same directory, which must exist; on any error, KeyboardInterrupt
     included, it is removed and a previous `path` stays as it was. Raises OutputError if the operating system
     refuses to open, flush or rename; errors of the block itself pass through.
     """

@@ -9,6 +9,7 @@ from gqakit.errors import CheckpointError
 
 from .index import INDEX_NAME, SINGLE_NAME, listed
 from .manifest import MANIFEST_NAME
+from .sidefiles import check_side_files
 
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _NO_WEIGHTS = ("training_args.bin", "optimizer.*", "scheduler.*", "scaler.*", "rng_state*")
@@ -42,6 +43,7 @@ def weight_index(directory: Path) -> Path | None:
             f"{directory}: is an unfinished gqakit output ({MANIFEST_NAME} is still there). "
             "Run the same conversion again; it continues where it stopped."
         )
+    check_side_files(directory, names)
     if SINGLE_NAME not in names and INDEX_NAME not in names:
         raise _without_weights(directory, names)
     if "config.json" not in names:

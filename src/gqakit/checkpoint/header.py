@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from gqakit.errors import CheckpointError
 
 from . import dtypes
-from .jsonio import parse_object
+from .atomic import regular
+from .jsonio import POINTER_BYTES, check_no_pointer, parse_object
 
 if TYPE_CHECKING:
     import torch
@@ -66,9 +67,12 @@ def read_shard(path: Path) -> Shard:
     names an unknown dtype, or places tensors with gaps, overlaps or sizes that disagree with their shapes.
     """
     try:
-        with path.open("rb") as file:
+        with regular(path).open("rb") as file:
             size = path.stat().st_size
-            length = _header_length(file.read(_PREFIX), size, path)
+            begin = file.read(POINTER_BYTES)
+            check_no_pointer(begin, path)
+            length = _header_length(begin[:_PREFIX], size, path)
+            file.seek(_PREFIX)
             raw = file.read(length)
     except OSError as error:
         raise CheckpointError(

@@ -8,15 +8,35 @@ from typing import Any
 
 from gqakit.errors import CheckpointError
 
+from .atomic import regular
+
+POINTER_BYTES = 1024  # the format of Git LFS pointers allows no more
+_POINTER = b"version https://git-lfs.github.com/spec/"
+
+
+def check_no_pointer(data: bytes, path: Path) -> None:
+    """Raises CheckpointError if a file begins as what Git LFS leaves in place of a large file."""
+    if data.startswith(_POINTER):
+        size = next(
+            (line.split()[1] for line in data.decode(errors="replace").splitlines() if line[:5] == "size "),
+            "?",
+        )
+        raise CheckpointError(
+            f"{path}: is a Git LFS pointer of {len(data)} bytes, not the file of {size} bytes that it stands for. "
+            "Run `git lfs pull` where it was cloned, or download the file."
+        )
+
 
 def read_bytes(path: Path) -> bytes:
     """A whole small file. Raises CheckpointError if it cannot be read."""
     try:
-        return path.read_bytes()
+        data = regular(path).read_bytes()
     except OSError as error:
         raise CheckpointError(
             f"{path}: cannot be read ({error.strerror}). Check the path and its rights."
         ) from error
+    check_no_pointer(data, path)
+    return data
 
 
 def parse_object(data: bytes, where: str, *, distinct: bool = False) -> dict[str, Any]:

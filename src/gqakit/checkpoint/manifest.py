@@ -5,15 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from gqakit import __version__
 from gqakit.errors import OutputError
 
-from .atomic import output_errors, write_bytes
+from .atomic import output_errors, regular, write_bytes
 from .jsonio import canonical, pretty
 
 MANIFEST_NAME = ".gqakit-convert.json"
@@ -29,8 +29,23 @@ class FinishedFile(BaseModel):
     sha256: str
 
 
+def is_inside(name: str) -> bool:
+    """Whether a relative name, in POSIX spelling, stays in the directory that it is relative to."""
+    path = PurePosixPath(name)
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and "\\" not in name
+
+
+def _checked(name: str) -> str:
+    if not is_inside(name):
+        raise ValueError(f"{name!r} is no file in the output")
+    return name
+
+
 class Manifest(BaseModel):
-    """What a run does (`job`, `source` fingerprint), the fingerprint of both, the shards it finished."""
+    """What a run does (`job`, `source` fingerprint), the fingerprint of both, the shards it finished.
+
+    `files` are all that the run writes, by relative name; runs of gqakit 0.1 do not list them.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -40,6 +55,7 @@ class Manifest(BaseModel):
     source: str
     job: dict[str, Any]
     finished: dict[str, FinishedFile]
+    files: tuple[Annotated[str, AfterValidator(_checked)], ...] = ()
 
     def with_finished(self, name: str, file: FinishedFile) -> Manifest:
         """The same run with one more finished shard."""
@@ -56,7 +72,7 @@ class Manifest(BaseModel):
         return found if self.source == other.source else [*found, "the source model differs"]
 
 
-def new_manifest(job: Mapping[str, Any], source: str) -> Manifest:
+def new_manifest(job: Mapping[str, Any], source: str, files: tuple[str, ...] = ()) -> Manifest:
     """The manifest at the start of a run. Raises OutputError if `job` is not JSON."""
     try:
         # Through JSON and back, so that a tuple compares equal to the list that a file gives back.
@@ -73,6 +89,7 @@ def new_manifest(job: Mapping[str, Any], source: str) -> Manifest:
         source=source,
         job=plain,
         finished={},
+        files=files,
     )
 
 
@@ -81,7 +98,7 @@ def read_manifest(out: Path) -> Manifest | None:
     path = out / MANIFEST_NAME
     with output_errors(path):
         try:
-            data = path.read_bytes()
+            data = regular(path).read_bytes()
         except FileNotFoundError:
             return None
     try:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,11 @@ from .index import listed
 from .manifest import MANIFEST_NAME, Manifest, new_manifest, read_manifest
 from .reader import Checkpoint
 from .sidefiles import TEMPLATES_FOLDER, is_side_file
+from .workspace import MARKER, owned
 
 _REPLACEABLE = (
-    *("config.json", "README.md", "*.safetensors", "*.safetensors.index.json", "*.partial"),
+    *("config.json", "README.md", "*.safetensors", "*.safetensors.index.json", f"*{PARTIAL}"),
+    *("*.safetensors.partial", "config.json.partial", MANIFEST_NAME + ".partial"),  # of gqakit 0.1
     *("pytorch_model*.bin", "pytorch_model.bin.index.json"),
     *(
         "gqakit-*.json",
@@ -31,6 +34,9 @@ _REPLACEABLE = (
         "*processing_*.py",
     ),
 )
+
+# Traces of a run that was killed before it had written anything, and the mark of a work directory.
+_OWN = (MANIFEST_NAME + PARTIAL, MANIFEST_NAME + ".partial", MARKER, MARKER + PARTIAL)
 
 
 def check_output(
@@ -61,24 +67,38 @@ def check_output(
     if not out.is_dir():
         raise OutputError(f"{out}: is a file, expected a directory or a free name. Choose another output.")
     with output_errors(out):
-        names = sorted(entry.name for entry in out.iterdir() if entry.name != MANIFEST_NAME + PARTIAL)
+        names = sorted(entry.name for entry in out.iterdir() if entry.name not in _OWN)
     resumed = _unfinished(source, out, overwrite, job) if MANIFEST_NAME in names else None
     if resumed is None and names:
         _check_may_clear(out, names, overwrite)
-    _check_space(out, needed_bytes, sum(_own_bytes(path) for path in _checkpoint_files(out)))
+    _check_space(out, needed_bytes, sum((out / name).lstat().st_size for name in clearable(out)))
     return resumed
 
 
-def clear_output(out: Path, keep: Container[str]) -> None:
-    """Remove the files of a checkpoint from a directory, except the names in `keep`; other files stay.
+def clearable(out: Path) -> set[str]:
+    """What may be removed from an output: what only a checkpoint has, and what an unfinished run noted as its own."""
+    found = {path.name for path in out.iterdir() if _is_checkpoints(path.name)}
+    found |= {f"{TEMPLATES_FOLDER}/{path.name}" for path in (out / TEMPLATES_FOLDER).glob("*.jinja")}
+    found |= owned(out) - {MANIFEST_NAME}
+    with suppress(OutputError):
+        manifest = read_manifest(out)
+        found |= set() if manifest is None else {*manifest.files}
+    home = out.resolve()
+    # A folder behind a symlink belongs to someone else.
+    inside = {name for name in found if (out / name).parent.resolve().is_relative_to(home)}
+    return {name for name in inside if (out / name).is_symlink() or (out / name).is_file()}
 
-    Raises OutputError if the operating system refuses.
-    """
+
+def clear_output(out: Path, names: set[str]) -> None:
+    """Remove files of an output, as `clearable` names them. Raises OutputError if the operating system refuses."""
     # config.json goes first: from then on the directory is no complete checkpoint.
-    for path in sorted(_checkpoint_files(out), key=lambda path: path.name != "config.json"):
-        if path.name not in keep:
-            with output_errors(path):
-                path.unlink()
+    for name in sorted(names, key=lambda name: (name != "config.json", name)):
+        path = out / name
+        with output_errors(path):
+            path.unlink(missing_ok=True)
+        if path.parent != out:
+            with suppress(OSError):
+                path.parent.rmdir()
 
 
 def _check_apart(source: Path, out: Path) -> None:
@@ -111,7 +131,7 @@ def _unfinished(
         raise
     if found is None or job is None:
         return found
-    asked = new_manifest(job, source.fingerprint())
+    asked = new_manifest(job, source.fingerprint(found.source))
     if found.fingerprint == asked.fingerprint:
         return found
     if overwrite:
@@ -147,18 +167,9 @@ def _check_space(out: Path, needed: int, reclaimed: int) -> None:
         )
 
 
-def _checkpoint_files(out: Path) -> list[Path]:
-    """The files in a directory that only a checkpoint has; no others are ever removed."""
-    top = [path for path in out.iterdir() if path.is_symlink() or path.is_file()]
-    chosen = [p for p in top if is_side_file(p.name) or any(fnmatchcase(p.name, pat) for pat in _REPLACEABLE)]
-    folder = out / TEMPLATES_FOLDER
-    # A folder behind a symlink belongs to someone else.
-    inner = [] if folder.is_symlink() or not folder.is_dir() else list(folder.glob("*.jinja"))
-    return [*chosen, *(path for path in inner if path.is_symlink() or path.is_file())]
-
-
-def _own_bytes(path: Path) -> int:
-    return path.lstat().st_size
+def _is_checkpoints(name: str) -> bool:
+    """Whether only a checkpoint has files of this name; no others are ever removed."""
+    return is_side_file(name) or any(fnmatchcase(name, pattern) for pattern in _REPLACEABLE)
 
 
 def _gib(nbytes: int) -> str:

@@ -6,7 +6,6 @@ Plain file reads, never mmap: the pages of a mapping count as resident memory of
 from __future__ import annotations
 
 import difflib
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 from gqakit.errors import CheckpointError
 
 from .diagnose import weight_index
+from .fingerprint import OLD_PREFIX, fingerprint, old_fingerprint
 from .header import Shard, TensorInfo, read_shard
 from .index import SINGLE_NAME, Index, check_agreement, check_shards_exist, read_index
-from .jsonio import canonical, parse_object, read_bytes
+from .jsonio import parse_object, read_bytes
 from .locate import locate
 from .quantised import check_not_quantised
 
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     import torch
 
 CHUNK = 16 * 2**20
-_SAMPLE = 4096
-_VOLATILE = {"transformers_version", "_name_or_path"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,27 +127,18 @@ class Checkpoint:
                 f"{path}: cannot be read ({error.strerror}). Check the source's disk."
             ) from error
 
-    def fingerprint(self) -> str:
-        """`sha256:` and 64 hex digits that tell this model from any other, fine-tunes of it included.
+    def fingerprint(self, like: str = "") -> str:
+        """What tells this model from any other; every tensor's every byte counts. See `fingerprint.py`.
 
-        Over the config without its volatile keys, every tensor's name, dtype and shape, and the first 4 KiB
-        of every tensor: a few megabytes are read also at 70B. How it is sharded does not matter.
+        Args:
+            like: a fingerprint to compare with; if it is of the form that gqakit 0.1 wrote, so is the result.
         """
-        return self._fingerprint
+        return self._old_fingerprint if like.startswith(OLD_PREFIX) else self._fingerprint
 
     @cached_property
     def _fingerprint(self) -> str:
-        digest = hashlib.sha256(canonical(_stable(self.config)))
-        infos = sorted(self.tensors.values(), key=lambda info: info.name)
-        digest.update(canonical([[info.name, info.dtype, info.shape] for info in infos]))
-        for info in infos:
-            for block in self.read_range(info.shard, info.start, min(info.end, info.start + _SAMPLE)):
-                digest.update(block)
-        return f"sha256:{digest.hexdigest()}"
+        return fingerprint(self)
 
-
-def _stable(value: Any) -> Any:
-    """A config without the keys that change when the same model is saved again or moved."""
-    if isinstance(value, dict):
-        return {key: _stable(item) for key, item in value.items() if key not in _VOLATILE}
-    return value
+    @cached_property
+    def _old_fingerprint(self) -> str:
+        return old_fingerprint(self)

@@ -7,14 +7,15 @@ never the model card (README.md is about the source), never hidden files.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Iterable
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from gqakit.errors import CheckpointError
 
-from .atomic import atomic_file, output_errors
-from .jsonio import parse_object, read_bytes
+from .atomic import PARTIAL, atomic_file, output_errors
+from .jsonio import POINTER_BYTES, check_no_pointer, parse_object, read_bytes
 
 TEMPLATES_FOLDER = "additional_chat_templates"
 # Matched against the lower-case name.
@@ -32,7 +33,19 @@ _PATTERNS = (
     *("chat_template.*", "generation_config.json", "*processor_config.json", "feature_extractor_config.json"),
     *("license*", "licence*", "notice*", "use_policy*"),
 )
-_NEVER = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".partial")
+_NEVER = (
+    ".safetensors",
+    ".bin",
+    ".pt",
+    ".pth",
+    ".ckpt",
+    ".gguf",
+    ".h5",
+    ".msgpack",
+    ".onnx",
+    ".partial",
+    PARTIAL,
+)
 _MAY_REFER_TO_CODE = ("config.json", "tokenizer_config.json", "*processor_config.json")
 
 
@@ -59,27 +72,29 @@ def side_files(source_dir: Path) -> tuple[str, ...]:
     return tuple(sorted(chosen))
 
 
-def copy_side_files(
-    source_dir: Path, out_dir: Path, skip: Callable[[str], bool] = lambda name: False
-) -> tuple[str, ...]:
-    """Copy the side files of a checkpoint, but those to `skip`, into an existing directory.
+def check_side_files(source_dir: Path, names: Iterable[str]) -> None:
+    """Raises CheckpointError if a tokenizer's or another side file is a Git LFS pointer."""
+    for path in (source_dir / name for name in names if is_side_file(name)):
+        with suppress(OSError):  # who needs the file says what is wrong with it
+            if path.is_file() and path.stat().st_size < POINTER_BYTES:
+                check_no_pointer(path.read_bytes(), path)
 
-    Returns their relative names, sorted.
+
+def copy_side_files(source_dir: Path, out_dir: Path, names: Iterable[str]) -> None:
+    """Copy side files of a checkpoint, by their relative names, into an existing directory.
 
     Raises CheckpointError if one cannot be read, OutputError if one cannot be written.
     """
-    names = tuple(name for name in side_files(source_dir) if not skip(name))
     for name in names:
         target = out_dir / name
         with output_errors(target):
-            target.parent.mkdir(exist_ok=True)
+            target.parent.mkdir(parents=True, exist_ok=True)
         try:
             original = (source_dir / name).open("rb")
         except OSError as error:
             raise CheckpointError(f"{source_dir / name}: cannot be read ({error.strerror}).") from error
         with original, atomic_file(target) as copy, output_errors(target):
             shutil.copyfileobj(original, copy)
-    return names
 
 
 def _refers_to_code(source_dir: Path, names: list[str]) -> bool:

@@ -6,8 +6,9 @@ config.json last; then the manifest goes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from glob import escape
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -17,11 +18,12 @@ from .atomic import PARTIAL, output_errors, sync_directory, write_bytes
 from .index import INDEX_NAME, build_index
 from .jsonio import canonical, pretty
 from .layout import PlannedShard, Replacement, count_parameters, plan_shards
-from .manifest import MANIFEST_NAME, FinishedFile, Manifest, new_manifest, write_manifest
-from .output import check_output, clear_output
+from .manifest import MANIFEST_NAME, FinishedFile, Manifest, is_inside, new_manifest, write_manifest
+from .output import check_output, clear_output, clearable
 from .reader import Checkpoint
 from .sidefiles import copy_side_files, side_files
 from .streaming import is_finished, write_shard
+from .workspace import claim, claimed, output_lock
 
 
 @dataclass(frozen=True)
@@ -38,18 +40,34 @@ class WriteResult:
     nbytes: int
 
 
+@dataclass(frozen=True)
+class WriteJob:
+    """What is written besides what is copied.
+
+    Attributes:
+        replaced: tensor name -> Replacement; each is produced once, in file order, and freed when written.
+        config: the new config.json (the source's bytes are kept if it is unchanged).
+        decides: what determines the output besides the source, as JSON; a changed one is not continued.
+        extra_files: relative name -> content, written after the side files, replacing equal names.
+        checksum_file: name of a JSON file to write beside the shards, shard file -> sha256 (hex).
+        skip_files: which side files of the source, by name, the output is not to have.
+    """
+
+    replaced: Mapping[str, Replacement]
+    config: dict[str, Any]
+    decides: Mapping[str, Any]
+    extra_files: Mapping[str, bytes] = field(default_factory=dict)
+    checksum_file: str | None = None
+    skip_files: Callable[[str], bool] = lambda name: False
+
+
 def write_checkpoint(
     source: Checkpoint,
     out: Path,
+    job: WriteJob,
     *,
-    replaced: Mapping[str, Replacement],
-    config: dict[str, Any],
-    extra_files: Mapping[str, bytes],
-    job: Mapping[str, Any],
-    checksum_file: str | None = None,
-    skip_files: Callable[[str], bool] = lambda name: False,
     overwrite: bool = False,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], None] = lambda nbytes: None,
 ) -> WriteResult:
     """Write `source` with some tensors replaced or added to the directory `out`.
 
@@ -58,59 +76,70 @@ def write_checkpoint(
     rest, to the same final bytes.
 
     Args:
-        replaced: tensor name -> Replacement; each is produced once, in file order, and freed when written.
-        config: the new config.json (the source's bytes are kept if it is unchanged).
-        extra_files: relative name -> content, written after the side files, replacing equal names.
-        job: what determines the output besides the source, as JSON; a changed job is not continued.
-        checksum_file: name of a JSON file to write beside the shards, shard file -> sha256 (hex); None for none.
-        skip_files: which side files of the source, by name, the output is not to have.
+        source: where the tensors and side files come from. out: the directory, locked meanwhile.
+        job: see `WriteJob`.
         overwrite: replace the checkpoint in `out`.
         progress: called with the number of bytes just written; the sum is the size of all shards.
 
     Raises:
-        OutputError: `out` cannot be used (see `check_output`), the disk refuses, or the arguments contradict
-            the source.
+        OutputError: `out` cannot be used (see `check_output`) or is in use, the disk refuses, or the job
+            contradicts the source.
         CheckpointError: the source cannot be read.
 
     Errors of `produce` pass through. After an error, KeyboardInterrupt included, the same call continues.
     """
     out = Path(out)
-    progress = progress or (lambda nbytes: None)
-    shards = plan_shards(source, replaced)
-    config_bytes = _config_bytes(source, config)
-    _check_extra_files(extra_files, {shard.name for shard in shards})
-    fresh = new_manifest(job, source.fingerprint())
-    needed = sum(shard.size for shard in shards) + _small_bytes(source, extra_files)
-    manifest = check_output(source, out, overwrite, job=job, needed_bytes=needed)
+    shards = plan_shards(source, job.replaced)
+    config = _config_bytes(source, job.config)
+    _check_extra_files(job.extra_files, {shard.name for shard in shards})
+    copies = tuple(name for name in side_files(source.path) if not job.skip_files(name))
+    fresh = new_manifest(job.decides, source.fingerprint(), _all_files(source, job, shards, copies))
+    needed = sum(shard.size for shard in shards) + _small_bytes(source, copies, job.extra_files)
+    check_output(source, out, overwrite, job=job.decides, needed_bytes=needed)
+    with output_lock(out):
+        # Again, behind the lock: another run may have written here meanwhile.
+        found = check_output(source, out, overwrite, job=job.decides)
+        manifest = _prepare(out, found, fresh)
+        written, kept, finished = _write_shards(source, shards, out, manifest, progress)
+        if job.checksum_file is not None:
+            sums = {shard.name: finished[shard.name].sha256 for shard in shards}
+            write_bytes(out / job.checksum_file, pretty(sums))
+        copy_side_files(source.path, out, copies)
+        for name, data in job.extra_files.items():
+            with output_errors(out / name):
+                (out / name).parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(out / name, data)
+        nbytes = sum(tensor.info.nbytes for shard in shards for tensor in shard.tensors)
+        if source.index is not None:
+            weight_map = _weight_map(source.index.weight_map, shards)
+            index = build_index(source.index, weight_map, nbytes, count_parameters(shards))
+            write_bytes(out / INDEX_NAME, index)
+        write_bytes(out / "config.json", config)
+        with output_errors(out / MANIFEST_NAME):
+            (out / MANIFEST_NAME).unlink()
+        sync_directory(out)
+    return WriteResult(out, written, kept, copies, nbytes)
 
-    manifest = _prepare(out, manifest or fresh)
-    written, kept, finished = _write_shards(source, shards, out, manifest, progress)
-    if checksum_file is not None:
-        sums = {shard.name: finished[shard.name].sha256 for shard in shards}
-        write_bytes(out / checksum_file, pretty(sums))
-    copied = copy_side_files(source.path, out, skip_files)
-    for name, data in extra_files.items():
-        with output_errors(out / name):
-            (out / name).parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(out / name, data)
-    nbytes = sum(tensor.info.nbytes for shard in shards for tensor in shard.tensors)
-    if source.index is not None:
-        weight_map = _weight_map(source.index.weight_map, shards)
-        write_bytes(out / INDEX_NAME, build_index(source.index, weight_map, nbytes, count_parameters(shards)))
-    write_bytes(out / "config.json", config_bytes)
-    with output_errors(out / MANIFEST_NAME):
-        (out / MANIFEST_NAME).unlink()
-    sync_directory(out)
-    return WriteResult(out, written, kept, copied, nbytes)
+
+def _all_files(
+    source: Checkpoint, job: WriteJob, shards: tuple[PlannedShard, ...], copies: tuple[str, ...]
+) -> tuple[str, ...]:
+    named = {*(shard.name for shard in shards), *copies, *job.extra_files, "config.json"}
+    named |= {INDEX_NAME} if source.index is not None else set()
+    return tuple(sorted(named | ({job.checksum_file} if job.checksum_file else set())))
 
 
-def _prepare(out: Path, manifest: Manifest) -> Manifest:
+def _prepare(out: Path, found: Manifest | None, fresh: Manifest) -> Manifest:
     """Make `out` hold the manifest and the shards it lists, and nothing else of a checkpoint."""
     with output_errors(out):
         out.mkdir(parents=True, exist_ok=True)
-    # Before anything is removed: a directory half cleared can then be told and continued.
-    write_manifest(out, manifest)
-    clear_output(out, keep=manifest.finished)
+    manifest = fresh if found is None else found.model_copy(update={"files": fresh.files})
+    before = clearable(out) - {*manifest.finished}  # a list of the run before goes with its manifest
+    if claimed(out) is not None:
+        claim(out, [*map(escape, fresh.files), MANIFEST_NAME])
+    # Before anything is removed: a directory half cleared is then known for one, and can be continued.
+    write_manifest(out, manifest.model_copy(update={"files": tuple(sorted({*manifest.files, *before}))}))
+    clear_output(out, before)
     return manifest
 
 
@@ -149,17 +178,19 @@ def _config_bytes(source: Checkpoint, config: dict[str, Any]) -> bytes:
 def _check_extra_files(extra_files: Mapping[str, bytes], shard_names: set[str]) -> None:
     taken = {*shard_names, "config.json", INDEX_NAME, MANIFEST_NAME}
     for name in extra_files:
-        path = PurePosixPath(name)
-        inside = path.parts and not path.is_absolute() and ".." not in path.parts and "\\" not in name
-        if not inside or str(path) in taken or name.endswith((PARTIAL, ".safetensors")):
+        if (
+            not is_inside(name)
+            or str(PurePosixPath(name)) in taken
+            or name.endswith((PARTIAL, ".safetensors"))
+        ):
             raise OutputError(
                 f"extra file {name!r}: expected a relative name inside the output that is neither a "
                 "weight file nor one of config.json, the index and the manifest. Rename it."
             )
 
 
-def _small_bytes(source: Checkpoint, extra_files: Mapping[str, bytes]) -> int:
-    copied = sum((source.path / name).stat().st_size for name in side_files(source.path))
+def _small_bytes(source: Checkpoint, copies: Iterable[str], extra_files: Mapping[str, bytes]) -> int:
+    copied = sum((source.path / name).stat().st_size for name in copies)
     return copied + sum(len(data) for data in extra_files.values())
 
 

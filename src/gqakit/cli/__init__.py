@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 
 from gqakit.errors import GqakitError
 
 
 def main() -> None:
-    """Entry point. A `GqakitError` becomes its message and its exit code; see `gqakit.errors`."""
+    """Entry point. What goes wrong becomes one line on standard error and an exit code; see `gqakit.errors`."""
+    import typer
+
     from gqakit.cli.app import app
     from gqakit.cli.command import with_flags
 
+    wrong_usage = typer.BadParameter.__mro__[1]  # the base of all that is wrong about a command line
     try:
-        app()
+        code = app(standalone_mode=False)
+    except wrong_usage as error:
+        message = str(error.format_message()).replace("Value error, ", "")  # pyright: ignore[reportAttributeAccessIssue]
+        _fail(message, 2) if message.strip() else sys.exit(
+            2
+        )  # without arguments the help was printed already
     except GqakitError as error:
-        print(f"gqakit: error: {with_flags(str(error))}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    finally:
-        logging.shutdown()
+        _fail(with_flags(str(error)), error.exit_code)
+    except typer.Abort:
+        sys.exit(130)
+    else:
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"gqakit: error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
@@ -87,9 +87,7 @@ def _given(values: dict[str, Any]) -> dict[str, Any]:
 def _in_order(kind: type[Options]) -> list[Field[Any]]:
     """The fields in the order of the classes that this one combines, its own last: the order of work."""
     own, *bases = (cls for cls in kind.__mro__ if cls is not object)
-    place = {
-        name: i for i, cls in enumerate([*bases, own]) for name in cls.__dict__.get("__annotations__", {})
-    }
+    place = {name: i for i, cls in enumerate([*bases, own]) for name in inspect.get_annotations(cls)}
     return sorted(fields(kind), key=lambda each: place[each.name])
 
 
@@ -101,8 +99,6 @@ def _parameter(each: Field[Any]) -> inspect.Parameter:
     default = inspect.Parameter.empty if each.default is MISSING else each.default
     if metadata["many"]:
         kind, default = list[str], None
-    elif metadata["choices"]:
-        kind = Literal[tuple(metadata["choices"])]
     elif plain.startswith("tuple"):
         default = None
     if default is None:
@@ -116,12 +112,21 @@ def _parameter(each: Field[Any]) -> inspect.Parameter:
         *flags,
         help=metadata["help"].replace("[", "\\["),
         rich_help_panel=metadata["panel"],
+        metavar=" | ".join(metadata["choices"]) or None,
+        autocompletion=_completing(metadata["choices"]),
         hidden=metadata["expert"] and EXPERT not in sys.argv,
         show_default=default not in (None, False, inspect.Parameter.empty),
     )
     return inspect.Parameter(
         each.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option]
     )
+
+
+def _completing(choices: Sequence[str]) -> Callable[[str], list[str]] | None:
+    """What a shell completes a value with. The options class refuses a wrong one, with near matches."""
+    if not choices:
+        return None
+    return lambda incomplete: [choice for choice in choices if choice.startswith(incomplete)]
 
 
 def _show_all(context: typer.Context, shown: bool) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from gqakit.calibration.store import MomentsFile
-from gqakit.checkpoint import Replacement, WriteResult, write_checkpoint
+from gqakit.checkpoint import Replacement, WriteJob, WriteResult, write_checkpoint
 from gqakit.conversion.files import CARD_FILE, CHECKSUM_FILE, PLAN_FILE
 from gqakit.core.apply import apply_grouping
 from gqakit.core.budget import CacheShape
@@ -108,7 +108,7 @@ def convert_checkpoint(
         PlanError: when plan, statistics and source do not belong together.
         OutputError, CheckpointError: see `gqakit.checkpoint.write_checkpoint`.
     """
-    plan.check_source(source.fingerprint, str(source.path))
+    plan.check_source(source.fingerprint_like(plan.source.fingerprint), str(source.path))
     check_rules(plan)
     check_statistics(plan, statistics)
     read = LayerReader(source, statistics)
@@ -128,13 +128,15 @@ def convert_checkpoint(
     return write_checkpoint(
         source.checkpoint,
         out,
-        replaced=replaced,
-        config=converted_config(source.checkpoint.config, source.spec, plan),
-        extra_files=extra,
-        job=job_of(plan),
-        checksum_file=CHECKSUM_FILE,
+        WriteJob(
+            replaced=replaced,
+            config=converted_config(source.checkpoint.config, source.spec, plan),
+            decides=job_of(plan),
+            extra_files=extra,
+            checksum_file=CHECKSUM_FILE,
+        ),
         overwrite=overwrite,
-        progress=progress,
+        progress=progress or (lambda nbytes: None),
     )
 
 

@@ -1,12 +1,17 @@
-"""The model card of a converted checkpoint."""
+"""Model cards: of a converted checkpoint, and what the card of a source says about base model and licence."""
 
 from __future__ import annotations
 
-import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import ModelCardData, metadata_load
 
 from gqakit import __version__
+from gqakit.conversion.files import CARD_FILE
 from gqakit.evaluation.table import EvaluationRow, markdown_table
 from gqakit.planning.plan import Plan
 
@@ -28,10 +33,8 @@ def model_card(
         text: what they were measured on.
         repaired: whether layers were fitted to the source's afterwards.
     """
-    licence = inherited_licence(source_path)
-    front = ["---", f"base_model: {json.dumps(plan.source.name)}"]
-    front += [f"license: {licence}"] if licence else []
-    front += ["library_name: transformers", "tags: [gqakit, kv-cache]", "---"]
+    known = {**stated_in_card(source_path), "base_model": plan.source.name}
+    licence = known.get("license")
     budget = plan.budget
     counts = [(g.key.num_groups, g.value.num_groups) for g in plan.groupings]
     heads = f"{min(min(c) for c in counts)} to {max(max(c) for c in counts)}"
@@ -42,7 +45,7 @@ def model_card(
         "",
         f"Converted by gqakit {__version__} from **{plan.source.name}** "
         f"({plan.source.num_kv_heads} KV heads in each of {plan.source.num_layers} layers) "
-        f"to {heads} KV heads a layer: {budget.kv_bytes_per_token_before:,} → {budget.kv_bytes_per_token:,} "
+        f"to {heads} KV heads per layer: {budget.kv_bytes_per_token_before:,} → {budget.kv_bytes_per_token:,} "
         f"bytes of {plan.sized} per token. {_RECOVERY[repaired]}",
         "",
         f"- Licence: {licence or 'that of the base model, whose card states none that could be read'}"
@@ -70,7 +73,13 @@ def model_card(
             f"| {i} | {k}, {v} | {layer.key_error:.3g} | {layer.value_error:.3g} |"
             for i, (layer, (k, v)) in enumerate(zip(plan.layers, counts, strict=True))
         ]
-    return "\n".join([*front, "", *body]) + "\n"
+    return front_matter(known) + "\n".join(body) + "\n"
+
+
+def front_matter(known: dict[str, Any]) -> str:
+    """The head of a card, in YAML, with the fields that are known and those of every card of gqakit's."""
+    data = ModelCardData(**known, library_name="transformers", tags=["gqakit", "kv-cache"])
+    return f"---\n{data.to_yaml()}\n---\n\n"
 
 
 _RECOVERY = {
@@ -84,17 +93,26 @@ _LOADING = {
 }
 
 
-def inherited_licence(source_path: Path) -> str | None:
-    """The `license` field in the front matter of the source's own card, or None."""
-    card = source_path / "README.md"
-    if not card.is_file():
-        return None
-    lines = card.read_text(encoding="utf-8", errors="replace").splitlines()
-    if not lines or lines[0].strip() != "---":
-        return None
-    for line in lines[1:]:
-        if line.strip() == "---":
-            return None
-        if line.startswith("license:"):
-            return line.removeprefix("license:").strip() or None
-    return None
+_KEPT = ("base_model", "license", "license_name", "license_link")
+_LISTED = ("base_model", "license")
+"""Those that may be a list: a base model may be merged of more than one."""
+
+
+def stated_in_card(directory: Path) -> dict[str, Any]:
+    """`base_model`, `license`, `license_name` and `license_link`, as far as the card in a directory states them."""
+    path = directory / CARD_FILE
+    if not path.is_file():
+        return {}
+    try:
+        stated = metadata_load(path) or {}
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        logging.getLogger("gqakit").warning(
+            "%s: not a model card (%s); base model and licence are not carried over", path, error
+        )
+        return {}
+    return {name: stated[name] for name in _KEPT if _is_text(stated.get(name), several=name in _LISTED)}
+
+
+def _is_text(value: Any, *, several: bool) -> bool:
+    texts = value if several and isinstance(value, list) else [value]
+    return bool(texts) and all(isinstance(text, str) and text for text in texts)

@@ -59,8 +59,8 @@ def verify(
     Args:
         model: the source. out: what was made of it.
         batch: keyword arguments of a forward pass to run both on, in place of data.
-        options: see `VerifyOptions`; also as keywords. Without data, the held-out text that comes with gqakit, or noise for a
-            model that does not run on text.
+        options: see `VerifyOptions`; also as keywords. Without data, the held-out text of gqakit's own, or noise
+            for a model that does not run on text.
         progress: True, False or a `gqakit.progress.Reporter`.
 
     Raises:
@@ -70,7 +70,7 @@ def verify(
     target = converted.checkpoint
     plan = Plan.load(target.path / PLAN_FILE)
     source = Source.open(model, plan.source.stacks)
-    plan.check_source(source.fingerprint, source.name)
+    plan.check_source(source.fingerprint_like(plan.source.fingerprint), source.name)
     trained = (target.path / UPTRAIN_FILE).is_file()
     checks = [check_config(source, plan, target)]
     with progress("verify tensors", target.nbytes, "bytes") as advance:

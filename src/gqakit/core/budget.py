@@ -111,7 +111,7 @@ def _ratio_of_heads(source: CacheShape, kv_heads: int) -> float:
     return kv_heads / most
 
 
-def fits(size: int, whole: int, kv_ratio: float) -> bool:
+def fits(size: float | int, whole: float | int, kv_ratio: float | int) -> bool:
     """Whether `size` of `whole` is within the ratio: the one place that decides it.
 
     The slack of a millionth of a vector keeps two heads of three within `2/3` in floating point.

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
-import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 
-from gqakit.checkpoint import check_output, copy_side_files
-from gqakit.checkpoint.atomic import PARTIAL, output_errors, sync_directory
+from gqakit.checkpoint import check_output, claimed_directory, copy_side_files, output_lock, side_files
+from gqakit.checkpoint.atomic import output_errors, sync_directory
+from gqakit.checkpoint.workspace import claimed, clear_claimed, owned
 from gqakit.errors import OutputError
 from gqakit.exporters.gguf_file import check_gguf, find_tool, gguf_bytes, odd_rows, run_tool, write_gguf
 from gqakit.exporters.gguf_model import describe_gguf
@@ -24,6 +25,9 @@ from gqakit.exporters.uniform import check_saving, describe_uniform, write_unifo
 from gqakit.models.head_layout import Arrangement
 from gqakit.options import takes
 from gqakit.progress import Reporter, silent
+
+ONNX_SUFFIX, PLAIN = ".partial", "plain.gguf"
+"""Where an ONNX export is written first, and the GGUF file that llama.cpp's tool quantises."""
 
 
 @dataclass(frozen=True)
@@ -100,8 +104,11 @@ def _gguf(model: str, out: Path, options: ExportOptions, progress: Reporter) -> 
     if options.quantise in BUILT_IN:
         wanted = options.quantise
     notes = (*_refined(source), *described.notes, *_cache_notes(source, described.arrangements))
-    with output_errors(out), tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
-        plain = out if tool is None else Path(scratch) / "plain.gguf"
+    with ExitStack() as stack:
+        stack.enter_context(output_lock(out))
+        plain = out
+        if tool is not None:
+            plain = stack.enter_context(claimed_directory(out, ".plain", (PLAIN,), keep=False)) / PLAIN
         with progress("export", gguf_bytes(described, wanted), "bytes") as advance:
             write_gguf(plain, described, vocab, wanted, advance)
         if tool is not None and options.quantise is not None:
@@ -132,31 +139,40 @@ def _onnx(model: str, out: Path, options: ExportOptions, progress: Reporter) -> 
     load_exporter()
     source = ExportSource.open(model)
     check_output(source.checkpoint, out, overwrite=True)  # apart from the source, and no file
-    if out.exists() and any(out.iterdir()) and not (options.overwrite and (out / ONNX_FILE).is_file()):
-        raise OutputError(
-            f"{out}: is not empty. Choose another directory, or use `overwrite=True` to replace an ONNX export in it."
-        )
-    partial = out.with_name(out.name + PARTIAL)
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        with output_errors(partial):
-            partial.mkdir(parents=True)
-        with progress("export", 1, "graphs") as advance:
-            write_onnx(source, partial)
-            advance(1)
-        copy_side_files(source.checkpoint.path, partial)
-        with output_errors(out):
-            if out.exists():
-                shutil.rmtree(out)
-            os.replace(partial, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    sync_directory(out.resolve().parent)
+    with output_lock(out):
+        # Begun by a run that was killed while it replaced an export.
+        begun = claimed(out.with_name(out.name + ONNX_SUFFIX)) is not None
+        replaceable = options.overwrite and (begun or (out / ONNX_FILE).is_file())
+        if out.exists() and any(out.iterdir()) and not replaceable:
+            raise OutputError(
+                f"{out}: is not empty. Choose another directory, or use `overwrite=True` to replace an ONNX export in it."
+            )
+        names = side_files(source.checkpoint.path)
+        files = [ONNX_FILE + "*", "*config.json", *map(escape, names)]
+        with claimed_directory(out, ONNX_SUFFIX, files, keep=False) as partial:
+            clear_claimed(partial)
+            with progress("export", 1, "graphs") as advance:
+                write_onnx(source, partial)
+                advance(1)
+            copy_side_files(source.checkpoint.path, partial, names)
+            _move(partial, out)
     size = sum(path.stat().st_size for path in out.glob(ONNX_FILE + "*"))
     note = (
         "one forward pass (prefill) in float32: input_ids and attention_mask in, logits out; it has no cache"
     )
     return _Written(source, source.spec.model_type, size, notes=(note,))
+
+
+def _move(partial: Path, out: Path) -> None:
+    """Put an ONNX export where it belongs; only files of the export before it are replaced, and `model.onnx` comes last."""
+    with output_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+        for old in (ONNX_FILE, ONNX_FILE + ".data"):  # the graph before its data
+            (out / old).unlink(missing_ok=True)
+        for name in sorted(owned(partial), key=lambda name: (name == ONNX_FILE, name)):
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(partial / name, out / name)
+    sync_directory(out)
 
 
 def _check_file(source: ExportSource, out: Path, overwrite: bool) -> None:

@@ -18,7 +18,7 @@ from gqakit.core.budget import CacheShape
 from gqakit.errors import CheckpointError
 from gqakit.models.head_layout import Arrangement
 from gqakit.models.layers import layer_shapes, read_layer, tensors_of_layer
-from gqakit.models.remote_code.heads_gqakit import LayerHeads, read_layers
+from gqakit.models.remote_code.heads import HeadMaps, read_layers
 from gqakit.models.source import Source
 from gqakit.models.spec import ModelSpec
 from gqakit.planning.plan import Plan
@@ -34,7 +34,7 @@ class ExportSource:
     name: str
     checkpoint: Checkpoint
     spec: ModelSpec
-    heads: tuple[LayerHeads, ...]
+    heads: tuple[HeadMaps, ...]
 
     @classmethod
     def open(cls, model: str) -> ExportSource:
@@ -123,11 +123,11 @@ def _select(projection: Projection, heads: tuple[int, ...]) -> Projection:
     return Projection(projection.weight[chosen], None if projection.bias is None else projection.bias[chosen])
 
 
-def _heads(config: dict[str, Any], spec: ModelSpec, where: str) -> tuple[LayerHeads, ...]:
+def _heads(config: dict[str, Any], spec: ModelSpec, where: str) -> tuple[HeadMaps, ...]:
     if spec.is_grouped:
         try:
             return tuple(read_layers(config["gqakit"], spec.num_layers, spec.num_heads))
         except ValueError as error:
             raise CheckpointError(f"{where}: {error}") from error
     maps = [tuple(q * heads // spec.num_heads for q in range(spec.num_heads)) for heads in spec.key_heads]
-    return tuple(LayerHeads(map_, map_) for map_ in maps)
+    return tuple(HeadMaps(map_, map_) for map_ in maps)

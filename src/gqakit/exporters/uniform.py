@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gqakit.checkpoint import WriteResult, write_checkpoint
+from gqakit.checkpoint import WriteJob, WriteResult, write_checkpoint
 from gqakit.conversion.files import CARD_FILE
 from gqakit.errors import FamilyError, UsageError
 from gqakit.exporters.model_card import uniform_card
@@ -101,11 +101,13 @@ def write_uniform(
     return write_checkpoint(
         source.checkpoint,
         out,
-        replaced=source.rearranged(model.arrangements),
-        config=model.config,
-        extra_files={CARD_FILE: uniform_card(source, model.how).encode()},
-        job={"export": "uniform", "how": model.how},
-        skip_files=lambda name: name.endswith("_gqakit.py"),
+        WriteJob(
+            replaced=source.rearranged(model.arrangements),
+            config=model.config,
+            decides={"export": "uniform", "how": model.how},
+            extra_files={CARD_FILE: uniform_card(source, model.how).encode()},
+            skip_files=lambda name: name.endswith("_gqakit.py"),
+        ),
         overwrite=overwrite,
         progress=advance,
     )

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from gqakit.core.key_allocation import allot, contiguous_map, equal_allocation, min_max
-from gqakit.models.remote_code.attention_gqakit import GroupedHeads
-from gqakit.models.remote_code.heads_gqakit import LayerHeads
+from gqakit.models.remote_code.attention import GroupedHeads
+from gqakit.models.remote_code.heads import HeadMaps
 from gqakit.recovery.distil.data import mixed_seed
 
 
@@ -122,7 +122,7 @@ class KeyDrivenHeads(nn.Module, ABC):
 def grouped_heads(allocation: tuple[int, ...]) -> GroupedHeads:
     """The attention of an allocation without zeros."""
     labels = contiguous_map(allocation)
-    return GroupedHeads(LayerHeads(labels, labels))
+    return GroupedHeads(HeadMaps(labels, labels))
 
 
 def key_norms(key: Tensor) -> Tensor:

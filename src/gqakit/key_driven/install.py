@@ -23,8 +23,8 @@ from gqakit.key_driven.published import (
     PublishedKeyDistributed,
     PublishedPerturbed,
 )
-from gqakit.models.remote_code.attention_gqakit import GroupedHeads
-from gqakit.models.remote_code.heads_gqakit import LayerHeads
+from gqakit.models.remote_code.attention import GroupedHeads
+from gqakit.models.remote_code.heads import HeadMaps
 from gqakit.models.spec import ModelSpec
 
 Make = Callable[[int, int, int, Schedule], KeyDrivenHeads]
@@ -57,7 +57,7 @@ def install(model: Any, spec: ModelSpec, method: str, schedule: Schedule, *, as_
         module.grouped_heads = make(spec.num_heads, heads.num_key_heads, layer, schedule).to(device)
 
 
-def check_groups(method: str, maps: Sequence[LayerHeads]) -> None:
+def check_groups(method: str, maps: Sequence[HeadMaps]) -> None:
     """Refuse groups that are not what key-driven methods begin from: consecutive, and as equal as can be.
 
     Raises:
@@ -66,7 +66,7 @@ def check_groups(method: str, maps: Sequence[LayerHeads]) -> None:
     for layer, heads in enumerate(maps):
         labels = heads.key_head_of_query
         equal = contiguous_map(equal_allocation(len(labels), heads.num_key_heads))
-        if method in VARIANTS and heads != LayerHeads(equal, equal):
+        if method in VARIANTS and heads != HeadMaps(equal, equal):
             raise UsageError(
                 f"method {method} begins with consecutive equal groups; layer {layer} has others ({list(labels)}). "
                 "Give the model as it was before conversion, or --method gqa"
@@ -94,7 +94,7 @@ def freeze(model: Any, spec: ModelSpec) -> list[Allocation]:
                 _keep_heads(spec.projection(model, layer, role), used, spec.head_dim)
         labels = contiguous_map([allocation[group] for group in used])
         del module.grouped_heads
-        module.grouped_heads = GroupedHeads(LayerHeads(labels, labels))
+        module.grouped_heads = GroupedHeads(HeadMaps(labels, labels))
         entries[layer]["key_head_of_query"] = entries[layer]["value_head_of_query"] = list(labels)
     return allocations(model)
 

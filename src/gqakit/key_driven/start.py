@@ -13,11 +13,11 @@ from gqakit.checkpoint.atomic import output_errors
 from gqakit.checkpoint.jsonio import canonical
 from gqakit.data.labelled import LabelledImages, read_labelled_images, split_images
 from gqakit.data.samples import Images
-from gqakit.errors import BudgetError, DataError, UsageError
+from gqakit.errors import BudgetError, CheckpointError, DataError, UsageError
 from gqakit.key_driven.classifier import CLASSIFIER, save_classifier
 from gqakit.key_driven.install import check_groups
 from gqakit.key_driven.options import VisionOptions
-from gqakit.models.remote_code.heads_gqakit import read_layers
+from gqakit.models.remote_code.heads import read_layers
 from gqakit.models.spec import ModelSpec
 from gqakit.pipeline import convert
 from gqakit.planning.make import BudgetOptions, PlanOptions, plan
@@ -54,7 +54,11 @@ def check_start(start: Checkpoint, spec: ModelSpec, teacher: str | None, options
             raise UsageError(
                 "uptraining a conversion needs the model it was made of: give it as --teacher, or --uptrain-epochs 0"
             )
-        check_groups(method, read_layers(start.config["gqakit"], spec.num_layers, spec.num_heads))
+        try:
+            layers = read_layers(start.config["gqakit"], spec.num_layers, spec.num_heads)
+        except ValueError as error:
+            raise CheckpointError(f"{start.path}: {error}") from error
+        check_groups(method, layers)
         return
     if teacher is not None:
         raise UsageError(

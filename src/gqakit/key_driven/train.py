@@ -13,7 +13,14 @@ from typing import Any
 import torch
 
 from gqakit import __version__
-from gqakit.checkpoint import MANIFEST_NAME, Checkpoint, check_output, write_checkpoint
+from gqakit.checkpoint import (
+    MANIFEST_NAME,
+    Checkpoint,
+    WriteJob,
+    check_output,
+    claimed_directory,
+    write_checkpoint,
+)
 from gqakit.checkpoint.atomic import output_errors
 from gqakit.checkpoint.jsonio import pretty
 from gqakit.conversion.files import CARD_FILE, CHECKSUM_FILE
@@ -33,7 +40,6 @@ from gqakit.models.shipping import shipped_code
 from gqakit.models.source import Source
 from gqakit.progress import Reporter, silent
 from gqakit.recovery.distil.devices import Prepared, accelerated, prepare, put_weights
-from gqakit.recovery.distil.lock import locked
 from gqakit.recovery.distil.loop import Loop, Pace, evaluate
 from gqakit.recovery.distil.options import UptrainOptions
 from gqakit.recovery.distil.state import Progress, Store
@@ -44,6 +50,9 @@ RECORD_FILE, METRICS_FILE, PREPARED_FILE = (
     "gqakit-vision-metrics.jsonl",
     "prepared.json",
 )
+SUFFIX = ".vision"
+WORK_FILES = (PREPARED_FILE, *(f"{name}*" for name in ("student", "teacher", "ready", "uptrain", "finetune")))
+"""What a run writes into its directory."""
 CALIBRATION_IMAGES = 256
 FEATURE_IMAGES = 128  # of those held out, on which the distance from the source's features is told
 UPTRAIN, FINETUNE = "uptrain", "finetune"
@@ -87,7 +96,7 @@ class VisionResult:
 
 def work_directory(out: Path) -> Path:
     """Where a run is kept while it is not finished."""
-    return out.with_name(out.name + ".vision")
+    return out.with_name(out.name + SUFFIX)
 
 
 def vision_train(
@@ -143,11 +152,8 @@ def vision_train(
         "held_out_images": held_out.sha256,
         **asdict(options),
     }
-    work = work_directory(out)
     with ExitStack() as stack:
-        with output_errors(work):
-            work.mkdir(parents=True, exist_ok=True)
-        stack.enter_context(locked(work))
+        work = stack.enter_context(claimed_directory(out, SUFFIX, WORK_FILES))
         stores = {name: Store(work / name) for name in (UPTRAIN, FINETUNE)}
         for store in stores.values():
             with output_errors(store.directory):
@@ -167,7 +173,6 @@ def vision_train(
             scores = evaluate(Prepared(accelerator, bare, None, None), task, options.batch_size)
         record = _record(model, teacher, train, held_out, options, job, ended, allocation, scores)
         _write(run, out, record, job, stores, overwrite, progress)
-    shutil.rmtree(work, ignore_errors=True)
     last = ended[FINETUNE].last or {}
     first = ended.get(UPTRAIN)
     return VisionResult(
@@ -285,11 +290,13 @@ def _write(
         write_checkpoint(
             final,
             out,
-            replaced={},
-            config=final.config,
-            extra_files=files,
-            job={"vision": dict(job)},
-            checksum_file=CHECKSUM_FILE,
+            WriteJob(
+                replaced={},
+                config=final.config,
+                decides={"vision": dict(job)},
+                extra_files=files,
+                checksum_file=CHECKSUM_FILE,
+            ),
             overwrite=overwrite,
             progress=advance,
         )

@@ -45,6 +45,9 @@ def describe_model(
     section = _Section.read(config, model_type) if grouped else None
     chosen = _chosen(family, section.stacks if section else stacks)
     numbers = _Numbers.read(family, chosen, config, grouped)
+    if sum(numbers.layers.values()) > len(shapes):  # before anything is made for each of them
+        counts = ", ".join(f"{stack.num_layers} = {numbers.layers[stack.name]}" for stack in chosen)
+        raise FamilyError(f"config.json: {counts}, but the checkpoint holds {len(shapes)} tensors in all")
     sites = _in_order(chosen, numbers.layers)
     if section and len(section.key_heads) != len(sites):
         raise FamilyError(
@@ -207,11 +210,13 @@ def _key_channels(
         return Channels.normalised(head_dim)
     if positions != "rotary":
         return Channels.mixing(head_dim)
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    factor = rope.get("partial_rotary_factor") or lookup(config, "partial_rotary_factor|rotary_pct")
-    factor = factor or family.rotary_share
+    rope = config.get("rope_parameters") or config.get("rope_scaling")
+    inner = rope.get("partial_rotary_factor") if isinstance(rope, dict) else None
+    factor = inner or lookup(config, "partial_rotary_factor|rotary_pct") or family.rotary_share
+    if not isinstance(factor, int | float) or not 0 <= factor <= 1:
+        raise FamilyError(f"config.json: partial_rotary_factor is {factor!r}, expected a number from 0 to 1")
     width = int(head_dim * factor)
-    if width % 2 or not 0 <= width <= head_dim:
+    if width % 2:
         raise FamilyError(
             f"config.json: partial_rotary_factor {factor} of a head of {head_dim} channels is a rotary width of "
             f"{width}; it must be even and at most {head_dim}"
@@ -234,7 +239,8 @@ def _has_gains(
 
 
 def _positive(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+    """Whether this can be a size: a positive integer, and no more than 2^24, which is beyond any model."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= 2**24
 
 
 def _attention_like(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:

@@ -8,7 +8,8 @@ from typing import Any
 
 from gqakit.errors import PlanError
 from gqakit.models.families.base import Names, Stack
-from gqakit.models.remote_code.heads_gqakit import FORMAT_VERSION, read_layers
+from gqakit.models.remote_code.heads import FORMAT_VERSION, read_layers
+from gqakit.models.shipping import auto_map
 from gqakit.models.spec import ModelSpec
 
 HeadMap = Sequence[int]
@@ -56,9 +57,7 @@ def grouped_config(
     new = copy.deepcopy(config)
     new["model_type"] = f"gqakit_{family.model_type}"
     new["architectures"] = [f"Gqakit{name}" for name in _architectures(config, spec)]
-    new["auto_map"] = {"AutoConfig": f"configuration_gqakit.Gqakit{family.config}"} | {
-        auto: f"modeling_gqakit.Gqakit{name}" for auto, name in family.classes.items()
-    }
+    new["auto_map"] = auto_map(family)
     if family.num_kv_heads is not None:
         num_key_heads = [layer.num_key_heads for layer in layers]
         new[family.num_kv_heads] = max(num_key_heads)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from gqakit.models.remote_code.heads_gqakit import LayerHeads
+from gqakit.models.remote_code.heads import HeadMaps
 
 Group = tuple[int, ...]
 
@@ -54,7 +54,7 @@ class Arrangement:
         return not self.is_padded and all(heads == tuple(range(len(heads))) for heads in in_order)
 
 
-def groups_of(heads: LayerHeads) -> list[Group]:
+def groups_of(heads: HeadMaps) -> list[Group]:
     """Query heads that read the same key head and the same value head: the common refinement of the two maps.
 
     In the order of their first query head; where the maps are the same, the refinement is the map.
@@ -65,7 +65,7 @@ def groups_of(heads: LayerHeads) -> list[Group]:
     return [tuple(members) for members in groups.values()]
 
 
-def arrange(heads: LayerHeads, groups: Sequence[Group], size: int) -> Arrangement:
+def arrange(heads: HeadMaps, groups: Sequence[Group], size: int) -> Arrangement:
     """The layer in these groups, each padded to `size`.
 
     Args:
@@ -81,13 +81,13 @@ def arrange(heads: LayerHeads, groups: Sequence[Group], size: int) -> Arrangemen
     )
 
 
-def pad_layer(heads: LayerHeads) -> Arrangement:
+def pad_layer(heads: HeadMaps) -> Arrangement:
     """For an engine whose layers may differ: as many KV heads as the layer has, groups padded to its largest."""
     groups = groups_of(heads)
     return arrange(heads, groups, max(map(len, groups)))
 
 
-def pad_model(layers: Sequence[LayerHeads]) -> list[Arrangement]:
+def pad_model(layers: Sequence[HeadMaps]) -> list[Arrangement]:
     """For an engine whose layers are all alike: as many KV heads as the layer with most, and the least padding.
 
     Layers with fewer KV heads have groups cut in parts, each with the KV head written again.
@@ -101,7 +101,7 @@ def pad_model(layers: Sequence[LayerHeads]) -> list[Arrangement]:
     ]
 
 
-def equalise_model(layers: Sequence[LayerHeads]) -> list[Arrangement]:
+def equalise_model(layers: Sequence[HeadMaps]) -> list[Arrangement]:
     """For an engine whose layers are all alike: no padding, every group cut into parts of one size.
 
     The size is the largest that divides every group of every layer; the KV cache grows as it shrinks.

@@ -113,7 +113,7 @@ def look_on(model: PreTrainedModel, spec: ModelSpec) -> None:
     """Make the attention modules of a stock model ask transformers' attention interface, where theirs do not."""
     if spec.family.watched:
         return
-    from gqakit.models.remote_code.adapters_gqakit import adapt
+    from gqakit.models.remote_code.adapters import adapt
 
     for layer in range(spec.num_layers):
         adapt(spec.attention_module(model, layer), spec.family.model_type, model.config)

@@ -5,7 +5,8 @@ Importing this file imports neither torch nor transformers.
 
 from __future__ import annotations
 
-import importlib
+import os
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -34,16 +35,38 @@ def register(model_type: str | None = None) -> None:
 def _register(family: Family) -> None:
     import transformers
 
-    configuration = importlib.import_module("gqakit.models.remote_code.configuration_gqakit")
-    modeling = importlib.import_module("gqakit.models.remote_code.modeling_gqakit")
-    config = getattr(configuration, f"Gqakit{family.config}")
+    from gqakit.models.remote_code import configuration, modeling
+
+    _ship_code_on_save(configuration.GroupedConfig)
+    config = configuration.config_class(f"{configuration.PREFIX}{family.config}")
     transformers.AutoConfig.register(config.model_type, config, exist_ok=True)
-    config.register_for_auto_class("AutoConfig")  # save_pretrained then writes the model code too
     for auto_name, name in family.classes.items():
-        model = getattr(modeling, f"Gqakit{name}")
-        auto = getattr(transformers, auto_name)
-        auto.register(config, model, exist_ok=True)
-        model.register_for_auto_class(auto_name)
+        model = modeling.model_class(f"{configuration.PREFIX}{name}")
+        getattr(transformers, auto_name).register(config, model, exist_ok=True)
+
+
+def _ship_code_on_save(grouped_config: Any) -> None:
+    """Have `save_pretrained` write the model code too, so that what it writes loads without gqakit.
+
+    Transformers' `register_for_auto_class` would copy the code as it lies here, without the suffix. Models save
+    their configs as well, so theirs is the one method to extend. Classes that come from a checkpoint's own code
+    have the suffix, and transformers copies them by itself.
+    """
+    if "save_pretrained" in vars(grouped_config):
+        return
+
+    def save_pretrained(self: Any, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
+        from gqakit.models.families import FAMILIES
+        from gqakit.models.shipping import auto_map, shipped_code
+
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in shipped_code().items():
+            (folder / name).write_bytes(content)
+        self.auto_map = auto_map(FAMILIES[self.gqakit["base_model_type"]])
+        return super(grouped_config, self).save_pretrained(save_directory, *args, **kwargs)
+
+    grouped_config.save_pretrained = save_pretrained
 
 
 def register_lazily() -> None:

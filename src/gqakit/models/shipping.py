@@ -1,23 +1,31 @@
-"""The model code that goes into every grouped checkpoint, so that it loads without gqakit installed."""
+"""The model code that goes into every grouped checkpoint, so that it loads without gqakit installed.
+
+Here its modules have plain names. In a checkpoint, beside other files, their names end in `_gqakit`.
+"""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
-SHIPPED_FILES = (
-    "adapters_gqakit.py",
-    "attention_gqakit.py",
-    "configuration_gqakit.py",
-    "heads_gqakit.py",
-    "kernels_gqakit.py",
-    "loops_gqakit.py",
-    "modeling_gqakit.py",
-    "packing_gqakit.py",
-    "vectors_gqakit.py",
-)
+from gqakit.models.families.base import Family
+
+SUFFIX = "_gqakit"
+_RELATIVE_IMPORT = re.compile(r"^(\s*from \.)(\w+)( import )", re.MULTILINE)
 
 
 def shipped_code() -> dict[str, bytes]:
     """The files to write beside `config.json`, name to content; `auto_map` points into them."""
-    code = Path(__file__).with_name("remote_code")
-    return {name: (code / name).read_bytes() for name in SHIPPED_FILES}
+    modules = sorted(Path(__file__).with_name("remote_code").glob("[a-z]*.py"))
+    return {
+        f"{module.stem}{SUFFIX}.py": _RELATIVE_IMPORT.sub(
+            rf"\1\2{SUFFIX}\3", module.read_text(encoding="utf-8")
+        ).encode()
+        for module in modules
+    }
+
+
+def auto_map(family: Family) -> dict[str, str]:
+    """Where transformers' auto classes find a grouped family's classes in the shipped files."""
+    models = {auto: f"modeling{SUFFIX}.Gqakit{name}" for auto, name in family.classes.items()}
+    return {"AutoConfig": f"configuration{SUFFIX}.Gqakit{family.config}", **models}

@@ -63,10 +63,29 @@ class Source:
         """The last part of the name."""
         return Path(self.name).name or self.path.resolve().name
 
+    @property
+    def model_id(self) -> str:
+        """The model's name for cards and plans, with its organisation where that is known.
+
+        A name on the hub is one; a directory of the hub's cache and many configs have one written in them.
+        """
+        if not Path(self.name).exists():
+            return self.name.partition("@")[0]
+        for part in self.path.resolve().parts:
+            if part.startswith("models--"):
+                return part.removeprefix("models--").replace("--", "/")
+        stated = str(self.checkpoint.config.get("_name_or_path") or "")
+        is_id = stated.count("/") == 1 and not stated.startswith((".", "/", "~")) and " " not in stated
+        return stated if is_id else self.short_name
+
     @cached_property
     def fingerprint(self) -> str:
         """What tells this model from every other; see `Checkpoint.fingerprint`."""
         return self.checkpoint.fingerprint()
+
+    def fingerprint_like(self, recorded: str) -> str:
+        """The fingerprint in the form of one that a file records: files of gqakit 0.1 have another."""
+        return self.checkpoint.fingerprint(recorded)
 
     def layer(self, layer: int) -> AttentionWeights:
         """The attention weights of one layer.

@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from gqakit.checkpoint.atomic import write_bytes
+from gqakit.checkpoint.atomic import regular, write_bytes
 from gqakit.core.grouping import Grouping, Partition
 from gqakit.errors import PlanError
 from gqakit.models.engines import check_engine, kind_of, names_that_run
@@ -188,7 +188,7 @@ class Plan(_Strict):
                 offending key is named.
         """
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data = json.loads(regular(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise PlanError(f"cannot read plan {path}: {error.strerror}") from error
         except ValueError as error:

@@ -75,7 +75,7 @@ def make_plan(
     """
     source.check_not_grouped()
     if statistics is not None:
-        statistics.check_source(source.fingerprint, str(source.path))
+        statistics.check_source(source.fingerprint_like(statistics.header.fingerprint), str(source.path))
     work = _Work(source.spec, request, LayerReader(source, statistics), progress)
     candidates, front, layers = _decide(work, measure, whole_front)
     plan = _record(source, request, statistics, layers)
@@ -231,7 +231,7 @@ def statistics_record(statistics: MomentsFile) -> MomentsRecord:
 def _plan_source(source: Source) -> PlanSource:
     spec = source.spec
     return PlanSource(
-        name=source.short_name,
+        name=source.model_id,
         model_type=spec.model_type,
         stacks=spec.stacks_to_tell,
         fingerprint=source.fingerprint,

@@ -1,4 +1,4 @@
-"""What is asked of a model, checked against it once: the budget, the options, and what they leave each layer to choose from."""
+"""What is asked of a model, checked against it once: budget, options, and what they leave each layer to choose from."""
 
 from __future__ import annotations
 
@@ -76,9 +76,11 @@ class Request:
 
     @cached_property
     def _allocation(self) -> Allocation:
-        """The allocation before its options. "auto" is what the method is meant for, but `uniform` where a budget is in heads
-        per layer, where the format wants the same number in every layer, and where losses that are not to be had would have
-        to be measured (what stands in for them is no sure gain).
+        """The allocation before its options.
+
+        "auto" is what the method is meant for, but `uniform` where a budget is in heads per layer, where the format wants
+        the same number in every layer, and where losses that are not to be had would have to be measured (what stands in
+        for them is no sure gain).
         """
         options = self.options
         if options.allocation != "auto":
@@ -148,7 +150,7 @@ class Request:
         most = None if options.max_group_size is None else options.max_group_size // sharing
         if most == 0:
             raise BudgetError(
-                f"`max_group_size={options.max_group_size}`: already {sharing} query heads share each of the {heads} KV heads"
+                f"`max_group_size={options.max_group_size}`: {sharing} query heads share each KV head already"
             )
         only = self.method.only_count
         return {
@@ -167,7 +169,7 @@ class Request:
             check_engine(options.engine, formats, separate, self.spec.family.model_type)
 
     def _problems(self) -> Iterator[str]:
-        """Why no plan can be made; the first is told."""
+        """Why no plan can be made; only the first is reported."""
         spec, options, budget = self.spec, self.options, self.budget
         if options.format == "uniform" and not spec.can_be_uniform:
             yield (

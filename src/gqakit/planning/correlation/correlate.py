@@ -119,7 +119,7 @@ def correlate(
     source, spec = opened.checkpoint, opened.spec
     check_not_grouped(source, spec)
     opened = MomentsFile.open(moments)
-    opened.check_source(source.fingerprint(), model)
+    opened.check_source(source.fingerprint(opened.header.fingerprint), model)
     most = min(spec.key_heads)
     if most < 2:
         raise UsageError(f"{model} has one KV head in a layer: there is nothing to group")

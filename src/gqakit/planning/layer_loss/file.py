@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from gqakit.checkpoint.atomic import output_errors
+from gqakit.checkpoint.atomic import output_errors, regular
 from gqakit.errors import PlanError
 from gqakit.planning.layer_features import Side
 
@@ -69,7 +69,7 @@ class LossFile:
             opened._write(header.model_dump_json())
             return opened
         with output_errors(path):
-            text = path.read_text(encoding="utf-8", errors="replace")
+            text = regular(path).read_text(encoding="utf-8", errors="replace")
         lines = text.split("\n")
         whole, torn = lines[:-1], lines[-1]
         try:
@@ -123,3 +123,12 @@ class LossFile:
             return
         with output_errors(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
+
+
+def measured_on(path: Path | None) -> str:
+    """The fingerprint of the model that a file of losses is about, empty where there is no such file."""
+    try:
+        first = "" if path is None else regular(path).read_text(encoding="utf-8").partition("\n")[0]
+        return LossHeader.model_validate_json(first).source
+    except (OSError, ValueError):  # pydantic's errors are ValueErrors; opening the file says what is wrong
+        return ""

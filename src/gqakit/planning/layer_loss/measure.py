@@ -26,7 +26,7 @@ from gqakit.models.running import check_device, load_model
 from gqakit.models.source import Source
 from gqakit.planning.candidates import EntryCandidates
 from gqakit.planning.layer_features import LayerFeatures, LayerReader
-from gqakit.planning.layer_loss.file import Key, LossFile, LossHeader
+from gqakit.planning.layer_loss.file import Key, LossFile, LossHeader, measured_on
 from gqakit.planning.layer_loss.probe import LayerProbe
 from gqakit.planning.options import LossOptions
 from gqakit.progress import Reporter
@@ -114,7 +114,7 @@ class Measurement:
             max(1, torch.get_num_threads() // workers) if workers > 1 else 0,
         )
         header = LossHeader(
-            source=source.fingerprint,
+            source=source.fingerprint_like(measured_on(options.losses)),
             stacks=spec.stacks_to_tell,
             moments=None if statistics is None else statistics.fingerprint,
             merge=merge,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gqakit.checkpoint import Checkpoint, Replacement, write_checkpoint
+from gqakit.checkpoint import Checkpoint, Replacement, WriteJob, write_checkpoint
 from gqakit.conversion.files import CARD_FILE, CHECKSUM_FILE
 from gqakit.models.load import load
 from gqakit.models.shipping import shipped_code
@@ -61,11 +61,13 @@ def write_trained(
     write_checkpoint(
         start,
         out,
-        replaced=replaced,
-        config=_config(start, options),
-        extra_files={**_inherited(start, spec), **files},
-        job=job,
-        checksum_file=CHECKSUM_FILE,
+        WriteJob(
+            replaced=replaced,
+            config=_config(start, options),
+            decides=job,
+            extra_files={**_inherited(start, spec), **files},
+            checksum_file=CHECKSUM_FILE,
+        ),
         overwrite=overwrite,
         progress=progress,
     )

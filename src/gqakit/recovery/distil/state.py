@@ -28,6 +28,8 @@ from gqakit.recovery.distil.tensorfile import load_tensors, save_tensors
 
 RUN_FILE, METRICS_FILE, STATE_FILE = "run.json", "metrics.jsonl", "state.json"
 WEIGHTS_FILE, OPTIMISER_FILE = "weights.safetensors", "optimiser.safetensors"
+STORE_FILES = (RUN_FILE, METRICS_FILE, "state-????????*", "best-????????*")
+"""What a run writes into its directory."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ class Store:
     def clear(self) -> None:
         """Remove what this class writes, and nothing else."""
         with output_errors(self.directory):
-            for path in [*self._named("state"), *self._named("best"), *self.directory.glob("*.partial")]:
+            for path in [*self._named("state"), *self._named("best"), *self.directory.glob("*partial")]:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
             for name in (RUN_FILE, METRICS_FILE):
                 (self.directory / name).unlink(missing_ok=True)

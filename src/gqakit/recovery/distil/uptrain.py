@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -14,8 +13,7 @@ import torch
 from torch import Tensor
 
 from gqakit import __version__
-from gqakit.checkpoint import MANIFEST_NAME, Checkpoint, check_output
-from gqakit.checkpoint.atomic import output_errors
+from gqakit.checkpoint import MANIFEST_NAME, Checkpoint, check_output, claimed_directory
 from gqakit.checkpoint.jsonio import pretty
 from gqakit.conversion.files import CARD_FILE, METRICS_FILE, UPTRAIN_FILE
 from gqakit.data.text import Text, read_text, token_windows
@@ -29,17 +27,18 @@ from gqakit.recovery.distil.data import split_windows
 from gqakit.recovery.distil.devices import PROJECT, accelerated, from_main, prepare
 from gqakit.recovery.distil.export import read_card, write_trained
 from gqakit.recovery.distil.language import LanguageTask
-from gqakit.recovery.distil.lock import locked
 from gqakit.recovery.distil.loop import Loop, Pace
 from gqakit.recovery.distil.model_card import uptrained_card
 from gqakit.recovery.distil.options import TRACKERS, UptrainOptions
-from gqakit.recovery.distil.state import Progress, Store
+from gqakit.recovery.distil.state import STORE_FILES, Progress, Store
 from gqakit.recovery.distil.trainable import (
     check_writable,
     checkpoint_activations,
     parameter_groups,
     prepare_student,
 )
+
+SUFFIX = ".uptrain"
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ class UptrainResult:
 
 def work_directory(out: Path) -> Path:
     """Where a run is kept while it is not finished."""
-    return out.with_name(out.name + ".uptrain")
+    return out.with_name(out.name + SUFFIX)
 
 
 def uptrain(
@@ -145,9 +144,7 @@ def uptrain(
         }
         store = Store(work_directory(out))
         if accelerator.is_main_process:
-            with output_errors(store.directory):
-                store.directory.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(locked(store.directory))
+            stack.enter_context(claimed_directory(out, SUFFIX, STORE_FILES))
             begun = store.begin(job, restart)
         else:
             begun = Progress()
@@ -193,8 +190,6 @@ def uptrain(
                     progress=advance,
                 )
         accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        shutil.rmtree(store.directory, ignore_errors=True)
     return UptrainResult(
         out=out,
         step=ended.step,

@@ -12,7 +12,15 @@ import torch
 from torch import Tensor
 
 from gqakit import __version__
-from gqakit.checkpoint import Checkpoint, Replacement, check_output, write_bytes, write_checkpoint
+from gqakit.checkpoint import (
+    Checkpoint,
+    Replacement,
+    WriteJob,
+    check_output,
+    claimed_directory,
+    write_bytes,
+    write_checkpoint,
+)
 from gqakit.conversion.checks import check_config, check_structure
 from gqakit.conversion.files import CARD_FILE, CHECKSUM_FILE, PLAN_FILE, REPAIR_FILE
 from gqakit.conversion.model_card import model_card
@@ -29,7 +37,7 @@ from gqakit.models.spec import ModelSpec
 from gqakit.planning.plan import Plan
 from gqakit.progress import Reporter, silent
 from gqakit.recovery.repair.layers import Job, LayerRepair, RepairOptions, check_windows, repair_layers
-from gqakit.recovery.repair.store import Store
+from gqakit.recovery.repair.store import FILES, Store
 
 
 @dataclass(frozen=True)
@@ -139,7 +147,7 @@ def read_plan(converted: Checkpoint) -> Plan:
 
 def check_conversion(source: Checkpoint, spec: ModelSpec, converted: Checkpoint, plan: Plan) -> None:
     """Raise `PlanError` unless a conversion is one of this source, and what its plan says."""
-    plan.check_source(source.fingerprint(), str(source.path))
+    plan.check_source(source.fingerprint(plan.source.fingerprint), str(source.path))
     for check in (
         check_config(Source(str(source.path), source, spec), plan, converted),
         check_structure(Source(str(source.path), source, spec), plan, converted),
@@ -191,30 +199,32 @@ def repair_opened(
     check_output(source, out, overwrite)
     check_output(converted, out, overwrite, job={"repair": asked})
     changed = tuple(not grouping.is_identity for grouping in plan.groupings)
-    store = Store(out.with_name(out.name + ".repair"), windows.shape[1], spec.hidden_size)
-    done = store.open(asked, overwrite)
-    job = Job(source, converted, spec, changed, windows, options, check_device(device))
-    with progress("repair", options.steps * sum(changed), "steps") as advance:
-        layers = repair_layers(job, store, done, advance)
-    record = {**asked, "layers": [asdict(layer) for layer in layers]}
-    extra: dict[str, bytes] = {
-        PLAN_FILE: (converted.path / PLAN_FILE).read_bytes(),
-        CARD_FILE: model_card(plan, source.path, repaired=True).encode(),
-        REPAIR_FILE: (json.dumps(record, indent=2) + "\n").encode(),
-    }
-    with progress("write", converted.nbytes, "bytes") as advance:
-        write_checkpoint(
-            converted,
-            out,
-            replaced=_replacements(converted, store, layers),
-            config=converted.config,
-            extra_files=extra,
-            job={"repair": asked},
-            checksum_file=CHECKSUM_FILE,
-            overwrite=overwrite,
-            progress=advance,
-        )
-    store.remove()
+    with claimed_directory(out, ".repair", FILES) as work:
+        store = Store(work, windows.shape[1], spec.hidden_size)
+        done = store.open(asked, overwrite)
+        job = Job(source, converted, spec, changed, windows, options, check_device(device))
+        with progress("repair", options.steps * sum(changed), "steps") as advance:
+            layers = repair_layers(job, store, done, advance)
+        record = {**asked, "layers": [asdict(layer) for layer in layers]}
+        extra: dict[str, bytes] = {
+            PLAN_FILE: (converted.path / PLAN_FILE).read_bytes(),
+            CARD_FILE: model_card(plan, source.path, repaired=True).encode(),
+            REPAIR_FILE: (json.dumps(record, indent=2) + "\n").encode(),
+        }
+        with progress("write", converted.nbytes, "bytes") as advance:
+            write_checkpoint(
+                converted,
+                out,
+                WriteJob(
+                    replaced=_replacements(converted, store, layers),
+                    config=converted.config,
+                    decides={"repair": asked},
+                    extra_files=extra,
+                    checksum_file=CHECKSUM_FILE,
+                ),
+                overwrite=overwrite,
+                progress=advance,
+            )
     return layers, done
 
 

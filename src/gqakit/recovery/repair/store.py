@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +16,12 @@ from torch import Tensor
 
 from gqakit.checkpoint import write_bytes
 from gqakit.checkpoint.atomic import output_errors
+from gqakit.checkpoint.workspace import clear_claimed
 from gqakit.errors import OutputError
 
 JOB = "job.json"
+FILES = (JOB, "*-[0-9][0-9][0-9].bin", "layer-[0-9][0-9][0-9].safetensors")
+"""What a repair writes into its directory."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Activations:
 
 
 class Store:
-    """The directory of a repair under way.
+    """The directory of a repair under way, which `claimed_directory` made and removes.
 
     The files of layer `n` appear once whole: first the streams that enter layer `n + 1`, then its tensors. So a run
     that was killed goes on behind the last layer whose tensors are there.
@@ -82,17 +84,16 @@ class Store:
         """
         content = (json.dumps(job, indent=2, sort_keys=True) + "\n").encode()
         marker = self.path / JOB
-        if marker.is_file() and marker.read_bytes() == content:
-            return self._done()
-        if self.path.exists():
+        if marker.is_file():
+            with output_errors(marker):
+                if marker.read_bytes() == content:
+                    return self._done()
             if not overwrite:
                 raise OutputError(
                     f"{self.path} holds an unfinished repair with other options; give the same ones to go on, or "
                     "use --overwrite to start again"
                 )
-            self.remove()
-        with output_errors(self.path):
-            self.path.mkdir(parents=True)
+        clear_claimed(self.path)
         write_bytes(marker, content)
         return 0
 
@@ -134,14 +135,3 @@ class Store:
 
     def _layer(self, layer: int) -> Path:
         return self.path / f"layer-{layer:03d}.safetensors"
-
-    def remove(self) -> None:
-        """Remove the directory, if it is one of a repair.
-
-        Raises:
-            OutputError: it is not.
-        """
-        if not (self.path / JOB).is_file():
-            raise OutputError(f"{self.path} is in the way and no unfinished repair; move it")
-        with output_errors(self.path):
-            shutil.rmtree(self.path)

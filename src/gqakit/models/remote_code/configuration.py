@@ -1,18 +1,19 @@
 """Configurations of grouped checkpoints: each model family's own, with the head maps.
 
-This file is copied into every grouped checkpoint, so it imports nothing of gqakit. The classes are made when
-they are asked for: `GqakitLlamaConfig` is transformers' `LlamaConfig` with a `gqakit` section.
+The classes are made when they are asked for: `GqakitLlamaConfig` is transformers' `LlamaConfig` with a `gqakit`
+section.
 """
 
 from __future__ import annotations
 
 import sys
+from functools import cache
 from typing import Any
 
 import transformers
 from huggingface_hub.dataclasses import strict
 
-from .heads_gqakit import LayerHeads, read_layers
+from .heads import HeadMaps, read_layers
 
 PREFIX = "Gqakit"
 
@@ -38,25 +39,23 @@ class GroupedConfig:
         if self.gqakit is not None:  # transformers builds configs without arguments to compare defaults
             layers = self.layer_heads()
             if "vllm" in sys.modules:
-                self._tell_padded_heads(layers)
+                self._set_padded_heads(layers)
 
-    def _tell_padded_heads(self, layers: list[LayerHeads]) -> None:
+    def _set_padded_heads(self, layers: list[HeadMaps]) -> None:
         """Give each layer the number of query heads that its groups have when all are as large as the largest.
 
         Only vLLM reads these, to make its attention; `pad_groups_for_vllm` hands it queries to match.
         """
-        per_layer: dict[int, dict[str, int]] = {
-            int(index): dict(values)
-            for index, values in self.to_dict().get("per_layer_config", {}).items()  # pyright: ignore[reportAttributeAccessIssue]
-        }
+        raw: dict[str, Any] = self.to_dict()  # pyright: ignore[reportAttributeAccessIssue]
+        per_layer = {int(index): dict(values) for index, values in raw.get("per_layer_config", {}).items()}
         for index, heads in enumerate(layers):
             largest = max(map(heads.key_head_of_query.count, range(heads.num_key_heads)))
             per_layer.setdefault(index, {})["num_attention_heads"] = heads.num_key_heads * largest
         self.allow_global_per_layer_attribute_access = True
         self.per_layer_config = per_layer
 
-    def layer_heads(self) -> list[LayerHeads]:
-        """The head maps, one entry a layer.
+    def layer_heads(self) -> list[HeadMaps]:
+        """The head maps, one entry for each layer.
 
         Raises:
             ValueError: there is no `gqakit` section, it names another family, or it is malformed.
@@ -77,7 +76,7 @@ class GroupedConfig:
         return read_layers(self.gqakit, count, self.num_attention_heads)
 
 
-def family_class(name: str) -> type:
+def family_class(name: str) -> Any:
     """The class of transformers behind `Gqakit...`.
 
     Raises:
@@ -92,8 +91,10 @@ def family_class(name: str) -> type:
     return base
 
 
-def __getattr__(name: str) -> Any:
-    base: Any = family_class(name)
+@cache
+def config_class(name: str) -> Any:
+    """The configuration class `Gqakit...Config`."""
+    base = family_class(name)
     added = {
         "__module__": __name__,
         "__doc__": f"`{base.__name__}` with grouped heads.",
@@ -102,6 +103,7 @@ def __getattr__(name: str) -> Any:
         "gqakit": None,
     }
     # Decorated again: a subclass inherits `strict`'s validators but not its `validate`, and `save_pretrained` then fails.
-    made = strict(type(name, (GroupedConfig, base), added))
-    globals()[name] = made
-    return made
+    return strict(type(name, (GroupedConfig, base), added))
+
+
+__getattr__ = config_class  # transformers, and pickle, look classes up in their module

@@ -1,11 +1,12 @@
 """Models with grouped heads: each family's own, with smaller k/v projections and one attention function.
 
-This file is copied into every grouped checkpoint, so it imports nothing of gqakit. The classes are made when
-they are asked for: `GqakitLlamaForCausalLM` is transformers' `LlamaForCausalLM` with `GroupedModel` before it.
+The classes are made when they are asked for: `GqakitLlamaForCausalLM` is transformers' `LlamaForCausalLM` with
+`GroupedModel` before it.
 """
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -16,10 +17,9 @@ from transformers.cache_utils import StaticLayer
 from transformers.masking_utils import sdpa_mask
 from transformers.pytorch_utils import Conv1D
 
-from . import configuration_gqakit
-from .adapters_gqakit import adapt, prepare
-from .attention_gqakit import GroupedHeads, grouped_attention_forward
-from .configuration_gqakit import PREFIX, family_class
+from .adapters import adapt, prepare
+from .attention import GroupedHeads, grouped_attention_forward
+from .configuration import PREFIX, config_class, family_class
 
 ATTENTION = "gqakit"
 VLLM = "vllm"  # what its Transformers backend registers its attention as
@@ -56,9 +56,7 @@ class GroupedModel(PreTrainedModel):
                 f'Leave it out or pass "{ATTENTION}", which runs PyTorch\'s SDPA over the groups.'
             )
         if requested_attention == VLLM and VLLM in AttentionInterface():
-            if any(
-                heads.key_head_of_query != heads.value_head_of_query for heads in self.config.layer_heads()
-            ):
+            if any(keys != values for keys, values in self.config.layer_heads()):
                 raise ValueError(
                     "vLLM caches as many value heads as key heads, which differ in this checkpoint. "
                     "Use gqakit's vLLM plugin (see docs/serving.md), or `gqakit export --to uniform`."
@@ -68,9 +66,9 @@ class GroupedModel(PreTrainedModel):
 
 
 def pad_groups_for_vllm() -> None:
-    """Have vLLM's attention function get groups of one size: each group's rows padded to the largest's.
+    """Have vLLM's attention function get groups of one size: each group padded to the size of the largest.
 
-    vLLM makes a layer's attention from numbers of heads, which `GroupedConfig` tells it with the padding in.
+    vLLM makes a layer's attention from numbers of heads, which `GroupedConfig` gives it with the padding in.
     """
     function: Any = AttentionInterface()[VLLM]
     if getattr(function, "pads_groups", False):
@@ -81,10 +79,10 @@ def pad_groups_for_vllm() -> None:
         if heads is None or heads.ordinary:
             return function(module, query, *states, **kwargs)
         packing = heads.padded.keys
-        rows = query.index_select(1, packing.query_of_slot.on(query.device))
-        out, _ = function(module, rows, *states, **kwargs)  # [tokens, slots · d]
-        slots = out.unflatten(-1, (rows.shape[1], -1))
-        return slots.index_select(-2, packing.slot_of_query.on(out.device)).flatten(-2), None
+        packed = query.index_select(1, packing.query_of_place.on(query.device))  # [1, places, tokens, d]
+        out, _ = function(module, packed, *states, **kwargs)  # [tokens, places · d]
+        heads_out = out.unflatten(-1, (packed.shape[1], -1))
+        return heads_out.index_select(-2, packing.place_of_query.on(out.device)).flatten(-2), None
 
     forward.pads_groups = True  # pyright: ignore[reportFunctionMemberAccess]
     AttentionInterface.register(VLLM, forward)
@@ -146,32 +144,29 @@ def _refuse_static_cache(module: Any, args: tuple, kwargs: dict[str, Any]) -> No
 
 
 def _keep_renamings(names: dict[str, str]) -> None:
-    """Read and write tensors under the names that transformers reads and writes the family's own under.
-
-    `names` gives each of the family's model types and class names the grouped one.
-    """
+    """Read and write a grouped class's tensors under the family's names in files; `names` is by the family's class."""
     try:
-        from transformers.conversion_mapping import (
-            get_checkpoint_conversion_mapping,
-            register_checkpoint_conversion_mapping,
-        )
+        from transformers import conversion_mapping
     except ImportError:  # a release that renames nothing
         return
     for stock, grouped in names.items():
-        mapping = get_checkpoint_conversion_mapping(stock)
+        mapping = conversion_mapping.get_checkpoint_conversion_mapping(stock)
         if mapping is not None:
-            register_checkpoint_conversion_mapping(grouped, mapping, overwrite=True)
+            conversion_mapping.register_checkpoint_conversion_mapping(grouped, mapping, overwrite=True)
 
 
-def __getattr__(name: str) -> Any:
-    base: Any = family_class(name)
-    config = getattr(configuration_gqakit, f"{PREFIX}{base.config_class.__name__}")
+@cache
+def model_class(name: str) -> Any:
+    """The model class `Gqakit...`."""
+    base = family_class(name)
+    config = config_class(f"{PREFIX}{base.config_class.__name__}")
     _keep_renamings({base.config_class.model_type: config.model_type, base.__name__: name})
     added = {
         "__module__": __name__,
         "__doc__": f"`{base.__name__}` with grouped heads.",
         "config_class": config,
     }
-    made = type(name, (GroupedModel, base), added)
-    globals()[name] = made
-    return made
+    return type(name, (GroupedModel, base), added)
+
+
+__getattr__ = model_class  # transformers, and pickle, look classes up in their module

@@ -1,17 +1,13 @@
-"""Which key head and which value head each query head reads, as a grouped `config.json` says it.
-
-Pure Python. This file is copied into every grouped checkpoint, so it imports nothing of gqakit.
-"""
+"""Which key head and which value head each query head reads, as a grouped `config.json` says it. Pure Python."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 FORMAT_VERSION = 2
 
 
-class LayerHeads(NamedTuple):
+class HeadMaps(NamedTuple):
     """The two head maps of one layer, each with one label for each query head."""
 
     key_head_of_query: tuple[int, ...]
@@ -28,13 +24,13 @@ class LayerHeads(NamedTuple):
         return max(self.value_head_of_query) + 1
 
 
-def read_layers(section: dict[str, Any], num_layers: int, num_query_heads: int) -> list[LayerHeads]:
+def read_layers(section: dict[str, Any], num_layers: int, num_query_heads: int) -> list[HeadMaps]:
     """The head maps of every layer, checked.
 
     Args:
         section: the `gqakit` entry of a grouped checkpoint's `config.json`.
-        num_layers: how many layers the model has.
-        num_query_heads: how many query heads each layer has.
+        num_layers: number of attention layers of the model.
+        num_query_heads: number of query heads in each layer.
 
     Raises:
         ValueError: the format version is not known, or maps are missing or malformed (all of them named).
@@ -52,15 +48,15 @@ def read_layers(section: dict[str, Any], num_layers: int, num_query_heads: int) 
     problems = [
         f"layer {index}, {name}: {problem}"
         for index, layer in enumerate(layers)
-        for name in LayerHeads._fields
+        for name in HeadMaps._fields
         if (problem := _map_problem(layer.get(name), num_query_heads)) is not None
     ]
     if problems:
         raise ValueError("config.json: gqakit.layers is malformed. " + " ".join(problems))
-    return [LayerHeads(*(tuple(layer[name]) for name in LayerHeads._fields)) for layer in layers]
+    return [HeadMaps(*(tuple(layer[name]) for name in HeadMaps._fields)) for layer in layers]
 
 
-def _map_problem(labels: Sequence[int] | None, num_query_heads: int) -> str | None:
+def _map_problem(labels: Any, num_query_heads: int) -> str | None:
     if not isinstance(labels, (list, tuple)) or len(labels) != num_query_heads:
         seen = len(labels) if isinstance(labels, (list, tuple)) else labels
         return f"expected one label for each of {num_query_heads} query heads, got {seen!r}."

@@ -1,0 +1,235 @@
+"""Forward passes for the attention modules whose own code takes the number of KV heads for granted.
+
+Most families shape keys and values by the width of their projections, and need nothing here. These do not: they
+have a fused projection, a fixed view, or attention of their own that asks no attention function. Each forward
+computes what the family's own does, for any number of heads; what a family passes and no forward uses goes by
+in `**kwargs`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import dropout
+from transformers.cache_utils import EncoderDecoderCache
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from .attention import grouped_attention_forward
+from .heads import HeadMaps
+from .packing import Mask
+
+States = tuple[Tensor, Tensor, Tensor]  # queries, keys and values, [B, heads, T, d] each
+Out = tuple[Tensor, Any]  # [B, T, hidden size], and attention weights if any
+
+
+def adapt(attention: Any, model_type: str, config: Any, heads: HeadMaps | None = None) -> None:
+    """Make an attention module run any number of KV heads, where its own code does not.
+
+    Args:
+        attention: the module that calls the attention function.
+        model_type: the family's.
+        config: the model's.
+        heads: the head maps; None leaves a stock layer as it is but for going through the attention function.
+    """
+    if model_type == "phi3" and heads is not None:
+        attention.num_key_value_heads = heads.num_key_heads  # where its forward cuts the fused projection
+    attention.head_maps = heads
+    forward = _FORWARDS.get(model_type)
+    if forward is not None:
+        attention.config = config
+        attention.forward = MethodType(forward, attention)
+
+
+def prepare(model_type: str) -> None:
+    """What must be known before transformers builds a model: Falcon looks its attention class up by function."""
+    if model_type == "falcon":
+        falcon = importlib.import_module("transformers.models.falcon.modeling_falcon")
+        classes = getattr(falcon, "FALCON_ATTENTION_CLASSES", {})
+        if "eager" in classes:
+            classes.setdefault("gqakit", classes["eager"])
+
+
+def _heads(states: Tensor, dim: int) -> Tensor:
+    """`[B, T, heads · d]` to `[B, heads, T, d]`."""
+    return states.unflatten(-1, (-1, dim)).transpose(1, 2)
+
+
+def _split(self: Any, hidden_states: Tensor) -> States:
+    """From separate projections `q_proj`, `k_proj` and `v_proj`."""
+    query, key, value = (project(hidden_states) for project in (self.q_proj, self.k_proj, self.v_proj))
+    return _heads(query, self.head_dim), _heads(key, self.head_dim), _heads(value, self.head_dim)
+
+
+def _fused(self: Any, states: Tensor, dim: int) -> States:
+    """From the output of a fused projection, `[B, T, heads of q, k and v · d]`."""
+    maps = self.head_maps
+    if maps is not None:
+        sizes = (len(maps.key_head_of_query), maps.num_key_heads, maps.num_value_heads)
+        query, key, value = states.split([size * dim for size in sizes], dim=-1)
+        return _heads(query, dim), _heads(key, dim), _heads(value, dim)
+    # A stock layer: for each KV head in turn its queries, its key, its value.
+    num_heads = self.config.num_attention_heads
+    kv_heads = (states.shape[-1] // dim - num_heads) // 2
+    turns = states.unflatten(-1, (kv_heads, num_heads // kv_heads + 2, dim))  # [B, T, KV heads, turn, d]
+    query = turns[..., :-2, :].flatten(2, 3)
+    return query.transpose(1, 2), turns[..., -2, :].transpose(1, 2), turns[..., -1, :].transpose(1, 2)
+
+
+def _attend(self: Any, states: States, cache: Any, mask: Mask, scaling: float, **kwargs: Any) -> Out:
+    """Update the cache if there is one, then the model's attention function; `[B, T, heads · d]`.
+
+    `dropout` is the rate in training.
+    """
+    query, key, value = states
+    if cache is not None:
+        key, value = cache.update(key, value, self.layer_idx)
+    # Of the stock functions not all add a position bias.
+    function: Callable[..., Any] = grouped_attention_forward
+    if self.config._attn_implementation not in ("eager", "sdpa"):
+        function = ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation]
+    kwargs["dropout"] = kwargs["dropout"] if self.training else 0.0
+    out, weights = function(self, query, key, value, mask, scaling=scaling, **kwargs)
+    return out.flatten(2), weights
+
+
+def _rotated(self: Any, states: States, kwargs: dict[str, Any]) -> States:
+    """Queries and keys after RoPE, by the function of the module of transformers that defines the layer."""
+    query, key, value = states
+    rotate = sys.modules[type(self).__module__].apply_rotary_pos_emb
+    return *rotate(query, key, *kwargs.pop("position_embeddings")), value
+
+
+def _opt(
+    self: Any, hidden_states: Tensor, past_key_values: Any = None, attention_mask: Mask = None, **kwargs: Any
+) -> Out:
+    query, key, value = _split(self, hidden_states)
+    states = query * self.scaling, key, value
+    out, weights = _attend(self, states, past_key_values, attention_mask, 1.0, dropout=self.dropout, **kwargs)
+    return self.out_proj(out), weights
+
+
+def _whisper(
+    self: Any,
+    hidden_states: Tensor,
+    key_value_states: Tensor | None = None,
+    past_key_values: Any = None,
+    attention_mask: Mask = None,
+    **kwargs: Any,
+) -> Out:
+    cross, cache, known = key_value_states is not None, past_key_values, False
+    if isinstance(cache, EncoderDecoderCache):
+        known = bool(cross and cache.is_updated.get(self.layer_idx))
+        if cross:
+            cache.is_updated[self.layer_idx] = True
+        cache = cache.cross_attention_cache if cross else cache.self_attention_cache
+    query = _heads(self.q_proj(hidden_states) * self.scaling, self.head_dim)
+    if known and cache is not None:
+        key, value = cache.layers[self.layer_idx].keys, cache.layers[self.layer_idx].values
+        cache = None
+    else:
+        other = hidden_states if key_value_states is None else key_value_states
+        key, value = _heads(self.k_proj(other), self.head_dim), _heads(self.v_proj(other), self.head_dim)
+    states = query, key, value
+    out, weights = _attend(self, states, cache, attention_mask, 1.0, dropout=self.dropout, **kwargs)
+    return self.out_proj(out), weights
+
+
+def _gpt2(
+    self: Any, hidden_states: Tensor, past_key_values: Any = None, attention_mask: Mask = None, **kwargs: Any
+) -> Out:
+    states, cache = _fused(self, self.c_attn(hidden_states), self.head_dim), past_key_values
+    if isinstance(cache, EncoderDecoderCache):
+        cache = cache.self_attention_cache
+    rate = self.attn_dropout.p
+    out, weights = _attend(self, states, cache, attention_mask, self.scaling, dropout=rate, **kwargs)
+    return self.resid_dropout(self.c_proj(out)), weights
+
+
+def _gpt_neox(
+    self: Any, hidden_states: Tensor, attention_mask: Mask, layer_past: Any = None, **kwargs: Any
+) -> Out:
+    states = _fused(self, self.query_key_value(hidden_states), self.head_size)
+    states, rate = _rotated(self, states, kwargs), self.attention_dropout
+    out, weights = _attend(self, states, layer_past, attention_mask, self.scaling, dropout=rate, **kwargs)
+    return self.dense(out), weights
+
+
+def _bloom(
+    self: Any,
+    hidden_states: Tensor,
+    residual: Tensor,
+    alibi: Tensor,
+    attention_mask: Mask,
+    layer_past: Any = None,
+    **kwargs: Any,
+) -> Out:
+    states = _fused(self, self.query_key_value(hidden_states), self.head_dim)
+    bias = alibi.reshape(hidden_states.shape[0], self.num_heads, -1, alibi.shape[-1])  # [B, heads, 1, S]
+    how = {"dropout": self.attention_dropout.p, "position_bias": bias}
+    out, weights = _attend(self, states, layer_past, attention_mask, self.inv_norm_factor, **how)
+    return residual + dropout(self.dense(out), p=self.hidden_dropout, training=self.training), weights
+
+
+def _falcon(
+    self: Any,
+    hidden_states: Tensor,
+    alibi: Tensor | None,
+    attention_mask: Mask,
+    layer_past: Any = None,
+    **kwargs: Any,
+) -> Out:
+    states = _fused(self, self.query_key_value(hidden_states), self.head_dim)
+    if alibi is None:
+        states = _rotated(self, states, kwargs)
+    # With linear position biases the mask already holds them.
+    rate = 0.0 if alibi is None else self.attention_dropout.p
+    out, weights = _attend(self, states, layer_past, attention_mask, self.inv_norm_factor, dropout=rate)
+    return self.dense(out), weights
+
+
+def _mpnet(
+    self: Any,
+    hidden_states: Tensor,
+    attention_mask: Mask = None,
+    position_bias: Tensor | None = None,
+    output_attentions: bool = False,
+    **kwargs: Any,
+) -> Out | tuple[Tensor]:
+    dim = self.attention_head_size
+    query, key, value = (_heads(project(hidden_states), dim) for project in (self.q, self.k, self.v))
+    how = {"dropout": self.dropout.p, "is_causal": False, "position_bias": position_bias}
+    out, weights = _attend(self, (query, key, value), None, attention_mask, dim**-0.5, **how)
+    return (self.o(out), weights) if output_attentions else (self.o(out),)
+
+
+def _stablelm(
+    self: Any, hidden_states: Tensor, attention_mask: Mask = None, past_key_values: Any = None, **kwargs: Any
+) -> Out:
+    query, key, value = _split(self, hidden_states)
+    width = self.rotary_ndims  # the first channels of a head rotate
+    turned = _rotated(self, (query[..., :width], key[..., :width], value), kwargs)
+    query = torch.cat([turned[0], query[..., width:]], dim=-1)
+    key = torch.cat([turned[1], key[..., width:]], dim=-1)
+    states, rate = (query, key, value), self.attention_dropout
+    out, weights = _attend(
+        self, states, past_key_values, attention_mask, self.scaling, dropout=rate, **kwargs
+    )
+    return self.o_proj(out), weights
+
+
+_FORWARDS: dict[str, Callable[..., Any]] = {
+    "opt": _opt,
+    "whisper": _whisper,
+    "gpt2": _gpt2,
+    "gpt_neox": _gpt_neox,
+    "bloom": _bloom,
+    "falcon": _falcon,
+    "mpnet": _mpnet,
+    "stablelm": _stablelm,
+}
