@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gqakit.conversion.model_card import inherited_licence, model_card
+from gqakit.conversion.model_card import model_card, stated_in_card
 from gqakit.evaluation.language import LanguageScores
 from gqakit.evaluation.table import EvaluationRow, markdown_table
 from gqakit.planning.plan import Plan
@@ -53,10 +53,12 @@ def test_front_matter_and_facts(tmp_path: Path) -> None:
     card = model_card(plan(), tmp_path)
     front, body = card.removeprefix("---\n").split("\n---\n", 1)
     assert front.splitlines() == [
-        r'base_model: "odd \"name\""',
+        "base_model: odd \"name\"",
         "license: mit",
         "library_name: transformers",
-        "tags: [gqakit, kv-cache]",
+        "tags:",
+        "- gqakit",
+        "- kv-cache",
     ]
     for part in (
         "KV cache of 50%",
@@ -106,7 +108,7 @@ def test_the_licence_comes_from_the_front_matter_alone(
 ) -> None:
     if text is not None:
         (tmp_path / "README.md").write_text(text)
-    assert inherited_licence(tmp_path) == licence
+    assert stated_in_card(tmp_path).get("license") == licence
     card = model_card(plan(), tmp_path)
     assert ("license:" in card) is (licence is not None)
     assert (licence or "whose card states none") in card
