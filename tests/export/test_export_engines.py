@@ -66,7 +66,7 @@ def test_uniform_goes_everywhere() -> None:
 def test_separate_maps_may_be_what_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     only = Engine("some", "as it is", "as it is", None, None, "not run")
     monkeypatch.setitem(ENGINES, "some", only)
-    with pytest.raises(UsageError, match="--kv-maps shared"):
+    with pytest.raises(UsageError, match="`kv_maps=shared`"):
         check_engine("some", ("grouped",), separate=True)
 
 

@@ -1,9 +1,12 @@
 """Grouped checkpoints on disk: with gqakit registered, saved again, and with only the shipped code."""
 
+import ast
 import json
 import os
+import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -23,8 +26,10 @@ from runtime_models import (
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
+import gqakit
 from gqakit.errors import CheckpointError
 from gqakit.models.load import load
+from gqakit.models.shipping import shipped_code
 
 
 def checkpoint(folder, family="llama", maps=SAME):
@@ -140,16 +145,38 @@ for path in paths:
 """
 
 
+BOTH_CODES = """
+import sys, torch
+from transformers import AutoModelForCausalLM
+path, = sys.argv[1:]
+ids, expected = torch.load(path + "/ids.pt"), torch.load(path + "/logits.pt")
+theirs = AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True).eval()
+from gqakit.models.load import load  # from here on the package's classes come first
+ours = load(path)
+print(type(ours).__module__, type(theirs).__module__)
+# The name of the attention function is one for both: that of the last code to be imported runs all models.
+for code in (sys.modules[type(model).__module__] for model in (ours, theirs)):
+    code.AttentionInterface.register("gqakit", code.grouped_attention_forward)
+    for model in (ours, theirs):
+        with torch.no_grad():
+            torch.testing.assert_close(model(ids).logits, expected, atol=1e-5, rtol=1e-5)
+"""
+
+
 def run_without_gqakit(trust: str, *paths: Path, home: Path) -> subprocess.CompletedProcess[str]:
-    kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    env = {**kept, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(home / "modules"), "HF_HOME": str(home)}
     blocker = home / "without_gqakit"
     blocker.mkdir(parents=True, exist_ok=True)
     # An installed gqakit must not help either.
     (blocker / "sitecustomize.py").write_text("import sys\nsys.modules['gqakit'] = None\n")
+    return run(LOAD_WITHOUT_GQAKIT, trust, *map(str, paths), home=home, path=blocker)
+
+
+def run(code: str, *arguments: str, home: Path, path: Path) -> subprocess.CompletedProcess[str]:
+    home.mkdir(exist_ok=True)
+    env = {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(home / "modules"), "HF_HOME": str(home)}
     return subprocess.run(
-        [sys.executable, "-c", LOAD_WITHOUT_GQAKIT, trust, *map(str, paths)],
-        env={**env, "PYTHONPATH": str(blocker)},
+        [sys.executable, "-c", code, *arguments],
+        env={**os.environ, **env, "PYTHONPATH": str(path)},
         cwd=home,
         capture_output=True,
         text=True,
@@ -159,18 +186,59 @@ def run_without_gqakit(trust: str, *paths: Path, home: Path) -> subprocess.Compl
 
 
 @torch.no_grad()
+def checkpoint_with_logits(folder, family):
+    path, model = checkpoint(folder, family, DIFFERING)
+    ids = tokens()
+    torch.save(ids, path / "ids.pt")
+    torch.save(model(ids).logits, path / "logits.pt")
+    torch.save(model.model(ids).last_hidden_state, path / "last_hidden_state.pt")
+    return path
+
+
+def with_code_of_november_2026(path):
+    """Its shipped code replaced by that of checkpoints written then, when it held the kernels too."""
+    for file in path.glob("*.py"):
+        file.unlink()
+    with zipfile.ZipFile(Path(__file__).with_name("data") / "shipped_code_2026_11.zip") as code:
+        code.extractall(path)
+    return path
+
+
+def test_shipped_code_is_one_package_and_short():
+    """Every relative import is of a shipped file, no other is of gqakit, and it can be read in an hour."""
+    code = {name.removesuffix(".py"): content.decode() for name, content in shipped_code().items()}
+    assert all(name.endswith("_gqakit") for name in code)
+    for content in code.values():
+        imports = [node for node in ast.walk(ast.parse(content)) if isinstance(node, ast.ImportFrom)]
+        assert {node.module for node in imports if node.level} <= code.keys()
+    ours = [
+        line.strip()
+        for content in code.values()
+        for line in content.splitlines()
+        if "import gqakit" in line or "from gqakit" in line
+    ]
+    assert ours == ["from gqakit.models import decode_kernels"]
+    assert sum(content.count("\n") for content in code.values()) < 1000
+
+
 def test_shipped_code_alone_gives_the_same_logits(tmp_path):
-    paths = []
-    for family in ("llama", "qwen3"):
-        path, model = checkpoint(tmp_path / family, family, DIFFERING)
-        ids = tokens()
-        torch.save(ids, path / "ids.pt")
-        torch.save(model(ids).logits, path / "logits.pt")
-        torch.save(model.model(ids).last_hidden_state, path / "last_hidden_state.pt")
-        paths.append(path)
-    done = run_without_gqakit("trust", *paths, home=tmp_path / "home")
+    paths = [checkpoint_with_logits(tmp_path / family, family) for family in ("llama", "qwen3")]
+    paths.append(with_code_of_november_2026(checkpoint_with_logits(tmp_path / "older", "llama")))
+    load(paths[0]).save_pretrained(tmp_path / "saved")  # by the package, to be loaded without it
+    for name in ("ids.pt", "logits.pt", "last_hidden_state.pt"):
+        shutil.copy(paths[0] / name, tmp_path / "saved")
+    done = run_without_gqakit("trust", *paths, tmp_path / "saved", home=tmp_path / "home")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("transformers_modules.") == 2
+    assert done.stdout.count("transformers_modules.") == 4
+
+
+def test_older_shipped_code_and_the_package_run_in_one_process(tmp_path):
+    path = with_code_of_november_2026(checkpoint_with_logits(tmp_path / "older", "llama"))
+    done = run(BOTH_CODES, str(path), home=tmp_path / "home", path=Path(gqakit.__file__).parents[1])
+    assert done.returncode == 0, done.stderr
+    ours, theirs = done.stdout.split()
+    assert ours == "gqakit.models.remote_code.modeling"
+    assert theirs.startswith("transformers_modules.")
 
 
 def test_without_gqakit_and_trust_loading_fails_clearly(tmp_path):

@@ -43,7 +43,7 @@ def calibrate_source(
     """`calibrate` for a model that is open and data that is read."""
     from gqakit.calibration.collect import collect_moments
     from gqakit.data.samples import positions_of
-    from gqakit.models.load import look_on
+    from gqakit.models.load import use_attention_interface
     from gqakit.models.running import load_model
 
     if not out.parent.is_dir() or out.is_dir():
@@ -54,7 +54,7 @@ def calibrate_source(
     positions = sum(map(positions_of, batches))
     _warn(source, content, positions)
     model = load_model(source.checkpoint, options.precision, options.device)
-    look_on(model, spec)
+    use_attention_interface(model, spec)
     try:
         with progress("calibrate", positions, unit_of(spec)) as advance:
             layers = collect_moments(model, spec, batches, advance)

@@ -18,7 +18,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from gqakit.calibration.second_moment import SecondMoment
 from gqakit.core.statistics import LayerMoments
 from gqakit.data.samples import Batch, as_batches, positions_of
-from gqakit.errors import DataError
+from gqakit.errors import DataError, FamilyError
 from gqakit.models.remote_code.attention import GroupedHeads, mask_with_bias
 from gqakit.models.remote_code.heads import HeadMaps
 from gqakit.models.spec import ModelSpec
@@ -47,6 +47,7 @@ def collect_moments(
 
     Raises:
         DataError: when an activation is not finite; names the layer.
+        FamilyError: when a layer's attention was not observed; names the layer.
     """
     device = next(model.parameters()).device
     layers = [_LayerSums(spec, layer) for layer in range(spec.num_layers)]
@@ -171,8 +172,13 @@ class _LayerSums:
 
     def moments(self, frequencies: Tensor | None) -> LayerMoments:
         """The averages."""
+        if not self.value.count or (self.rotates and not self.distances.sum()):
+            raise FamilyError(
+                f"layer {self.name}: the model ran, but its attention was not observed, so nothing is known of what "
+                "its values deliver; this version of transformers computes it in another way than gqakit expects"
+            )
         inputs = self.input.mean()
-        value = self.value.mean() if self.value.count else None
+        value = self.value.mean()
         query = None if self.query is None else self.query.mean()
         for moment in (inputs, value, query):
             if moment is not None and not bool(torch.isfinite(moment.sum())):
@@ -190,7 +196,7 @@ def _watched(model: PreTrainedModel, spec: ModelSpec, layers: list[_LayerSums]) 
     """The model with every attention layer reporting to its sums."""
     handles: list[Any] = []
     watched: dict[nn.Module, _LayerSums] = {}
-    attention = model.config._attn_implementation or "sdpa"
+    configs = _configs(model)
     try:
         for index, sums in enumerate(layers):
             watched[spec.attention_module(model, index)] = sums
@@ -201,14 +207,24 @@ def _watched(model: PreTrainedModel, spec: ModelSpec, layers: list[_LayerSums]) 
                 handles.append(projection.register_forward_pre_hook(sums.see_query))
         AttentionInterface.register(_NAME, partial(_attention, watched))
         AttentionMaskInterface.register(_NAME, sdpa_mask)
-        model.set_attn_implementation(_NAME)
+        # Not by `set_attn_implementation`: some models refuse it, and transformers only logs that.
+        for config, _ in configs:
+            config._attn_implementation = _NAME
         yield
     finally:
         for handle in handles:
             handle.remove()
-        model.set_attn_implementation(attention)
+        for config, name in configs:
+            config._attn_implementation = name
         _sample.cache_clear()  # long windows' are large
         watched.clear()  # the registered function stays behind and must not keep the model alive
+
+
+def _configs(model: PreTrainedModel) -> list[tuple[Any, str | None]]:
+    """The configs that modules of a model hold, each with the name of its attention function."""
+    found = {id(config): config for m in model.modules() if (config := getattr(m, "config", None)) is not None}
+    named = [config for config in found.values() if hasattr(config, "_attn_implementation")]
+    return [(config, config._attn_implementation) for config in named]
 
 
 def _attention(
@@ -239,6 +255,9 @@ def _attention(
         heads = GroupedHeads(HeadMaps(reads, reads))
         out = heads.attend(query, key, value, attention_mask, dropout, scale, causal, softcap)
         return out.transpose(1, 2).contiguous(), None
+    if not hasattr(module, "num_key_value_groups"):  # by which transformers' function repeats keys and values
+        group = query.shape[1] // key.shape[1]
+        key, value = (states.repeat_interleave(group, dim=1) for states in (key, value))  # [B, H, S, d]
     return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scale, causal, **kwargs)
 
 

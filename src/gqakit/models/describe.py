@@ -34,49 +34,60 @@ def describe_model(
         UsageError: for an unknown stack.
     """
     model_type = str(config.get("model_type"))
-    family = families.get(model_type.removeprefix(GROUPED_PREFIX))
-    if family is None:
-        raise FamilyError(
-            f"model family {model_type!r} is not known to gqakit. Known: {', '.join(sorted(families))}. "
-            f"The config names architectures {config.get('architectures')} and the checkpoint holds "
-            f"{len(shapes)} tensors, such as {', '.join(_attention_like(shapes))}"
-        )
+    family = _family(families, model_type, config, shapes)
     grouped = model_type.startswith(GROUPED_PREFIX)
     section = _Section.read(config, model_type) if grouped else None
     chosen = _chosen(family, section.stacks if section else stacks)
-    numbers = _Numbers.read(family, chosen, config, grouped)
-    if sum(numbers.layers.values()) > len(shapes):  # before anything is made for each of them
-        counts = ", ".join(f"{stack.num_layers} = {numbers.layers[stack.name]}" for stack in chosen)
-        raise FamilyError(f"config.json: {counts}, but the checkpoint holds {len(shapes)} tensors in all")
-    sites = _in_order(chosen, numbers.layers)
+    sizes = _Sizes.read(family, chosen, config, grouped)
+    sites = _in_order(chosen, sizes.layers, len(shapes))
     if section and len(section.key_heads) != len(sites):
         raise FamilyError(
             f"config.json: 'gqakit' describes {len(section.key_heads)} layers, the model has {len(sites)}"
         )
     positions = family.positions(config) if callable(family.positions) else family.positions
     layout = family.layout(config) if callable(family.layout) else family.layout
-    prefix = _prefix(family, sites[0], shapes)
+    stack, index = sites[0]  # what is asked of tensors is asked of the first layer
+    prefix = next(
+        (each for each in family.prefixes if f"{each}{stack.stored(index, 'query')}.weight" in shapes),
+        family.prefixes[0],
+    )
+    key_norm = shapes.get(f"{prefix}{stack.stored_norm(index, family.key_norm)}.weight")
     spec = ModelSpec(
         family=family,
         model_type=model_type,
         sites=sites,
-        num_heads=numbers.heads,
-        key_heads=section.key_heads if section else (numbers.kv_heads,) * len(sites),
-        value_heads=section.value_heads if section else (numbers.kv_heads,) * len(sites),
-        head_dim=numbers.head_dim,
-        hidden_size=numbers.hidden,
-        channels=_key_channels(family, positions, config, shapes, sites[0], prefix, numbers.head_dim),
+        num_heads=sizes.heads,
+        key_heads=section.key_heads if section else (sizes.kv_heads,) * len(sites),
+        value_heads=section.value_heads if section else (sizes.kv_heads,) * len(sites),
+        head_dim=sizes.head_dim,
+        hidden_size=sizes.hidden,
+        channels=_key_channels(family, config, positions, sizes.head_dim, key_norm is not None),
         element_bytes=element_bytes,
-        biased=frozenset(
-            role for role in ROLES if f"{prefix}{sites[0].stack.stored(0, role)}.bias" in shapes
-        ),
+        biased=frozenset(role for role in ROLES if f"{prefix}{stack.stored(index, role)}.bias" in shapes),
         prefix=prefix,
         layout="blocks" if grouped and layout == "interleaved" else layout,
         fixed_queries=positions == "bias",
-        gains=_has_gains(family, sites[0], prefix, shapes, numbers.head_dim),
+        gains=key_norm is not None and key_norm[0] > sizes.head_dim,
     )
     _check_shapes(spec, shapes)
     return spec
+
+
+def _family(
+    families: Mapping[str, Family],
+    model_type: str,
+    config: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
+) -> Family:
+    family = families.get(model_type.removeprefix(GROUPED_PREFIX))
+    if family is not None:
+        return family
+    like = [name for name in shapes if "attn" in name or "attention" in name] or list(shapes)
+    raise FamilyError(
+        f"model family {model_type!r} is not known to gqakit. Known: {', '.join(sorted(families))}. "
+        f"The config names architectures {config.get('architectures')} and the checkpoint holds "
+        f"{len(shapes)} tensors, such as {', '.join(like[:3])}"
+    )
 
 
 def _check_shapes(spec: ModelSpec, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -113,16 +124,14 @@ def _chosen(family: Family, names: Sequence[str] | None) -> tuple[Stack, ...]:
     return tuple(stack for stack in family.stacks if stack.name in names)
 
 
-def _in_order(stacks: Sequence[Stack], layers: Mapping[str, int]) -> tuple[Site, ...]:
+def _in_order(stacks: Sequence[Stack], layers: Mapping[str, int], num_tensors: int) -> tuple[Site, ...]:
     """The layers in the order in which a model runs them: those in one block after another."""
+    if sum(layers.values()) > num_tensors:  # before anything is made for each of them
+        counts = ", ".join(f"{stack.num_layers} = {layers[stack.name]}" for stack in stacks)
+        raise FamilyError(f"config.json: {counts}, but the checkpoint holds {num_tensors} tensors in all")
     blocks = list(dict.fromkeys(stack.block for stack in stacks))
     sites = [Site(stack, index) for stack in stacks for index in range(layers[stack.name])]
     return tuple(sorted(sites, key=lambda site: (blocks.index(site.stack.block), site.index)))
-
-
-def _prefix(family: Family, first: Site, shapes: Mapping[str, tuple[int, ...]]) -> str:
-    name = f"{first.stack.stored(first.index, 'query')}.weight"
-    return next((prefix for prefix in family.prefixes if f"{prefix}{name}" in shapes), family.prefixes[0])
 
 
 @dataclass(frozen=True)
@@ -150,7 +159,9 @@ class _Section:
 
 
 @dataclass(frozen=True)
-class _Numbers:
+class _Sizes:
+    """The numbers of a config: layers by stack, query heads, KV heads, model width, channels of a head."""
+
     layers: Mapping[str, int]
     heads: int
     kv_heads: int
@@ -160,33 +171,32 @@ class _Numbers:
     @classmethod
     def read(
         cls, family: Family, stacks: Sequence[Stack], config: Mapping[str, Any], grouped: bool
-    ) -> _Numbers:
+    ) -> _Sizes:
         required = [key for stack in stacks for key in (stack.num_layers, stack.num_heads)]
-        keys = list(dict.fromkeys([*required, family.hidden_size]))
-        wrong = [key for key in keys if not _positive(lookup(config, key))]
         optional = [
             key for key in (family.num_kv_heads, family.head_dim) if key and lookup(config, key) is not None
         ]
-        wrong += [key for key in optional if not _positive(lookup(config, key))]
+        keys = dict.fromkeys([*required, family.hidden_size, *optional])
+        wrong = [key for key in keys if not _is_size(lookup(config, key))]
         if wrong:
             seen = ", ".join(f"{key} = {lookup(config, key)!r}" for key in wrong)
             raise FamilyError(
                 f"config.json of this {family.model_type} needs positive integers; seen: {seen}"
             )
-        heads = lookup(config, stacks[0].num_heads)
+        first = stacks[0].num_heads
+        heads, hidden = lookup(config, first), lookup(config, family.hidden_size)
         for stack in stacks[1:]:
             if lookup(config, stack.num_heads) != heads:
                 raise FamilyError(
-                    f"config.json: {stacks[0].num_heads} = {heads}, but {stack.num_heads} = "
-                    f"{lookup(config, stack.num_heads)}; convert one stack at a time with --stacks"
+                    f"config.json: {first} = {heads}, but {stack.num_heads} = "
+                    f"{lookup(config, stack.num_heads)}; convert one stack at a time by `stacks`"
                 )
-        hidden = lookup(config, family.hidden_size)
         kv_heads = (lookup(config, family.num_kv_heads) if family.num_kv_heads else None) or heads
         if family.count_kv_heads is not None:
             kv_heads = family.count_kv_heads(config) or heads
         if heads % kv_heads and not grouped:
             raise FamilyError(
-                f"config.json: {stacks[0].num_heads} = {heads} is no multiple of {family.num_kv_heads} = {kv_heads}"
+                f"config.json: {first} = {heads} is no multiple of {family.num_kv_heads} = {kv_heads}"
             )
         head_dim = lookup(config, family.head_dim)
         if not head_dim and hidden % heads:
@@ -198,15 +208,10 @@ class _Numbers:
 
 
 def _key_channels(
-    family: Family,
-    positions: str,
-    config: Mapping[str, Any],
-    shapes: Mapping[str, tuple[int, ...]],
-    first: Site,
-    prefix: str,
-    head_dim: int,
+    family: Family, config: Mapping[str, Any], positions: str, head_dim: int, normalised: bool
 ) -> Channels:
-    if _norm_shape(family, first, prefix, shapes) is not None:
+    """Which channels of a key head may be mixed."""
+    if normalised:
         return Channels.normalised(head_dim)
     if positions != "rotary":
         return Channels.mixing(head_dim)
@@ -224,25 +229,6 @@ def _key_channels(
     return Channels.rotary(head_dim, width)
 
 
-def _norm_shape(
-    family: Family, first: Site, prefix: str, shapes: Mapping[str, tuple[int, ...]]
-) -> tuple[int, ...] | None:
-    home = (first.stack.stored_home or first.stack.home).format(layer=first.index)
-    return shapes.get(f"{prefix}{home}.{family.key_norm}.weight")
-
-
-def _has_gains(
-    family: Family, first: Site, prefix: str, shapes: Mapping[str, tuple[int, ...]], head_dim: int
-) -> bool:
-    shape = _norm_shape(family, first, prefix, shapes)
-    return shape is not None and shape[0] > head_dim
-
-
-def _positive(value: object) -> bool:
+def _is_size(value: object) -> bool:
     """Whether this can be a size: a positive integer, and no more than 2^24, which is beyond any model."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= 2**24
-
-
-def _attention_like(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
-    names = [name for name in shapes if "attn" in name or "attention" in name] or list(shapes)
-    return names[:3]

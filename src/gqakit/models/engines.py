@@ -17,7 +17,7 @@ class Engine:
     """What one engine takes.
 
     Attributes:
-        name: for `--for`.
+        name: as the option `engine` takes it.
         uniform, grouped, separate: how it runs each kind of checkpoint; None where it does not.
         families: the families whose grouped checkpoints it runs; None for all.
         checked: how that is known.
@@ -39,49 +39,39 @@ class Engine:
         return self.grouped if kind == "grouped" else self.separate
 
 
+_GGUF, _ONNX = "gqakit export --to gguf", "gqakit export --to onnx"
+_HERE = "as it is, with gqakit or with trust_remote_code"
+_VLLM = "as it is: trust_remote_code in its Transformers backend, or gqakit's plugin"
+_REFINED = "more KV heads, the common refinement"
+
 _ENGINES = (
-    Engine(
-        "transformers",
-        uniform="as it is",
-        grouped="as it is, with gqakit or with trust_remote_code",
-        separate="as it is, with gqakit or with trust_remote_code",
-        families=None,
-        checked="tests",
-    ),
+    Engine("transformers", "as it is", _HERE, _HERE, None, "tests"),
     Engine(
         "llama.cpp",
-        uniform="gqakit export --to gguf",
-        grouped="gqakit export --to gguf",
-        separate="gqakit export --to gguf: more KV heads, the common refinement of the two maps",
+        uniform=_GGUF,
+        grouped=_GGUF,
+        separate=f"{_GGUF}: {_REFINED} of the two maps",
         families=("llama", "mistral", "qwen2"),
         checked="tests (xllamacpp, CPU)",
     ),
     Engine(
         "vllm",
         uniform="as it is",
-        grouped="as it is: trust_remote_code in its Transformers backend, or gqakit's plugin",
-        separate="as it is, with gqakit's plugin: more KV heads, the common refinement",
+        grouped=_VLLM,
+        separate=f"as it is, with gqakit's plugin: {_REFINED}",
         families=("llama",),
         checked="benchmarks/vllm_check.py (CPU)",
     ),
-    Engine(
-        "sglang",
-        uniform="as it is",
-        grouped=None,
-        separate=None,
-        families=None,
-        checked="not run",
-    ),
+    Engine("sglang", "as it is", grouped=None, separate=None, families=None, checked="not run"),
     Engine(
         "onnx",
-        uniform="gqakit export --to onnx",
-        grouped="gqakit export --to onnx",
-        separate="gqakit export --to onnx",
+        uniform=_ONNX,
+        grouped=_ONNX,
+        separate=_ONNX,
         families=("llama", "mistral", "qwen2", "qwen3"),
         checked="tests (ONNX Runtime, CPU): prefill",
     ),
 )
-
 ENGINES: dict[str, Engine] = {engine.name: engine for engine in _ENGINES}
 
 TITLE = {
@@ -123,12 +113,12 @@ def check_engine(name: str, formats: Sequence[str], separate: bool, family: str 
         if engine.how(kind, family) is not None:
             continue
         shared_fits = kind == "separate" and engine.how("grouped", family) is not None
-        fit = "--kv-maps shared" if shared_fits else "--format uniform"
+        fit = "`kv_maps=shared`" if shared_fits else "`format=uniform`"
         of = f" {family}" if family else ""
         apart = " with keys and values grouped apart" if kind == "separate" else ""
-        may = " (which --format auto may come out with)" if len(formats) > 1 else ""
+        may = " (which `format=auto` may come out with)" if len(formats) > 1 else ""
         raise UsageError(
-            f"--for {name}: it cannot run a grouped{of} checkpoint{apart}{may}. What fits: {fit}. "
+            f"`engine={name}` cannot run a grouped{of} checkpoint{apart}{may}. What fits: {fit}. "
             f"Engines that can: {names_that_run(kind, family)}"
         )
 

@@ -47,10 +47,11 @@ def load(
 
     config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     register(str(config.get("model_type")))
+    how = {"dtype": dtype or "auto", "device_map": device_map, "trust_remote_code": trust_remote_code}
     named = auto_class(config)
-    model, missing = _loaded(path, named, dtype, device_map, trust_remote_code)
+    model, missing = _loaded(path, named, how)
     if missing and _headless(config, named, model, missing):
-        model, missing = _loaded(path, "AutoModel", dtype, device_map, trust_remote_code)
+        model, missing = _loaded(path, "AutoModel", how)
     if missing:
         raise CheckpointError(
             f"{path}: {len(missing)} tensors of the model are missing, first {missing[0]!r}. "
@@ -59,23 +60,12 @@ def load(
     return model.eval()
 
 
-def _loaded(
-    path: Path,
-    auto: str,
-    dtype: torch.dtype | None,
-    device_map: str | dict[str, Any] | None,
-    trust_remote_code: bool,
-) -> tuple[PreTrainedModel, list[str]]:
+def _loaded(path: Path, auto: str, how: dict[str, Any]) -> tuple[PreTrainedModel, list[str]]:
     """The model by one of transformers' auto classes, and what the checkpoint lacks."""
     import transformers
 
     model, info = getattr(transformers, auto).from_pretrained(
-        str(path),
-        dtype="auto" if dtype is None else dtype,
-        device_map=device_map,
-        trust_remote_code=trust_remote_code,
-        local_files_only=True,
-        output_loading_info=True,
+        str(path), local_files_only=True, output_loading_info=True, **how
     )
     # An encoder's pooler is often left out, and what gqakit does has no use for it.
     return model, sorted(name for name in info["missing_keys"] if "pooler." not in name)
@@ -109,7 +99,7 @@ def _family(config: dict[str, Any]) -> Family | None:
     return FAMILIES.get(str(config.get("model_type")).removeprefix(GROUPED_PREFIX))
 
 
-def look_on(model: PreTrainedModel, spec: ModelSpec) -> None:
+def use_attention_interface(model: PreTrainedModel, spec: ModelSpec) -> None:
     """Make the attention modules of a stock model ask transformers' attention interface, where theirs do not."""
     if spec.family.watched:
         return

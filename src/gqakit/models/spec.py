@@ -119,7 +119,7 @@ class ModelSpec:
     def gain(self, layer: int, norm: str) -> str:
         """Name of a normalisation's weight in the checkpoint."""
         stack, index = self.sites[layer]
-        return f"{self.prefix}{(stack.stored_home or stack.home).format(layer=index)}.{norm}.weight"
+        return f"{self.prefix}{stack.stored_norm(index, norm)}.weight"
 
     def attention_module(self, model: PreTrainedModel, layer: int) -> nn.Module:
         """The module of a loaded model that calls the attention function of a layer."""

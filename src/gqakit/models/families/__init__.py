@@ -1,8 +1,6 @@
 """The families by `model_type`. A new family is one more entry here and its data in a file beside this one."""
 
-from __future__ import annotations
-
-from gqakit.models.families.base import Family, Names, Stack
+from gqakit.models.families.base import Family
 from gqakit.models.families.bert import BERT, MPNET, ROBERTA
 from gqakit.models.families.gpt import BLOOM, FALCON, GPT2, GPT_NEOX, OPT
 from gqakit.models.families.llama import GEMMA2, GEMMA3, LLAMA, MISTRAL, OLMO2, PHI3, QWEN2, QWEN3, STABLELM
@@ -19,10 +17,3 @@ FAMILIES: dict[str, Family] = {
         *(VIT, DINOV2, CLIP_VISION),
     )
 }
-
-__all__ = [
-    "FAMILIES",
-    "Family",
-    "Names",
-    "Stack",
-]

@@ -38,7 +38,7 @@ class Stack:
     Paths are relative to the base model, with `{layer}` for the index.
 
     Attributes:
-        name: what `--stacks` calls it.
+        name: what the option `stacks` calls it.
         home: path of the module that holds the projections.
         names: the projections below it.
         caller: the module below `home` that calls the attention function; "" where it is `home` itself.
@@ -72,8 +72,11 @@ class Stack:
 
     def stored(self, layer: int, role: Role) -> str:
         """A projection's name in the checkpoint, without the checkpoint's prefix and `.weight`."""
-        home = (self.stored_home or self.home).format(layer=layer)
-        return f"{home}.{(self.stored_names or self.names).of(role)}"
+        return self.stored_norm(layer, (self.stored_names or self.names).of(role))
+
+    def stored_norm(self, layer: int, name: str | None) -> str:
+        """The name in the checkpoint of a module beside the projections, such as a normalisation."""
+        return f"{(self.stored_home or self.home).format(layer=layer)}.{name}"
 
 
 @dataclass(frozen=True)

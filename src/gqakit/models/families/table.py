@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 from gqakit.models.families import FAMILIES
 from gqakit.models.families.base import Family
@@ -19,7 +19,7 @@ _LAYOUT = {"split": "apart", "blocks": "fused, in blocks", "interleaved": "fused
 
 @dataclass(frozen=True)
 class FamilyEntry:
-    """One family. `stacks` are its kinds of attention layers, `default` those that are converted unless told otherwise."""
+    """One family. `stacks` are its kinds of attention layers, `default` those that are converted by default."""
 
     family: str
     runs_on: str
@@ -41,15 +41,7 @@ def families() -> list[FamilyEntry]:
 def rows() -> list[tuple[str, ...]]:
     """The entries as cells, in the order of `HEADER`."""
     return [
-        (
-            entry.family,
-            entry.runs_on,
-            ", ".join(entry.stacks),
-            ", ".join(entry.default),
-            entry.layout,
-            entry.keys,
-            ", ".join(entry.formats),
-        )
+        tuple(cell if isinstance(cell, str) else ", ".join(cell) for cell in astuple(entry))
         for entry in families()
     ]
 
@@ -61,12 +53,13 @@ def markdown() -> str:
 
 
 def _entry(family: Family) -> FamilyEntry:
+    stacks = tuple(stack.name for stack in family.stacks)
     cached = tuple(stack.name for stack in family.stacks if stack.cached)
     return FamilyEntry(
         family=family.model_type,
         runs_on=_RUNS_ON[family.task],
-        stacks=tuple(stack.name for stack in family.stacks),
-        default=cached or tuple(stack.name for stack in family.stacks),
+        stacks=stacks,
+        default=cached or stacks,
         layout=_LAYOUT[family.layout] if isinstance(family.layout, str) else "by the config",
         keys=_keys(family),
         formats=("uniform", "grouped") if family.num_kv_heads is not None else ("grouped",),
