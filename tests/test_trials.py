@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from gqakit.models.inspection import open_model
 from gqakit.models.load import load
+from gqakit.models.source import Source
 from gqakit.recovery.distil.language import LanguageTask
 from gqakit.recovery.distil.options import LossWeights, UptrainOptions
 from gqakit.recovery.distil.trainable import prepare_student
@@ -58,7 +58,7 @@ class Tiny:
 
     def student(self, path):
         self.loaded += 1
-        return prepare_student(load(path, dtype=torch.float32), open_model(str(path))[1], self.options)
+        return prepare_student(load(path, dtype=torch.float32), Source.open(path).spec, self.options)
 
     def teacher(self):
         return None

@@ -10,7 +10,7 @@ from transformers import LlamaForCausalLM
 
 from gqakit.calibration.collect import LEAST_SAMPLED, collect_statistics, sampled_positions
 from gqakit.errors import DataError
-from gqakit.models.inspection import open_model
+from gqakit.models.source import Source
 
 HEADS, LAYERS, WIDTH = 8, 4, 32
 
@@ -57,7 +57,7 @@ def by_hand(path, windows: Tensor, kv_heads: int) -> list[tuple[Tensor, Tensor, 
 @pytest.mark.parametrize(("kv_heads", "length"), [(8, 12), (4, 19), (4, 50), (2, 400)])
 def test_moments_are_the_averages(tiny_llama, kv_heads, length):
     path = tiny_llama(kv_heads)
-    _, spec = open_model(str(path))
+    spec = Source.open(path).spec
     windows = windows_of(length)
     found = collect_statistics(load(path), spec, windows)
     assert sorted(found) == list(range(LAYERS))
@@ -92,7 +92,7 @@ def test_heads_share_the_positions_evenly(heads, length, width):
 def test_attention_under_a_mask_is_what_the_model_computes(tiny_llama):
     """A window that slides: the mask comes in, and positions beyond it have no weight."""
     path = tiny_llama(4)
-    _, spec = open_model(str(path))
+    spec = Source.open(path).spec
     model = load(path)
     windows = windows_of(40)[:1]
     mask = torch.ones(40, 40, dtype=torch.bool).tril().triu(-5)[None, None]
@@ -104,7 +104,7 @@ def test_attention_under_a_mask_is_what_the_model_computes(tiny_llama):
 
 def test_frequencies_are_the_models_own(tiny_llama):
     path = tiny_llama(8)
-    model, (_, spec) = load(path), open_model(str(path))
+    model, spec = load(path), Source.open(path).spec
     moments = collect_statistics(model, spec, windows_of(6))[0]
     expected = 10000.0 ** -(torch.arange(2).double() / 2)
     torch.testing.assert_close(moments.frequencies, expected, rtol=1e-6, atol=0)
@@ -112,7 +112,7 @@ def test_frequencies_are_the_models_own(tiny_llama):
 
 def test_the_model_is_left_as_it_was(tiny_llama):
     path = tiny_llama(4)
-    model, (_, spec) = load(path), open_model(str(path))
+    model, spec = load(path), Source.open(path).spec
     window = windows_of(10)[:1]
     before = model(input_ids=window).logits
     implementation = model.config._attn_implementation
@@ -126,7 +126,7 @@ def test_the_model_is_left_as_it_was(tiny_llama):
 
 def test_left_as_it_was_after_a_failure_too(tiny_llama):
     path = tiny_llama(4)
-    model, (_, spec) = load(path), open_model(str(path))
+    model, spec = load(path), Source.open(path).spec
     implementation = model.config._attn_implementation
 
     def stop(tokens: int) -> None:
@@ -140,7 +140,7 @@ def test_left_as_it_was_after_a_failure_too(tiny_llama):
 
 def test_activations_that_are_not_finite_name_the_layer(tiny_llama):
     path = tiny_llama(8)
-    model, (_, spec) = load(path), open_model(str(path))
+    model, spec = load(path), Source.open(path).spec
     with torch.no_grad():
         model.model.layers[2].input_layernorm.weight[3] = float("nan")
     with pytest.raises(DataError, match="layer 2: activations of its attention are not finite"):
@@ -149,7 +149,7 @@ def test_activations_that_are_not_finite_name_the_layer(tiny_llama):
 
 def test_calibrating_keeps_no_model_alive(tiny_llama):
     path = tiny_llama()
-    spec = open_model(str(path))[1]
+    spec = Source.open(path).spec
     running = load(path)
     collect_statistics(running, spec, torch.randint(64, (1, 16)))
     alive = weakref.ref(running.model.layers[0].self_attn)

@@ -16,7 +16,7 @@ def test_make_is_the_default(model: Models) -> None:
     a = succeeds("plan", model(), "--kv-heads", 2, *WAY, "--json").out
     b = succeeds("plan", "make", model(), "--kv-heads", 2, *WAY, "--json").out
     assert a == b
-    assert json.loads(a)["budget"]["asked"] == "--kv-heads 2"
+    assert json.loads(a)["budget"]["asked"] == "kv_heads 2"
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def test_every_spelling_of_a_budget_means_the_same(model: Models, budget: tuple)
     plan = json.loads(succeeds("plan", model(), *budget, *WAY, "--json").out)
     assert plan["budget"]["kv_ratio"] == 0.25
     assert plan["budget"]["kv_bytes_per_token"] == 256
-    assert plan["budget"]["asked"].startswith(budget[0])
+    assert plan["budget"]["asked"].startswith(budget[0].removeprefix("--").replace("-", "_"))
 
 
 def test_the_file_is_what_json_prints_and_show_repeats(model: Models) -> None:
@@ -42,7 +42,7 @@ def test_the_file_is_what_json_prints_and_show_repeats(model: Models) -> None:
     shown = succeeds("plan", "show", "plan.json").out
     for part in (
         "neighbour",
-        "--kv-heads 2",
+        "kv_heads 2",
         "1,024 → 256 bytes per token",
         "{0,1,2,3} {4,5,6,7}",
         "weights only",

@@ -151,7 +151,7 @@ def test_no_tokenizer(copy: Models) -> None:
 
 def test_a_checkpoint_that_is_grouped_already(model: Models, moments: Models) -> None:
     source = model("llama", kv_heads=4)
-    succeeds("convert", source, "-o", "grouped", "--kv-heads", 3, "--moments", moments(source))
+    succeeds("convert", source, "-o", "grouped", "--kv-heads", 3, "--statistics", moments(source))
     grouped = Path("grouped")
     for command in (("convert", grouped, "-o", "out"), ("plan", grouped, "-o", "plan.json")):
         refused(2, *command, "--kv-ratio", 0.5, says=("already a grouped checkpoint", "made of"))

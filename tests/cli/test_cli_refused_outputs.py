@@ -12,7 +12,7 @@ from tiny_fixtures import Models
 @pytest.fixture
 def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """The refusal comes before the calibration."""
-    monkeypatch.delattr("gqakit.pipeline.calibrate_opened")
+    monkeypatch.delattr("gqakit.pipeline.calibrate_source")
 
 
 def convert(source: Path, out: Path | str, *more: str, says: tuple[str, ...]) -> None:
@@ -83,4 +83,4 @@ def test_a_full_disk(model: Models, moments: Models, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr("gqakit.checkpoint.output.shutil.disk_usage", lambda path: Full)
     command = ("convert", model(), "-o", "out", "--kv-heads", 2, "--method", "neighbour")
-    refused(7, *command, "--moments", moments(model()), says=("the disk has",))
+    refused(7, *command, "--statistics", moments(model()), says=("the disk has",))

@@ -93,31 +93,31 @@ def rested(model: Models) -> Path:
     """A plan that rests on moments in m.safetensors."""
     source = model(kv_heads=4)
     succeeds("calibrate", source, "-o", "m.safetensors", *SMALL)
-    succeeds("plan", source, "--kv-heads", 2, "--moments", "m.safetensors", "-o", "plan.json")
+    succeeds("plan", source, "--kv-heads", 2, "--statistics", "m.safetensors", "-o", "plan.json")
     return source
 
 
 def test_moments_that_are_gone(rested: Path) -> None:
     Path("m.safetensors").rename("moved.safetensors")
-    carry_out(rested, says=("m.safetensors", "--moments", "calibrate"))
-    carry_out(rested, "--moments", "elsewhere.safetensors", says=("elsewhere.safetensors",))
-    succeeds("convert", rested, "-o", "out", "--plan", "plan.json", "--moments", "moved.safetensors")
+    carry_out(rested, says=("m.safetensors", "--statistics", "calibrate"))
+    carry_out(rested, "--statistics", "elsewhere.safetensors", says=("elsewhere.safetensors",))
+    succeeds("convert", rested, "-o", "out", "--plan", "plan.json", "--statistics", "moved.safetensors")
 
 
 def test_other_moments(rested: Path) -> None:
     succeeds("calibrate", rested, "-o", "other.safetensors", "--tokens", 128, "--window", 32)
-    carry_out(rested, "--moments", "other.safetensors", says=("other.safetensors", "same moments"))
+    carry_out(rested, "--statistics", "other.safetensors", says=("other.safetensors", "same moments"))
 
 
 def test_moments_of_another_model(model: Models, rested: Path) -> None:
     other = model(kv_heads=4, seed=1)
     for command in (("plan", other, "-o", "p.json"), ("convert", other, "-o", "out")):
         says = ("were taken on", "not on", "gqakit calibrate")
-        refused(6, *command, "--kv-heads", 2, "--moments", "m.safetensors", says=says)
+        refused(6, *command, "--kv-heads", 2, "--statistics", "m.safetensors", says=says)
 
 
 def test_moments_that_are_none(model: Models) -> None:
-    command = ("plan", model(), "--kv-heads", 2, "-o", "p.json", "--moments")
+    command = ("plan", model(), "--kv-heads", 2, "-o", "p.json", "--statistics")
     refused(6, *command, model() / "model.safetensors", says=("holds no gqakit moments", "gqakit calibrate"))
     Path("text.txt").write_text("no safetensors")
     refused(6, *command, "text.txt", says=("text.txt",))

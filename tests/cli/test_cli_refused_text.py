@@ -42,8 +42,13 @@ def test_tokens_and_windows_that_make_none(model: Models, command: str, tokens: 
         "evaluate": (),
     }
     sizes = ("--tokens", tokens, "--window", window)
-    says = (f"window of {window} tokens", "--tokens >= --window >= 2")
-    refused(9, command, model(), *rest[command], *sizes, says=says)
+    if tokens < 1 or window < 2:
+        options = [("--tokens", tokens, 1), ("--window", window, 2)]
+        says = tuple(f"{name} is {n}, expected a number at least {m}" for name, n, m in options if n < m)
+        refused(2, command, model(), *rest[command], *sizes, says=says)
+    else:
+        says = (f"window of {window} tokens", "--tokens", "--window")
+        refused(9, command, model(), *rest[command], *sizes, says=says)
 
 
 def test_a_text_for_evaluation_that_is_not_there_is_said_before_the_conversion(model: Models) -> None:

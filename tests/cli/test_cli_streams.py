@@ -32,7 +32,7 @@ COMMANDS = [
 def arguments(model: Models, moments: Models) -> dict[str, tuple[Any, ...]]:
     """A command line for each command, with what it needs made before."""
     source = model(kv_heads=4)
-    budget = ("--kv-heads", 2, "--moments", moments(source), "--method", "neighbour")
+    budget = ("--kv-heads", 2, "--statistics", moments(source), "--method", "neighbour")
     succeeds("plan", source, *budget, "-o", "made.json")
     succeeds("convert", source, "-o", "made", "--plan", "made.json")
     return {

@@ -10,11 +10,10 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 import gqakit
-from gqakit.checkpoint import Checkpoint
 from gqakit.core.attention import AttentionWeights
 from gqakit.models.families import FAMILIES
-from gqakit.models.inspection import open_model
-from gqakit.models.layers import read_layer, tensors_of_layer
+from gqakit.models.layers import tensors_of_layer
+from gqakit.models.source import Source
 
 LAYERS, HEADS, HIDDEN, VOCAB = 2, 8, 64, 160  # more than the tokenizer of tiny_models knows
 _TEXT = {"vocab_size": VOCAB, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -134,9 +133,10 @@ def run(model: Any, inputs: dict[str, torch.Tensor], **more: Any) -> torch.Tenso
 
 def edit_layers(folder: Path, variant: str, change: Any) -> None:
     """Rewrite every attention layer of the converted stacks: `change(weights)` gives the new one."""
-    _, spec = open_model(str(folder), STACKS.get(variant))
+    source = Source.open(folder, STACKS.get(variant, ()))
+    spec = source.spec
     tensors = load_file(folder / "model.safetensors")
     for layer in range(spec.num_layers):
-        changed: AttentionWeights = change(read_layer(spec, layer, Checkpoint.open(str(folder)).load), spec)
+        changed: AttentionWeights = change(source.layer(layer), spec)
         tensors |= tensors_of_layer(spec, layer, changed)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})

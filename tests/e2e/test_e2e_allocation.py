@@ -20,7 +20,7 @@ MEASURE = ("--measure-tokens", 64, "--window", 32)
 
 def planned(source: Path, moments: Path, *options: Any) -> Plan:
     """A plan made by the command line."""
-    succeeds("plan", source, "--moments", moments, "-o", "plan.json", "-q", *options)
+    succeeds("plan", source, "--statistics", moments, "-o", "plan.json", "-q", *options)
     return Plan.load(Path("plan.json"))
 
 
@@ -39,7 +39,7 @@ def test_an_interrupted_measurement_goes_on_and_gives_the_same_plan(
     model: Models, moments: Models, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = model(kv_heads=4)
-    command = ("plan", source, "--kv-ratio", 0.5, "--moments", moments(source), "-q", *MEASURE)
+    command = ("plan", source, "--kv-ratio", 0.5, "--statistics", moments(source), "-q", *MEASURE)
     succeeds(*command, "--layer-loss", "measured", "--losses", "whole.jsonl", "-o", "whole.json")
     add, added = LossFile.add, []
 
@@ -64,7 +64,17 @@ def test_an_interrupted_measurement_goes_on_and_gives_the_same_plan(
 
 def test_losses_of_another_text_are_refused(model: Models, moments: Models) -> None:
     source = model(kv_heads=4)
-    command = ("plan", source, "--kv-ratio", 0.5, "--moments", moments(source), "-q", "--losses", "l.jsonl")
+    command = (
+        "plan",
+        source,
+        "--kv-ratio",
+        0.5,
+        "--statistics",
+        moments(source),
+        "-q",
+        "--losses",
+        "l.jsonl",
+    )
     succeeds(*command, *MEASURE)
     refused(6, *command, "--measure-tokens", 96, "--window", 32, says=("another windows", "--losses"))
 
@@ -81,7 +91,7 @@ def test_keys_and_values_apart(model: Models, moments: Models, allocation: str, 
     assert (
         "no engine but transformers keeps keys and values apart" in succeeds("plan", "show", "plan.json").out
     )
-    succeeds("convert", source, "-o", "out", "--plan", "plan.json", "--moments", moments(source))
+    succeeds("convert", source, "-o", "out", "--plan", "plan.json", "--statistics", moments(source))
     succeeds("verify", source, "out")
     loads_and_generates(source, Path("out"))
 
@@ -140,14 +150,16 @@ def test_qcqa_writes_its_fronts(model: Models, moments: Models, stages: str) -> 
 def test_correlate_prints_a_table_and_draws(model: Models, moments: Models) -> None:
     source = model(kv_heads=4)
     how = ("--layers", 2, "--random", 3, "--kv-heads", 3, *MEASURE)
-    ran = succeeds("correlate", source, "--moments", moments(source), *how, "--plot", "c.png", "--json")
+    ran = succeeds("correlate", source, "--statistics", moments(source), *how, "--plot", "c.png", "--json")
     found = json.loads(ran.out)
     assert {row["proxy"] for row in found["rows"]} >= {"optimal", "qcqa", "activation_similarity"}
     assert len(found["samples"]) >= 2 * 4
     assert all(sample["loss"] > 0 and sample["kv_heads"] == 3 for sample in found["samples"])
     assert Path("c.png").read_bytes().startswith(b"\x89PNG")
-    table = succeeds("correlate", source, "--moments", moments(source), *how, "-q").out
+    table = succeeds("correlate", source, "--statistics", moments(source), *how, "-q").out
     assert "weight-sharing error (QCQA)" in table
     assert "KL to the source" in table
     assert "the measured loss itself" in table
-    refused(2, "correlate", source, "--moments", moments(source), "--kv-heads", 4, says=("must be 1 to 3",))
+    refused(
+        2, "correlate", source, "--statistics", moments(source), "--kv-heads", 4, says=("must be 1 to 3",)
+    )

@@ -30,7 +30,7 @@ def twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: Run, second: R
         run()
     here, there = hashes(tmp_path / "here"), hashes(tmp_path / "there")
     assert here == there
-    assert {"out/gqakit-plan.json", "out/config.json", "out.moments.safetensors"} <= here.keys()
+    assert {"out/gqakit-plan.json", "out/config.json", "out.statistics.safetensors"} <= here.keys()
 
 
 def test_the_same_command_gives_the_same_bytes_again(
@@ -106,7 +106,7 @@ def test_an_interrupted_run_is_visibly_unfinished_and_can_be_continued(
     after: int,
 ) -> None:
     source = model("llama", kv_heads=4, sharded=sharded)
-    how = ("--kv-heads", 2, "--moments", moments(source))
+    how = ("--kv-heads", 2, "--statistics", moments(source))
     succeeds("convert", source, "-o", "whole", *how)
     command = ("convert", source, "-o", "out", *how, "--json")
     interrupted(monkeypatch, target, name, after, *command)
@@ -133,7 +133,7 @@ def test_overwrite_starts_another_run_in_place_of_an_unfinished_one(
     model: Models, moments: Models, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = model("llama", kv_heads=4, sharded=True)
-    how = ("--moments", moments(source))
+    how = ("--statistics", moments(source))
     interrupted(
         monkeypatch, writer.__name__, "write_shard", 3, "convert", source, "-o", "out", "--kv-heads", 2, *how
     )
@@ -150,12 +150,12 @@ def test_an_interrupted_calibration_leaves_nothing_and_the_moments_of_a_finished
     interrupted(monkeypatch, "gqakit.calibration.calibrate", "collect_statistics", 0, *command)
     assert list(Path().iterdir()) == []
     interrupted(monkeypatch, "gqakit.conversion.convert", "convert_layer", 0, *command)
-    kept = Path("out.moments.safetensors").read_bytes()
+    kept = Path("out.statistics.safetensors").read_bytes()
     with monkeypatch.context() as patch:
-        patch.delattr("gqakit.pipeline.calibrate_opened")
+        patch.delattr("gqakit.pipeline.calibrate_source")
         ran = succeeds(*command)
     assert "calibrate" not in ran.err
-    assert Path("out.moments.safetensors").read_bytes() == kept
+    assert Path("out.statistics.safetensors").read_bytes() == kept
 
 
 @pytest.mark.parametrize("command", ["calibrate", "evaluate", "plan"])
@@ -165,9 +165,7 @@ def test_every_command_ends_with_130_when_interrupted(
     def stop(*args: object, **named: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("gqakit.calibration.calibrate.open_model", stop)
-    monkeypatch.setattr("gqakit.evaluation.evaluate.open_model", stop)
-    monkeypatch.setattr("gqakit.planning.make.open_model", stop)
+    monkeypatch.setattr("gqakit.models.source.Source.open", stop)
     rest = {"calibrate": ("-o", "m.safetensors"), "plan": ("--kv-heads", 1)}.get(command, ())
     ran = gqakit(command, model("llama"), *rest)
     assert (ran.code, ran.out) == (130, "")

@@ -20,8 +20,9 @@ from gqakit.core.statistics import HeadStats
 from gqakit.errors import UsageError
 from gqakit.grouping_methods import METHODS
 from gqakit.grouping_methods.base import GroupingMethod, HeadFeatures, Sizes, in_range
+from gqakit.pipeline import convert
 from gqakit.planning.catalogue import markdown
-from gqakit.planning.make import BudgetOptions, PlanOptions, plan
+from gqakit.planning.make import plan
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -45,16 +46,16 @@ def test_a_grouping_method_is_one_class(
     striped = example("Striped")()
     monkeypatch.setitem(METHODS, striped.name, striped)
     source = model()
-    how = ("--method", "striped", "--kv-heads", 3, "--moments", moments(source))
-    succeeds("convert", source, "-o", "out", *how)
+    convert(source, "out", method="striped", kv_heads=3, statistics=moments(source), progress=False)
     succeeds("verify", source, "out")
     made = json.loads(Path("out/gqakit-plan.json").read_text())
     assert made["layers"][0]["key"] == [0, 1, 2, 0, 1, 2, 0, 1]
     assert made["method_options"] == {"offset": 0}
-    options = PlanOptions(method="striped", method_options={"offset": 1}, kv_maps="separate")
-    assert plan(str(source), BudgetOptions(kv_heads=2), options).method_options == {"offset": 1}
+    monkeypatch.setitem(METHODS, striped.name, example("Striped")(offset=1))
+    made = plan(source, kv_heads=2, method="striped", kv_maps="separate", progress=False)
+    assert made.method_options == {"offset": 1}
     with pytest.raises(UsageError, match="offset = -1 must be at least 0"):
-        PlanOptions(method="striped", method_options={"offset": -1})
+        example("Striped")(offset=-1)
     assert "striped" in succeeds("methods").out
     assert "| `striped` | every P-th head together |" in succeeds("methods", "--markdown").out
 
@@ -63,9 +64,7 @@ def test_a_merge_rule_is_one_class(model: Models, moments: Models, monkeypatch: 
     heaviest = example("Heaviest")()
     monkeypatch.setitem(RULES, heaviest.name, heaviest)
     source = model()
-    succeeds(
-        "convert", source, "-o", "out", "--merge", "heaviest", "--kv-heads", 3, "--moments", moments(source)
-    )
+    convert(source, "out", merge="heaviest", kv_heads=3, statistics=moments(source), progress=False)
     succeeds("verify", source, "out")
 
 

@@ -26,10 +26,10 @@ import gqakit
 import gqakit.errors
 from gqakit.conversion.verify import verify
 from gqakit.core.attention import AttentionWeights
-from gqakit.models.inspection import inspect_checkpoint, open_model
+from gqakit.models.inspection import inspect
+from gqakit.models.source import Source
 from gqakit.pipeline import convert
-from gqakit.planning.make import BudgetOptions, PlanOptions
-from gqakit.planning.plan import Plan
+from gqakit.planning.make import plan
 
 DECODERS = [name for name, (family, _) in VARIANTS.items() if FAMILIES[family].task == "text"]
 
@@ -54,17 +54,9 @@ def source(variant: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def converted(source: Path, variant: str, out: str, ratio: float = 0.5, **options: Any) -> Path:
     """A conversion from weights alone, verified."""
     options = {"method": "neighbour", "merge": "mean", "format": "grouped", **options}
-    chosen = PlanOptions(**options, stacks=STACKS.get(variant, ()))
-    plan = gqakit_plan(source, ratio, chosen)
-    convert(str(source), Path(out), plan=plan, measure=False)
+    made = plan(source, kv_ratio=ratio, stacks=STACKS.get(variant, ()), progress=False, **options)
+    convert(source, out, plan=made, progress=False)
     return Path(out)
-
-
-def gqakit_plan(source: Path, ratio: float, options: PlanOptions) -> Plan:
-    """A plan from weights alone."""
-    from gqakit.planning.make import plan
-
-    return plan(str(source), BudgetOptions(kv_ratio=ratio), options)
 
 
 def test_identity_changes_nothing(source: Path, variant: str) -> None:
@@ -72,7 +64,7 @@ def test_identity_changes_nothing(source: Path, variant: str) -> None:
     assert torch.equal(output_of(out, variant), output_of(source, variant)) or torch.allclose(
         output_of(out, variant), output_of(source, variant), atol=2e-5
     )
-    assert open_model(str(out))[1].is_grouped
+    assert Source.open(out).spec.is_grouped
 
 
 def test_fold_with_as_many_heads_as_the_source_is_exact(source: Path, variant: str) -> None:
@@ -188,8 +180,8 @@ def test_generation_by_beams_and_padding(variant: str, tmp_path: Path) -> None:
 
 
 def test_uniform_is_reached_exactly_where_it_is_claimed(source: Path, variant: str) -> None:
-    spec = open_model(str(source), STACKS.get(variant))
-    claimed = {reach.format: reach.reachable for reach in inspect_checkpoint(*spec).formats}
+    formats = inspect(source, stacks=STACKS.get(variant, ())).formats
+    claimed = {reach.format: reach.reachable for reach in formats}
     assert claimed["grouped"]
     if not claimed["uniform"]:
         with pytest.raises(gqakit.errors.BudgetError, match="no stock code runs fewer"):

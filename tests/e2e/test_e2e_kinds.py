@@ -53,7 +53,7 @@ def test_calibrate_convert_verify_evaluate(source: Path, kind: str) -> None:
     assert plan.budget.kv_ratio <= 0.5 + 1e-6
     assert plan.allocation == "knapsack"
     assert plan.layer_loss == "measured"
-    assert Path("out.moments.safetensors").is_file()
+    assert Path("out.statistics.safetensors").is_file()
     assert json.loads(out.out)["plan"]["source"]["model_type"] == kind
     assert plan.source.stacks == (("decoder", "cross") if kind in ("whisper", "t5") else ())
     said = "keys and values" if kind in ("bert", "mpnet", "dinov2") else "KV cache"
@@ -90,7 +90,7 @@ def test_correlate_samples_the_layers_that_a_plan_would_convert(source: Path, ki
     data = data_for(kind)
     succeeds("calibrate", source, "-o", "m.safetensors", *data)
     run_on = [part for part in data if part not in ("--tokens", "96")]
-    how = ("--moments", "m.safetensors", "--kv-heads", 3, "--random", 2, "--measure-tokens", 32, *run_on)
+    how = ("--statistics", "m.safetensors", "--kv-heads", 3, "--random", 2, "--measure-tokens", 32, *run_on)
     ran = succeeds("correlate", source, *how, "--plot", "c.png", "--json")
     found = json.loads(ran.out)
     named = [f"{stack} {n}" for stack in STACKS_OF.get(kind, ("",)) for n in range(2)]
@@ -108,7 +108,7 @@ def test_correlate_of_some_stacks_and_losses_that_are_kept(tmp_path: Path) -> No
     source = build_family(tmp_path / "model", "whisper")
     data = data_for("whisper")
     succeeds("calibrate", source, "-o", "m.safetensors", *data)
-    how = ("--moments", "m.safetensors", "--kv-heads", 3, "--random", 1, "--layers", 1, *data)
+    how = ("--statistics", "m.safetensors", "--kv-heads", 3, "--random", 1, "--layers", 1, *data)
     kept = (*how, "--losses", "l.jsonl", "--json")
     encoder, again = (
         json.loads(succeeds("correlate", source, *kept, "--stacks", "encoder").out) for _ in range(2)
@@ -128,11 +128,13 @@ def test_correlate_refuses_what_the_model_does_not_run_on_and_what_is_grouped(tm
     source = build_family(tmp_path / "model", "whisper")
     data = data_for("whisper")
     succeeds("calibrate", source, "-o", "m.safetensors", *data)
-    ran = gqakit("correlate", source, "--moments", "m.safetensors")
+    ran = gqakit("correlate", source, "--statistics", "m.safetensors")
     assert ran.code == 2
     assert "give --audio" in ran.err
-    succeeds("convert", source, "-o", "out", "--kv-heads", 4, "--moments", "m.safetensors", "--no-evaluate")
-    ran = gqakit("correlate", "out", "--moments", "m.safetensors", *data)
+    succeeds(
+        "convert", source, "-o", "out", "--kv-heads", 4, "--statistics", "m.safetensors", "--no-evaluate"
+    )
+    ran = gqakit("correlate", "out", "--statistics", "m.safetensors", *data)
     assert ran.code == 2
     assert "already a grouped checkpoint" in ran.err
 

@@ -69,7 +69,7 @@ def test_every_merge_rule_in_every_family_and_format(
     source = model(family)
     heads, method = {"uniform": (2, "neighbour"), "grouped": (3, "random")}[target]
     how = ("--method", method, "--merge", merge, "--format", target, "--kv-heads", heads)
-    succeeds("convert", source, "-o", "out", *how, "--moments", moments(source))
+    succeeds("convert", source, "-o", "out", *how, "--statistics", moments(source))
     succeeds("verify", source, "out")
     loads_and_generates(source, Path("out"))
 
@@ -80,7 +80,7 @@ def test_every_method_in_every_family(model: Models, moments: Models, family: st
     source = model(family, kv_heads=4)
     heads = 1 if method == "mqa" else 3
     how = ("--method", method, "--merge", "fold", "--kv-heads", heads)
-    succeeds("convert", source, "-o", "out", *how, "--moments", moments(source))
+    succeeds("convert", source, "-o", "out", *how, "--statistics", moments(source))
     succeeds("verify", source, "out")
     loads_and_generates(source, Path("out"))
 
@@ -105,7 +105,7 @@ def test_every_precision_and_layout_through_the_whole_flow(
 def test_the_steps_one_by_one_give_what_convert_gives(model: Models) -> None:
     source = model("llama", kv_heads=4)
     succeeds("calibrate", source, "-o", "m.safetensors", *SMALL)
-    budget = ("--kv-ratio", 0.5, "--moments", "m.safetensors")
+    budget = ("--kv-ratio", 0.5, "--statistics", "m.safetensors")
     succeeds("plan", source, *budget, "-o", "plan.json")
     succeeds("convert", source, "-o", "steps", "--plan", "plan.json")
     succeeds("convert", source, "-o", "whole", *budget)

@@ -113,7 +113,7 @@ def test_a_dry_run_decides_and_writes_no_checkpoint(model: Models) -> None:
 
 def test_overwrite_replaces_a_checkpoint_and_leaves_other_files(model: Models, moments: Models) -> None:
     source = model("llama", kv_heads=4)
-    how = ("--moments", moments(source))
+    how = ("--statistics", moments(source))
     succeeds("convert", source, "-o", "out", "--kv-heads", 3, *how)
     assert list(Path("out").glob("*.py"))
     (Path("out") / "notes.pdf").write_text("mine")

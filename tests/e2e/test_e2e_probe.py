@@ -15,11 +15,12 @@ from gqakit.calibration.store import StatisticsFile
 from gqakit.conversion.convert import convert_checkpoint
 from gqakit.core.grouping import Partition
 from gqakit.data.samples import text_batches
-from gqakit.models.inspection import open_model
-from gqakit.models.layers import parameters_of_layer, read_layer, tensors_of_layer
+from gqakit.models.layers import parameters_of_layer, tensors_of_layer
+from gqakit.models.source import Source
+from gqakit.planning.layer_features import LayerReader
 from gqakit.planning.layer_loss.measure import Bench, Prober
 from gqakit.planning.layer_loss.probe import LayerProbe
-from gqakit.planning.make import BudgetOptions, MeasureOptions, PlanOptions, explore
+from gqakit.planning.make import plan
 
 
 def divergence(source: Path, other: Path, windows: torch.Tensor) -> float:
@@ -37,32 +38,34 @@ def divergence(source: Path, other: Path, windows: torch.Tensor) -> float:
 def test_a_loss_is_that_of_the_checkpoint_with_only_that_layer_converted(
     model: Models, moments: Models, family: str, side: str
 ) -> None:
-    source = model(family, kv_heads=4)
-    known = StatisticsFile.open(moments(source))
-    opened, spec = open_model(str(source))
+    source = Source.open(model(family, kv_heads=4))
+    known = StatisticsFile.open(moments(source.path))
     windows = prompt_ids(24).repeat(2, 1)
-    prober = Prober(Bench(source, known.path, "fold", text_batches(windows, cached=True), spec.stacks, "cpu"))
-    options = PlanOptions(format="grouped", method="neighbour")
-    plan = explore(str(source), BudgetOptions(kv_heads=2), options, moments=known.path).plan
+    batches = text_batches(windows, cached=True)
+    bench = Bench(source.path, known.path, "fold", batches, source.spec.stacks, "cpu", 0)
+    prober = Prober(bench, LayerReader(source, known))
+    how = {"format": "grouped", "method": "neighbour", "statistics": known.path}
+    made = plan(source.path, kv_heads=2, progress=False, **how)
     alone, chosen = Partition.identity(4).labels, (0, 1, 0, 1)
     for layer in (1, 3):
-        layers = [each.model_copy(update={"key": alone, "value": alone}) for each in plan.layers]
+        layers = [each.model_copy(update={"key": alone, "value": alone}) for each in made.layers]
         changed = {name: chosen for name in ("key", "value") if side in ("both", name)}
         layers[layer] = layers[layer].model_copy(update=changed)
-        one = plan.model_copy(update={"layers": tuple(layers)})
-        convert_checkpoint(opened, spec, one, known, Path("one"), "", overwrite=True)
+        one = made.model_copy(update={"layers": tuple(layers)})
+        convert_checkpoint(source, one, known, Path("one"), "", overwrite=True)
         ((_, loss),) = prober.measure(layer, [(layer, side, chosen)])
-        assert loss == pytest.approx(divergence(source, Path("one"), windows), rel=1e-3)
+        assert loss == pytest.approx(divergence(source.path, Path("one"), windows), rel=1e-3)
         assert loss > 1e-4
 
 
 def test_the_source_s_own_weights_lose_nothing_and_the_model_is_left_as_it_was(model: Models) -> None:
-    opened, spec = open_model(str(model()))
+    source = Source.open(model())
+    spec = source.spec
     running = gqakit.load(model(), dtype=torch.float32)
     before = {name: tensor.clone() for name, tensor in running.state_dict().items()}
     probe = LayerProbe(running, spec, prompt_ids(16))
     for layer in range(spec.num_layers):
-        tensors = tensors_of_layer(spec, layer, read_layer(spec, layer, opened.load))
+        tensors = tensors_of_layer(spec, layer, source.layer(layer))
         assert probe.divergence(layer, tensors) == 0.0
         wrong = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
         assert probe.divergence(layer, wrong) > 1e-3
@@ -75,11 +78,9 @@ def test_two_workers_find_what_one_finds(model: Models, moments: Models) -> None
     source = model(kv_heads=4)
     made = {}
     for workers in (1, 2):
-        measure = MeasureOptions(tokens=64, window=32, losses=Path(f"{workers}.jsonl"), workers=workers)
-        made[workers] = explore(
-            str(source), BudgetOptions(kv_ratio=0.5), moments=moments(source), measure=measure
-        )
-    assert made[1].plan == made[2].plan
+        measure = {"measure_tokens": 64, "window": 32, "losses": f"{workers}.jsonl", "workers": workers}
+        made[workers] = plan(source, kv_ratio=0.5, statistics=moments(source), progress=False, **measure)
+    assert made[1] == made[2]
     one, two = (sorted(Path(f"{workers}.jsonl").read_text().splitlines()) for workers in (1, 2))
     assert one == two
     assert len(one) == 1 + 4 * 3
@@ -89,11 +90,12 @@ def test_a_model_that_answers_questions_is_measured_by_where_it_puts_the_answer(
     torch.manual_seed(0)
     config = BertConfig(vocab_size=60, hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
     BertForQuestionAnswering(config).save_pretrained(tmp_path / "bert")
-    opened, spec = open_model(str(tmp_path / "bert"))
+    source = Source.open(tmp_path / "bert")
+    spec = source.spec
     running = gqakit.load(tmp_path / "bert", dtype=torch.float32)
     windows = torch.arange(4, 28).view(2, 12)
     probe = LayerProbe(running, spec, text_batches(windows, cached=False))
-    tensors = tensors_of_layer(spec, 1, read_layer(spec, 1, opened.load))
+    tensors = tensors_of_layer(spec, 1, source.layer(1))
     assert probe.divergence(1, tensors) == 0.0
     changed = {name: 2 * tensor for name, tensor in tensors.items()}
     parameters = parameters_of_layer(spec, running, 1)

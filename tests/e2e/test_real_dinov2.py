@@ -38,16 +38,13 @@ def drawn(count: int, seed: int) -> Images:
 
 def test_half_of_the_heads_keep_the_features_and_neighbour_mean_does_not(tmp_path: Path) -> None:
     source = str(fetch_or_skip(DINOV2_SMALL))
-    moments = gqakit.calibrate(source, tmp_path / "m.safetensors", text=drawn(32, seed=0))
-    fold = gqakit.PlanOptions(method="aligned", merge="fold", allocation="uniform", format="grouped")
+    statistics = gqakit.calibrate(source, tmp_path / "m.safetensors", images=drawn(32, seed=0)).path
+    fold = {"method": "aligned", "merge": "fold", "allocation": "uniform", "format": "grouped"}
     made: list[str] = []
     for name, options in {"fold": fold, "plainest": PLAINEST}.items():
         made.append(str(tmp_path / name))
-        half = gqakit.BudgetOptions(kv_ratio=0.5)
-        gqakit.convert(
-            source, Path(made[-1]), budget=half, options=options, moments=moments.path, measure=False
-        )
-    rows = gqakit.evaluate(source, made, text=drawn(16, seed=1))
+        gqakit.convert(source, made[-1], kv_ratio=0.5, statistics=statistics, **options)
+    rows = gqakit.evaluate(source, made, images=drawn(16, seed=1))
     cosine = [row.scores.cosine for row in rows]
     assert [row.kv_ratio for row in rows] == [1, 0.5, 0.5]
     assert cosine[0] == pytest.approx(1.0, abs=1e-6)

@@ -19,16 +19,14 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, EvaluationRow]:
     """Converted with the bundled calibration text at reduced length, scored on the bundled held-out text."""
     source = str(fetch_or_skip(MINILM))
     folder = tmp_path_factory.mktemp("minilm")
-    moments = gqakit.calibrate(source, folder / "m.safetensors", tokens=4096, window=128)
-    measure = gqakit.MeasureOptions(tokens=256, window=128)
-    half = gqakit.BudgetOptions(kv_ratio=0.5)
+    statistics = gqakit.calibrate(source, folder / "m.safetensors", tokens=4096, window=128).path
+    measure = {"measure_tokens": 256, "window": 128}
     made: list[Path] = []
     for name, options in {"best": BEST, "plainest": PLAINEST}.items():
-        weighed = measure if options.layer_loss == "measured" else None
-        plan = gqakit.plan(source, half, options, moments=moments.path, measure=weighed)
+        plan = gqakit.plan(source, kv_ratio=0.5, statistics=statistics, **options, **measure)
         assert plan.budget.kv_ratio == pytest.approx(0.5)
         made.append(folder / name)
-        gqakit.convert(source, made[-1], plan=plan, moments=moments.path)
+        gqakit.convert(source, made[-1], plan=plan, statistics=statistics)
     found = gqakit.evaluate(source, list(map(str, made)), tokens=4096, window=64)
     return dict(zip(("source", "best", "plainest"), found, strict=True))
 

@@ -25,8 +25,8 @@ pytestmark = pytest.mark.real
 BOUND = {"source": 68.0, "fold-2": 72.0, "fold-1": 106.0}
 FAR = 5.0
 WAYS = {
-    "fold": gqakit.PlanOptions(method="optimal", merge="fold"),
-    "mean": gqakit.PlanOptions(method="neighbour", merge="mean"),
+    "fold": {"method": "optimal", "merge": "fold"},
+    "mean": {"method": "neighbour", "merge": "mean"},
 }
 IDS = list(range(100, 148))
 WITHOUT_GQAKIT = """
@@ -55,14 +55,13 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Real]:
     """Converted with the bundled calibration text at reduced length, scored on the bundled held-out text."""
     source = fetch_or_skip(SMOLLM2)
     folder = tmp_path_factory.mktemp("real")
-    moments = gqakit.calibrate(str(source), folder / "m.safetensors", tokens=2048, window=256)
+    statistics = gqakit.calibrate(source, folder / "m.safetensors", tokens=2048, window=256).path
     converted: dict[str, Path] = {}
     for way, options in WAYS.items():
         for kept in (2, 1):
             out = converted[f"{way}-{kept}"] = folder / f"{way}-{kept}"
-            budget = gqakit.BudgetOptions(kv_heads=kept)
-            gqakit.convert(str(source), out, budget=budget, options=options, moments=moments.path)
-    rows = gqakit.evaluate(str(source), [str(out) for out in converted.values()], tokens=512, window=256)
+            gqakit.convert(source, out, kv_heads=kept, statistics=statistics, **options)
+    rows = gqakit.evaluate(source, [*converted.values()], tokens=512, window=256)
     yield Real(source, converted, dict(zip(["source", *converted], rows, strict=True)))
     shutil.rmtree(folder)  # two gigabytes that pytest would keep
 

@@ -19,8 +19,8 @@ import gqakit
 from gqakit.data.batches import opening, speech_features
 from gqakit.data.samples import Speech, read_speech
 from gqakit.evaluation.cache import measure_cache
-from gqakit.models.inspection import open_model
 from gqakit.models.running import load_tokenizer
+from gqakit.models.source import Source
 from zoo import WHISPER_TINY
 
 pytestmark = pytest.mark.real
@@ -41,7 +41,7 @@ def recordings() -> Path:
 
 def read_sentences(source: Path, place: Path) -> list[dict[str, Any]]:
     """Read sentences with their true transcripts as what the decoder is given."""
-    checkpoint, _ = open_model(str(source))
+    checkpoint = Source.open(source).checkpoint
     tokenizer, begin = load_tokenizer(checkpoint), opening(checkpoint)
     folder = place / "librivox"
     said = re.findall(r"<s> (.*) </s> \((.*)\)", (folder / "transcription").read_text(encoding="utf-8"))
@@ -78,26 +78,25 @@ def test_half_of_the_caches_lose_under_a_tenth_of_what_neighbour_mean_loses(tmp_
     place = recordings()
     source = fetch_or_skip(WHISPER_TINY)
     speech = other_recordings(place)
-    moments = gqakit.calibrate(str(source), tmp_path / "m.safetensors", text=speech)
-    assert moments.header.num_layers == 12  # encoder, decoder and cross
+    statistics = gqakit.calibrate(source, tmp_path / "m.safetensors", audio=speech)
+    assert statistics.header.num_layers == 12  # encoder, decoder and cross
     weighed = read_speech(
         sorted((place / "librivox").glob("*.wav"))[:2]
     )  # other speech than the moments are of
     batches = read_sentences(source, place)[2:]
     losses = {"source": loss(source, batches)}
     for name, options in {"best": BEST, "plainest": PLAINEST}.items():
-        measure = gqakit.MeasureOptions(weighed) if options.layer_loss == "measured" else None
-        half = gqakit.BudgetOptions(kv_ratio=0.5)
-        plan = gqakit.plan(str(source), half, options, moments=moments.path, measure=measure)
+        how = {"statistics": statistics.path, "audio": weighed, **options}
+        plan = gqakit.plan(source, kv_ratio=0.5, **how)
         assert plan.source.stacks == ("decoder", "cross")
-        gqakit.convert(str(source), tmp_path / name, plan=plan, moments=moments.path)
+        gqakit.convert(source, tmp_path / name, plan=plan, statistics=statistics.path)
         losses[name] = loss(tmp_path / name, batches)
     # measured: 0.506; 0.511 converted the best way, 8.04 by neighbour mean
     assert losses["source"] < 0.7, losses
     assert losses["plainest"] > 5, losses
     assert losses["best"] - losses["source"] < 0.1 * (losses["plainest"] - losses["source"]), losses
     bytes_of = [
-        measure_cache(gqakit.load(folder, dtype=torch.float32), open_model(str(folder))[1], batches[0])
+        measure_cache(gqakit.load(folder, dtype=torch.float32), Source.open(folder).spec, batches[0])
         for folder in (source, tmp_path / "best")
     ]
     assert bytes_of[1] == pytest.approx(bytes_of[0] / 2)

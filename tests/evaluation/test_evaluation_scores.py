@@ -10,7 +10,7 @@ from transformers import LlamaForCausalLM
 
 from gqakit.evaluation.cache import measure_cache
 from gqakit.evaluation.language import score_language
-from gqakit.models.inspection import open_model
+from gqakit.models.source import Source
 
 WINDOWS = torch.randint(0, 64, (3, 10), generator=torch.Generator().manual_seed(0))
 
@@ -73,7 +73,7 @@ def test_hopeless_models_have_infinite_perplexity():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_cache_is_as_large_as_computed(tiny_llama, kv_heads, dtype):
     path = tiny_llama(kv_heads)
-    _, spec = open_model(str(path))
+    spec = Source.open(path).spec
     model = LlamaForCausalLM.from_pretrained(path, dtype=dtype).eval()
     expected = spec.cache.bytes_per_token * dtype.itemsize / 4
     assert expected == 4 * 2 * kv_heads * 4 * dtype.itemsize

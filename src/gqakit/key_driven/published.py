@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gqakit.key_driven.published_allocation import published_by_norm, published_by_share
 from gqakit.errors import TrainingError
 from gqakit.key_driven.attention import KeyDrivenHeads, UpdateSchedule, diagonal
+from gqakit.key_driven.published_allocation import published_by_norm, published_by_share
 
 
 def summed_norms(key: Tensor) -> Tensor:

@@ -74,8 +74,8 @@ class StackOptions(Options):
 class PlanOptions(StackOptions):
     """What a plan is made by, besides its budget."""
 
-    method: str = option("optimal", "Which heads share.", panel=HOW, choices=tuple(METHODS))
-    merge: str = option("fold", "How they become one head.", panel=HOW, choices=tuple(RULES))
+    method: str = option("optimal", "Which heads share.", panel=HOW, choices=METHODS)
+    merge: str = option("fold", "How they become one head.", panel=HOW, choices=RULES)
     allocation: str = option(
         "auto", "How the budget is spent over the layers; auto: as suits method and format.",
         panel=HOW, choices=("auto", *ALLOCATIONS),

@@ -76,7 +76,7 @@ class LossFile:
             found = LossHeader.model_validate_json(whole[0] if whole else "")
         except ValidationError as error:
             raise PlanError(
-                f"{path} holds no losses that this gqakit wrote; give another --losses"
+                f"{path} holds no losses that this gqakit wrote; give another `losses`"
             ) from error
         if found != header and replace:
             path.unlink()
@@ -87,7 +87,7 @@ class LossFile:
             ]
             raise PlanError(
                 f"the losses in {path} were measured with another {', '.join(different)}; delete the file or give "
-                "another --losses"
+                "another `losses`"
             )
         opened = cls(header, path)
         for number, line in enumerate(whole[1:], start=2):

@@ -35,7 +35,7 @@ def test_losses_of_something_else_are_refused_or_begun_anew(tmp_path: Path) -> N
     path = tmp_path / "losses.jsonl"
     LossFile.open(HEADER, path).add(KEY, 0.25)
     other = HEADER.model_copy(update={"moments": "x", "window": 256})
-    with pytest.raises(PlanError, match=r"another moments, window; delete the file or give another --losses"):
+    with pytest.raises(PlanError, match=r"another moments, window; delete the file or give another `losses`"):
         LossFile.open(other, path)
     assert LossFile.open(other, path, replace=True).known == {}
     assert LossFile.open(other, path).known == {}

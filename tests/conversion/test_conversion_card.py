@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gqakit.conversion.model_card import inherited_licence, model_card
+from gqakit.conversion.model_card import model_card, stated_in_card
 from gqakit.evaluation.language import LanguageScores
 from gqakit.evaluation.table import EvaluationRow, markdown_table
 from gqakit.planning.plan import Plan
@@ -30,7 +30,7 @@ def plan(key: tuple[int, ...] = (0, 0, 1, 1), value: tuple[int, ...] = (0, 0, 1,
             "head_dim": 4,
         },
         "budget": {
-            "asked": "--kv-heads 2",
+            "asked": "kv_heads 2",
             "kv_ratio_asked": 0.5,
             "kv_ratio": 0.5,
             "kv_bytes_per_token_before": 2048,
@@ -53,14 +53,16 @@ def test_front_matter_and_facts(tmp_path: Path) -> None:
     card = model_card(plan(), tmp_path)
     front, body = card.removeprefix("---\n").split("\n---\n", 1)
     assert front.splitlines() == [
-        r'base_model: "odd \"name\""',
+        'base_model: odd "name"',
         "license: mit",
         "library_name: transformers",
-        "tags: [gqakit, kv-cache]",
+        "tags:",
+        "- gqakit",
+        "- kv-cache",
     ]
     for part in (
         "KV cache of 50%",
-        "to 2 KV heads a layer",
+        "to 2 KV heads per layer",
         "2,048 → 1,024 bytes",
         "mit (inherited",
         "seed 3",
@@ -72,7 +74,7 @@ def test_front_matter_and_facts(tmp_path: Path) -> None:
 
 
 def test_different_numbers_of_heads_are_a_range(tmp_path: Path) -> None:
-    assert "to 1 to 3 KV heads a layer" in model_card(plan((0, 1, 2, 2), (0, 0, 0, 0)), tmp_path)
+    assert "to 1 to 3 KV heads per layer" in model_card(plan((0, 1, 2, 2), (0, 0, 0, 0)), tmp_path)
 
 
 def test_notes_and_calibration(tmp_path: Path) -> None:
@@ -106,7 +108,7 @@ def test_the_licence_comes_from_the_front_matter_alone(
 ) -> None:
     if text is not None:
         (tmp_path / "README.md").write_text(text)
-    assert inherited_licence(tmp_path) == licence
+    assert stated_in_card(tmp_path).get("license") == licence
     card = model_card(plan(), tmp_path)
     assert ("license:" in card) is (licence is not None)
     assert (licence or "whose card states none") in card

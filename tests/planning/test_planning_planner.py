@@ -1,6 +1,7 @@
 """Planning on a tiny random Llama."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -8,30 +9,26 @@ from safetensors.torch import load_file, save_file
 
 from gqakit.calibration.collect import collect_statistics
 from gqakit.calibration.store import StatisticsFile, StatisticsHeader, save_statistics
-from gqakit.checkpoint import Checkpoint
-from gqakit.core.budget import Budget
 from gqakit.core.merging import RULES
 from gqakit.errors import BudgetError, PlanError, UsageError
 from gqakit.grouping_methods import METHODS
-from gqakit.models.inspection import open_model
-from gqakit.models.spec import ModelSpec
-from gqakit.planning.options import PlanOptions
+from gqakit.models.source import Source
+from gqakit.planning.options import BudgetOptions, PlanOptions
 from gqakit.planning.plan import Plan, diff_plans, is_uniform
 from gqakit.planning.planner import make_plan, statistics_record
-
-Opened = tuple[Checkpoint, ModelSpec]
+from gqakit.planning.request import Request
 
 
 @pytest.fixture(scope="module")
-def wide(tiny_llama) -> Opened:
+def wide(tiny_llama) -> Source:
     """Eight KV heads: what a search takes its time for."""
-    return open_model(str(tiny_llama(8)))
+    return Source.open(tiny_llama(8))
 
 
 @pytest.fixture(scope="module")
-def opened(tiny_llama) -> Opened:
+def opened(tiny_llama) -> Source:
     """Four KV heads, read by eight query heads."""
-    return open_model(str(tiny_llama(4)))
+    return Source.open(tiny_llama(4))
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +39,7 @@ def moments(tiny_llama, opened, tmp_path_factory) -> StatisticsFile:
     windows = torch.randint(0, 64, (4, 16), generator=torch.Generator().manual_seed(0))
     header = StatisticsHeader(
         source="tiny",
-        fingerprint=opened[0].fingerprint(),
+        fingerprint=opened.fingerprint,
         num_layers=4,
         width=32,
         tokens=64,
@@ -51,14 +48,21 @@ def moments(tiny_llama, opened, tmp_path_factory) -> StatisticsFile:
         text="random",
         text_sha256="0",
     )
-    layers = collect_statistics(model, opened[1], windows)
+    layers = collect_statistics(model, opened.spec, windows)
     return save_statistics(tmp_path_factory.mktemp("moments") / "m.safetensors", header, layers)
 
 
-def plan(opened: Opened, ratio: float = 0.5, moments: StatisticsFile | None = None, **options) -> Plan:
+def request(source: Source, budget: dict[str, Any], **options: Any) -> Request:
+    """What is asked for, checked against a model."""
+    return Request.check(source.spec, BudgetOptions(**budget), PlanOptions(**options))
+
+
+def plan(
+    source: Source, ratio: float = 0.5, statistics: StatisticsFile | None = None, **options: Any
+) -> Plan:
     """With the same share in every layer unless a test asks for another allocation."""
     options = {"allocation": "uniform", **options}
-    return make_plan(*opened, Budget(ratio, f"--kv-ratio {ratio:g}"), PlanOptions(**options), moments)
+    return make_plan(source, request(source, {"kv_ratio": ratio}, **options), statistics).plan
 
 
 def ratio_for(method: str) -> float:
@@ -92,9 +96,9 @@ def test_same_seed_same_bytes(opened, moments, method):
 
 def test_the_seed_decides_what_is_random_and_nothing_else(opened, moments):
     for method in ("optimal", "neighbour", "weight_similarity"):
-        one, two = (plan(opened, moments=moments, method=method, seed=seed) for seed in (0, 1))
+        one, two = (plan(opened, statistics=moments, method=method, seed=seed) for seed in (0, 1))
         assert list(diff_plans(one, two)) == [("seed", "0", "1")]
-    one, two = (plan(opened, moments=moments, method="random", seed=seed) for seed in (0, 1))
+    one, two = (plan(opened, statistics=moments, method="random", seed=seed) for seed in (0, 1))
     assert one.groupings != two.groupings
     assert len(set(one.groupings)) > 1  # layers do not draw the same numbers
 
@@ -102,7 +106,7 @@ def test_the_seed_decides_what_is_random_and_nothing_else(opened, moments):
 def test_optimal_is_never_worse(opened, moments):
     for merge in sorted(RULES):
         plans = {
-            m: plan(opened, moments=moments, method=m, merge=merge)
+            m: plan(opened, statistics=moments, method=m, merge=merge)
             for m in ("optimal", "neighbour", "random")
         }
         totals = {m: [x.key_error + x.value_error for x in p.layers] for m, p in plans.items()}
@@ -118,7 +122,7 @@ def test_budget_and_format(wide, ratio, format_):
     made = plan(wide, ratio, format=format_, method="random")
     assert made.budget.kv_ratio <= ratio
     assert made.budget.kv_ratio_asked == ratio
-    assert made.budget.asked == f"--kv-ratio {ratio:g}"
+    assert made.budget.asked == f"kv_ratio {ratio:g}"
     heads = {0.125: 1, 0.2: 1, 0.375: 3, 0.5: 4, 0.7: 5, 1.0: 8}[ratio]
     if format_ == "uniform":
         heads = {3: 2, 5: 4}.get(heads, heads)
@@ -159,19 +163,22 @@ def test_nothing_to_merge_loses_nothing(opened):
 
 
 def test_where_it_came_from(opened, moments):
-    made = plan(opened, moments=moments, seed=9)
-    assert made.source.fingerprint == opened[0].fingerprint()
-    assert made.source.name == opened[0].path.name
+    made = plan(opened, statistics=moments, seed=9)
+    assert made.source.fingerprint == opened.fingerprint
+    assert made.source.name == opened.path.name
     assert (made.source.num_layers, made.source.head_dim, made.source.model_type) == (4, 4, "llama")
     assert made.moments == statistics_record(moments)
     assert (made.seed, made.allocation) == (9, "uniform")
-    assert make_plan(*opened, Budget(0.5, "x"), PlanOptions(), name="other").source.name == "other"
+    again = Source(f"somewhere/{opened.path.name}", opened.checkpoint, opened.spec)
+    assert plan(again).source.name == opened.path.name  # where it lies is no part of a plan
 
 
-def test_progress_is_told_once_a_layer(opened):
-    told = []
-    make_plan(*opened, Budget(0.5, "x"), PlanOptions(method="neighbour"), progress=lambda: told.append(1))
-    assert len(told) == 4
+def test_progress_is_counted_in_layers(opened):
+    counted = []
+    make_plan(
+        opened, request(opened, {"kv_ratio": 0.5}, method="neighbour"), progress=lambda: counted.append(1)
+    )
+    assert len(counted) == 4
 
 
 def test_duplicated_heads_are_found_and_cost_nothing(tiny_llama, tmp_path):
@@ -188,7 +195,7 @@ def test_duplicated_heads_are_found_and_cost_nothing(tiny_llama, tmp_path):
     (tmp_path / "config.json").write_bytes((tiny_llama(8) / "config.json").read_bytes())
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     for merge in ("mean", "medoid"):
-        made = plan(open_model(str(tmp_path)), 0.5, merge=merge)
+        made = plan(Source.open(tmp_path), 0.5, merge=merge)
         for layer, answer in zip(made.layers, answers, strict=True):
             assert [layer.key.index(x) for x in layer.key] == answer
             assert max(layer.key_error, layer.value_error) < 1e-9
@@ -196,39 +203,41 @@ def test_duplicated_heads_are_found_and_cost_nothing(tiny_llama, tmp_path):
 
 def test_moments_of_another_model(tiny_llama, moments):
     with pytest.raises(PlanError, match=r"were taken on tiny .* run `gqakit calibrate` on it"):
-        plan(open_model(str(tiny_llama(4, seed=1))), moments=moments)
+        plan(Source.open(tiny_llama(4, seed=1)), statistics=moments)
 
 
 def test_a_grouped_source_is_refused(opened):
-    checkpoint, spec = opened
+    grouped = replace(opened, spec=replace(opened.spec, model_type="gqakit_llama"))
     with pytest.raises(
         UsageError, match="already a grouped checkpoint; convert from the model it was made of"
     ):
-        plan((checkpoint, replace(spec, model_type="gqakit_llama")))
+        plan(grouped)
 
 
 def test_budgets_that_cannot_be_met(opened):
-    with pytest.raises(BudgetError, match=r"the smallest that can be met is 0\.2500"):
+    with pytest.raises(
+        BudgetError, match=r"the smallest that can be met within method, format and constraints is 0\.2500"
+    ):
         plan(opened, 0.1)
-    with pytest.raises(BudgetError, match=r"mqa keeps one KV head a layer.*leaves 2; ask for --kv-heads 1"):
+    with pytest.raises(BudgetError, match=r"mqa keeps one KV head per layer.*leaves 2; ask for `kv_heads=1`"):
         plan(opened, 0.5, method="mqa")
 
 
 def test_a_number_of_heads_that_makes_no_equal_groups_is_refused(wide):
-    budget = Budget(3 / 8, "--kv-heads 3", kv_heads=3)
+    three = {"kv_heads": 3}
     with pytest.raises(BudgetError, match="8 KV heads do not divide into 3"):
-        make_plan(*wide, budget, PlanOptions(method="neighbour", format="uniform"))
-    made = make_plan(*wide, budget, PlanOptions(method="neighbour", format="grouped"))
+        request(wide, three, method="neighbour", format="uniform")
+    made = make_plan(wide, request(wide, three, method="neighbour", format="grouped")).plan
     assert made.groupings[0].key.num_groups == 3
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "optimum"}, "unknown method 'optimum'. Did you mean 'optimal'"),
-        ({"merge": "zip"}, "unknown merge rule 'zip'.*Known: aligned, aligned_norm, fold"),
-        ({"allocation": "even"}, "unknown allocation 'even'"),
-        ({"format": "gguf"}, "unknown format 'gguf'"),
+        ({"method": "optimum"}, "unknown value of `method` 'optimum'. Did you mean 'optimal'"),
+        ({"merge": "zip"}, "unknown value of `merge` 'zip'.*Known: aligned, aligned_norm, fold"),
+        ({"allocation": "even"}, "unknown value of `allocation` 'even'"),
+        ({"format": "gguf"}, "unknown value of `format` 'gguf'"),
     ],
 )
 def test_unknown_names(options, message):
@@ -253,7 +262,7 @@ def test_normalised_keys_fall_back_and_the_plan_says_so(tmp_path):
         eos_token_id=None,
     )
     Qwen3ForCausalLM(config).save_pretrained(tmp_path)
-    made = plan(open_model(str(tmp_path)))
+    made = plan(Source.open(tmp_path))
     assert (made.merging.rule, made.merging.key, made.merging.value) == ("fold", "mean", "fold")
     assert "keys use mean instead of fold" in made.notes[0]
-    assert plan(open_model(str(tmp_path)), merge="mean").notes == ()
+    assert plan(Source.open(tmp_path), merge="mean").notes == ()

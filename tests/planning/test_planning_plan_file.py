@@ -26,7 +26,7 @@ def plan_data(**changes) -> dict:
             "head_dim": 16,
         },
         "budget": {
-            "asked": "--kv-ratio 0.5",
+            "asked": "kv_ratio 0.5",
             "kv_ratio_asked": 0.5,
             "kv_ratio": 0.5,
             "kv_bytes_per_token_before": 512,
