@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from gqakit.models.generate import generate
     from gqakit.pipeline import convert
     from gqakit.planning.correlation.correlate import correlate
+    from gqakit.planning.correlation.options import CorrelateOptions
     from gqakit.planning.listing import inspect, methods
     from gqakit.planning.make import BudgetOptions, MeasureOptions, explore, plan
     from gqakit.planning.options import PlanOptions
@@ -36,6 +37,7 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "BudgetOptions": "planning.make",
+    "CorrelateOptions": "planning.correlation.options",
     "MeasureOptions": "planning.make",
     "PlanOptions": "planning.options",
     "RepairOptions": "recovery.repair.layers",
@@ -63,6 +65,7 @@ register_lazily()
 
 __all__ = [
     "BudgetOptions",
+    "CorrelateOptions",
     "MeasureOptions",
     "PlanOptions",
     "RepairOptions",

@@ -35,11 +35,6 @@ CASES: dict[str, tuple[int, tuple[Any, ...], tuple[str, ...]]] = {
         ("--kv-maps", "separate", "--format", "uniform"),
         ("separate maps need --format",),
     ),
-    "one stage and uniform": (
-        2,
-        ("--method", "qcqa", "--one-stage", "--format", "uniform"),
-        ("--one-stage", "--two-stage or --format grouped"),
-    ),
     "no multiple": (2, ("--kv-multiple-of", 0), ("kv_multiple_of = 0", "at least 1")),
     "a multiple of too many": (5, ("--kv-multiple-of", 9), ("layer 0", "--kv-multiple-of")),
     "groups too small": (5, ("--max-group-size", 1), ("0.5", "smallest that can be met is 1.0000")),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -109,16 +110,14 @@ def test_a_uniform_plan_chooses_one_number_for_all(model: Models, moments: Model
     assert {g.key.num_groups for g in plan.groupings} == {4}
 
 
-@pytest.mark.parametrize("stages", ["--one-stage", "--two-stage"])
-def test_qcqa_writes_its_fronts(model: Models, moments: Models, stages: str) -> None:
+def test_qcqa_writes_its_fronts(model: Models, moments: Models) -> None:
     source = model()
-    how = ("--method", "qcqa", "--population", 12, "--generations", 6, "--merge", "mean", "--seed", 3, stages)
+    how = ("--method", "qcqa", "--population", 12, "--generations", 6, "--merge", "mean", "--seed", 3)
     front = ("--pareto", "front.json", "--plot", "front.png")
     plan = planned(source, moments(source), "--kv-ratio", 0.5, *how, *front)
     assert plan.method_options["population"] == 12
-    assert plan.method_options["one_stage"] == (stages == "--one-stage")
     assert plan.layer_loss == "objective"
-    assert plan.allocation == ("one_stage" if stages == "--one-stage" else "qcqa_layers")
+    assert plan.allocation == "qcqa_layers"
     data = json.loads(Path("front.json").read_text())
     assert Path("front.png").read_bytes().startswith(b"\x89PNG")
     model_front = data["model"]
@@ -131,13 +130,14 @@ def test_qcqa_writes_its_fronts(model: Models, moments: Models, stages: str) -> 
         for point in layer["points"]:
             assert point["best"] <= point["objective"] + 1e-9
             assert point["best"] <= point["neighbour"] + 1e-9
-    if stages == "--two-stage":
-        assert [p["kv_heads"] for p in data["layers"][0]["points"]] == list(range(1, 9))
+    assert [p["kv_heads"] for p in data["layers"][0]["points"]] == list(range(1, 9))
     best = {p["kv_ratio"]: p["objective"] for p in data["references"]["best"]}
     assert all(p["objective"] >= best[p["kv_ratio"]] - 1e-9 for p in model_front if p["kv_ratio"] in best)
 
 
-def test_correlate_prints_a_table_and_draws(model: Models, moments: Models) -> None:
+def test_correlate_prints_a_table_and_draws(
+    model: Models, moments: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = model(kv_heads=4)
     how = ("--layers", 2, "--random", 3, "--kv-heads", 3, *MEASURE)
     ran = succeeds("correlate", source, "--moments", moments(source), *how, "--plot", "c.png", "--json")
@@ -151,3 +151,8 @@ def test_correlate_prints_a_table_and_draws(model: Models, moments: Models) -> N
     assert "KL to the source" in table
     assert "the measured loss itself" in table
     refused(2, "correlate", source, "--moments", moments(source), "--kv-heads", 4, says=("must be 1 to 3",))
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    ran = gqakit("correlate", source, "--moments", moments(source), *how, "--plot", "d.png", "-q")
+    assert ran.code == 10
+    assert "gqakit[plot]" in ran.err
+    assert ran.out == table  # said before the plot is drawn

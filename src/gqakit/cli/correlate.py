@@ -74,6 +74,7 @@ def command(
     """
     screen = Screen(as_json=as_json, quiet=quiet, verbose=verbose)
     from gqakit.planning.correlation.correlate import correlate
+    from gqakit.planning.correlation.options import CorrelateOptions
     from gqakit.planning.make import MeasureOptions
 
     measure = MeasureOptions(
@@ -90,31 +91,29 @@ def command(
     with interruptible(screen, kept):
         found = correlate(
             model,
-            moments=moments,
-            merge=merge,
-            kv_heads=kv_heads or (),
-            layers=layers,
-            random_groupings=random_groupings,
-            stacks=names_of(stacks),
-            seed=seed,
-            measure=measure,
-            progress=screen.progress,
+            CorrelateOptions(
+                moments=moments,
+                merge=merge,
+                kv_heads=tuple(kv_heads or ()),
+                layers=layers,
+                random_groupings=random_groupings,
+                stacks=names_of(stacks),
+                seed=seed,
+                measure=measure,
+            ),
+            screen.progress,
         )
-    if plot is not None:
-        from gqakit.planning.correlation.report import plot_correlation
+    from gqakit.planning.correlation.report import HEADER, lines, plot_correlation
 
-        plot_correlation(
-            plot, f"{Path(model).name}, merge rule {merge}", found.rows, found.samples, found.loss
-        )
     if as_json:
         screen.json(found)
-        return
-    from gqakit.planning.correlation.report import HEADER, lines
-
-    title = (
-        f"Scores against measured loss ({found.loss}), {len(found.samples)} groupings of single layers, "
-        f"merge rule {merge}"
-    )
-    screen.table(title, HEADER, lines(found.rows, found.best))
-    if plot is not None:
-        screen.line(f"plot written to {plot}")
+    else:
+        title = (
+            f"Scores against measured loss ({found.loss}), {len(found.samples)} groupings of single layers, "
+            f"merge rule {merge}"
+        )
+        screen.table(title, HEADER, lines(found.rows, found.best))
+    if plot is not None:  # last: without matplotlib nothing is lost
+        plot_correlation(plot, f"{Path(model).name}, merge rule {merge}", found)
+        if not as_json:
+            screen.line(f"plot written to {plot}")
