@@ -28,6 +28,10 @@ STRUCTURES: dict[str, Channels] = {
     "locked": Channels.normalised(HEAD_DIM),
 }
 BIASES = ("", "qkv", "qv")
+# Recorded distances say something where channels rotate alone; the interleaved layout differs in its indices alone.
+WAYS = (
+    ("rotary", False), ("rotary", True), ("partial", True), ("interleaved", True), ("none", False), ("locked", False)
+)  # fmt: skip
 HEADS = ((4, 4), (8, 4))  # (query heads, KV heads): multi-head, and grouped already
 
 

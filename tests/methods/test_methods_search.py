@@ -30,7 +30,7 @@ def test_the_brute_force_looks_at_everything():
     assert [sum(1 for _ in all_partitions(6, k)) for k in range(1, 7)] == [1, 31, 90, 65, 15, 1]  # Stirling
 
 
-@pytest.mark.parametrize("num_heads", range(1, 9))
+@pytest.mark.parametrize("num_heads", [1, 2, 5, 8])
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_exact_equals_brute_force(num_heads, kind):
     cost = KINDS[kind](num_heads, num_heads)
@@ -77,8 +77,7 @@ def test_ties_are_broken_the_same_way():
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
-@pytest.mark.parametrize(("num_heads", "num_groups"), [(8, 2), (8, 3), (8, 5), (9, 3)])
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize(("num_heads", "num_groups", "seed"), [(8, 2, 0), (8, 3, 1), (8, 5, 0), (9, 3, 1)])
 def test_local_search_lies_between_the_optimum_and_neighbour(kind, num_heads, num_groups, seed):
     cost = KINDS[kind](num_heads, seed)
     for sizes in limits(num_heads, num_groups):
@@ -94,8 +93,7 @@ def test_local_search_lies_between_the_optimum_and_neighbour(kind, num_heads, nu
             assert total(found, cost) <= total(neighbour, cost) + 1e-12
 
 
-@pytest.mark.parametrize(("num_heads", "num_groups"), [(12, 4), (13, 5), (14, 7), (14, 3)])
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize(("num_heads", "num_groups", "seed"), [(12, 4, 0), (13, 5, 1), (14, 3, 0)])
 def test_local_search_finds_the_optimum_of_structured_costs(num_heads, num_groups, seed):
     cost = KINDS["plane"](num_heads, seed)
     for sizes in limits(num_heads, num_groups):

@@ -10,6 +10,7 @@ from gqakit import __version__
 from gqakit.cli import (
     calibrate,
     convert,
+    correlate,
     demo,
     evaluate,
     export,
@@ -82,6 +83,7 @@ COMMANDS = {
     "Look closer": {
         "methods": (methods.methods, "List grouping methods, merge rules and allocations."),
         "families": (families.families, "List the model families that can be converted."),
+        "correlate": (correlate.correlate, "Are the methods' scores a guide to the loss, on a model?"),
     },
 }
 for panel, commands in COMMANDS.items():
