@@ -17,7 +17,7 @@ from .index import listed
 from .manifest import MANIFEST_NAME, Manifest, new_manifest, read_manifest
 from .reader import Checkpoint
 from .sidefiles import TEMPLATES_FOLDER, is_side_file
-from .workspace import MARKER, owned
+from .workspace import MARKER, claimed, owned
 
 _REPLACEABLE = (
     *("config.json", "README.md", "*.safetensors", "*.safetensors.index.json", f"*{PARTIAL}"),
@@ -150,7 +150,7 @@ def _check_may_clear(out: Path, names: list[str], overwrite: bool) -> None:
             f"{out}: is not empty (holds {listed(names)}), expected an empty or new directory. "
             "Choose another one, or use --overwrite to replace the checkpoint in it."
         )
-    if "config.json" not in names and MANIFEST_NAME not in names:
+    if "config.json" not in names and MANIFEST_NAME not in names and claimed(out) is None:
         raise OutputError(
             f"{out}: is not a checkpoint (holds {listed(names)} but no config.json), so --overwrite does "
             "not clear it. Choose another directory."
