@@ -12,7 +12,17 @@ import gqakit
 
 ROOT = Path(gqakit.__file__).parent
 ROOMS = [
-    *("errors", "progress", "options", "core", "grouping_methods", "checkpoint", "models", "data", "calibration"),
+    *(
+        "errors",
+        "progress",
+        "options",
+        "core",
+        "grouping_methods",
+        "checkpoint",
+        "models",
+        "data",
+        "calibration",
+    ),
     *("evaluation", "planning", "conversion", "recovery", "exporters", "pipeline", "key_driven"),
     *("demonstration", "cli", "__main__"),
 ]

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from gqakit.models.source import Source
 from gqakit.models.load import load
+from gqakit.models.source import Source
 from gqakit.recovery.distil.language import LanguageTask
 from gqakit.recovery.distil.options import LossWeights, UptrainOptions
 from gqakit.recovery.distil.trainable import prepare_student

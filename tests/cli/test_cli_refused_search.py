@@ -28,7 +28,11 @@ CASES: dict[str, tuple[int, tuple[Any, ...], tuple[str, ...]]] = {
         ("--method", "neighbour", "--population", 9),
         ("--population is no option of method neighbour",),
     ),
-    "no cardinality": (2, ("--cardinality", "odd"), ("unknown value of --cardinality 'odd'", "arbitrary, equal")),
+    "no cardinality": (
+        2,
+        ("--cardinality", "odd"),
+        ("unknown value of --cardinality 'odd'", "arbitrary, equal"),
+    ),
     "no maps": (2, ("--kv-maps", "both"), ("unknown value of --kv-maps 'both'",)),
     "apart and uniform": (
         2,

@@ -64,7 +64,17 @@ def test_an_interrupted_measurement_goes_on_and_gives_the_same_plan(
 
 def test_losses_of_another_text_are_refused(model: Models, moments: Models) -> None:
     source = model(kv_heads=4)
-    command = ("plan", source, "--kv-ratio", 0.5, "--statistics", moments(source), "-q", "--losses", "l.jsonl")
+    command = (
+        "plan",
+        source,
+        "--kv-ratio",
+        0.5,
+        "--statistics",
+        moments(source),
+        "-q",
+        "--losses",
+        "l.jsonl",
+    )
     succeeds(*command, *MEASURE)
     refused(6, *command, "--measure-tokens", 96, "--window", 32, says=("another windows", "--losses"))
 
@@ -150,4 +160,6 @@ def test_correlate_prints_a_table_and_draws(model: Models, moments: Models) -> N
     assert "weight-sharing error (QCQA)" in table
     assert "KL to the source" in table
     assert "the measured loss itself" in table
-    refused(2, "correlate", source, "--statistics", moments(source), "--kv-heads", 4, says=("must be 1 to 3",))
+    refused(
+        2, "correlate", source, "--statistics", moments(source), "--kv-heads", 4, says=("must be 1 to 3",)
+    )

@@ -131,7 +131,9 @@ def test_correlate_refuses_what_the_model_does_not_run_on_and_what_is_grouped(tm
     ran = gqakit("correlate", source, "--statistics", "m.safetensors")
     assert ran.code == 2
     assert "give --audio" in ran.err
-    succeeds("convert", source, "-o", "out", "--kv-heads", 4, "--statistics", "m.safetensors", "--no-evaluate")
+    succeeds(
+        "convert", source, "-o", "out", "--kv-heads", 4, "--statistics", "m.safetensors", "--no-evaluate"
+    )
     ran = gqakit("correlate", "out", "--statistics", "m.safetensors", *data)
     assert ran.code == 2
     assert "already a grouped checkpoint" in ran.err

@@ -57,9 +57,7 @@ def request(source: Source, budget: dict[str, Any], **options: Any) -> Request:
     return Request.check(source.spec, BudgetOptions(**budget), PlanOptions(**options))
 
 
-def plan(
-    source: Source, ratio: float = 0.5, statistics: MomentsFile | None = None, **options: Any
-) -> Plan:
+def plan(source: Source, ratio: float = 0.5, statistics: MomentsFile | None = None, **options: Any) -> Plan:
     """With the same share in every layer unless a test asks for another allocation."""
     options = {"allocation": "uniform", **options}
     return make_plan(source, request(source, {"kv_ratio": ratio}, **options), statistics).plan
@@ -215,7 +213,9 @@ def test_a_grouped_source_is_refused(opened):
 
 
 def test_budgets_that_cannot_be_met(opened):
-    with pytest.raises(BudgetError, match=r"the smallest that can be met within method, format and constraints is 0\.2500"):
+    with pytest.raises(
+        BudgetError, match=r"the smallest that can be met within method, format and constraints is 0\.2500"
+    ):
         plan(opened, 0.1)
     with pytest.raises(BudgetError, match=r"mqa keeps one KV head per layer.*leaves 2; ask for `kv_heads=1`"):
         plan(opened, 0.5, method="mqa")
