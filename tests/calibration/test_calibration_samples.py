@@ -102,7 +102,7 @@ def test_the_size_belongs_to_what_was_seen(tmp_path):
     assert sized.size == 8
     assert sized.part(slice(2)).size == 8
     assert sized.sha256 != plain.sha256
-    with pytest.raises(UsageError, match="--image-size is -1"):
+    with pytest.raises(UsageError, match="`image_size` is -1"):
         read_images(tmp_path / "a.npy", size=-1)
 
 

@@ -9,7 +9,7 @@ import pytest
 from checkpoint_builders import arguments, files, sharded, single
 
 from fuzz import GOLDEN, TARGETS, fuzz
-from gqakit.calibration.store import MomentsFile
+from gqakit.calibration.store import StatisticsFile
 from gqakit.checkpoint import MANIFEST_NAME, Checkpoint, write_checkpoint
 from gqakit.errors import CheckpointError, FamilyError, OutputError, PlanError
 from gqakit.models.inspection import open_model
@@ -96,7 +96,7 @@ def test_what_can_be_read_for_ever_is_refused(tmp_path, kind):
     with pytest.raises(PlanError, match="no regular file"):
         Plan.load(instead(tmp_path / "plan.json"))
     with pytest.raises(PlanError, match="no regular file"):
-        MomentsFile.open(instead(tmp_path / "statistics"))
+        StatisticsFile.open(instead(tmp_path / "statistics"))
     with pytest.raises(OutputError, match="no regular file"):
         open_losses(instead(tmp_path / "losses"))
 

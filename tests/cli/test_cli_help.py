@@ -1,72 +1,136 @@
-"""`--help` of everything, quickly: it imports neither torch nor transformers."""
+"""`--help` of every command: examples first, fits 80 columns, and quick because nothing heavy is imported."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
+import typer
 from command import gqakit, succeeds
 
 from gqakit import __version__
+from gqakit.cli.app import app
 from gqakit.errors import GqakitError
 
-COMMANDS = [
-    (),
-    ("inspect",),
-    ("calibrate",),
-    ("plan",),
-    ("plan", "make"),
-    ("plan", "show"),
-    ("plan", "diff"),
-    ("convert",),
-    ("export",),
-    ("correlate",),
-    ("uptrain",),
-    ("verify",),
-    ("evaluate",),
-    ("generate",),
-    ("methods",),
-    ("families",),
-    ("demo",),
-]
-IMPORTED = """
-import sys
-sys.argv = ["gqakit", *{args!r}]
+HEAVY = ("torch", "transformers", "numpy", "datasets", "matplotlib", "safetensors", "pymoo", "scipy")
+RUN_ALL = """
+import contextlib, io, json, sys
 from gqakit.cli import main
-try:
-    main()
-except SystemExit as stop:
-    assert not stop.code, stop.code
-heavy = {{"torch", "transformers", "numpy", "datasets", "matplotlib", "safetensors"}} & set(sys.modules)
-print(sorted(heavy), file=sys.stderr)
+lines = json.loads(sys.argv[1])
+for line in lines:
+    sys.argv = ["gqakit", *line]
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as err:
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code or 0
+    print(json.dumps([code, err.getvalue(), sorted({heavy} & set(sys.modules))]))
 """
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=lambda c: " ".join(c) or "gqakit")
-@pytest.mark.parametrize("flag", ["--help", "-h"])
-def test_help(command: tuple[str, ...], flag: str) -> None:
-    ran = succeeds(*command, flag)
+def commands(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every command that the app has, with the words that name it, groups too."""
+    yield path, command
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from commands(inner, (*path, name))
+
+
+COMMANDS = dict(commands(typer.main.get_command(app)))
+LEAVES = {path: command for path, command in COMMANDS.items() if not hasattr(command, "commands")}
+
+
+def named(path: tuple[str, ...]) -> str:
+    """A command's words."""
+    return " ".join(path) or "gqakit"
+
+
+def outcomes(*lines: tuple[str, ...]) -> list[tuple[int, str, list[str]]]:
+    """Exit code, standard error and heavy imports so far, of command lines one after another in a fresh process."""
+    ran = subprocess.run(
+        [sys.executable, "-c", RUN_ALL.replace("{heavy}", repr(set(HEAVY))), json.dumps(lines)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return [tuple(json.loads(line)) for line in ran.stdout.splitlines()]
+
+
+def test_the_walk_finds_commands_and_their_commands() -> None:
+    assert {("convert",), ("plan",), ("plan", "diff"), ("methods",)} < COMMANDS.keys()
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=named)
+def test_help(path: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    ran = succeeds(*path, "--help")
     assert "Usage:" in ran.out
     assert ran.err == ""
+    assert ran.out == succeeds(*path, "-h").out
+    assert max(map(len, ran.out.splitlines())) <= 80
+    assert "…" not in ran.out
+    for parameter in COMMANDS[path].params:
+        if not getattr(parameter, "hidden", False):
+            for spelling in [*getattr(parameter, "opts", []), *getattr(parameter, "secondary_opts", [])]:
+                assert spelling in ran.out, f"{spelling} is cut or wrapped"
 
 
 @pytest.mark.parametrize(
-    "args",
-    [["--help"], ["convert", "--help"], ["uptrain", "--help"], ["plan", "make", "--help"], ["--version"]],
+    "path", [path for path in LEAVES if path[0] not in ("methods", "families")], ids=named
 )
-def test_help_imports_nothing_heavy(args: list[str]) -> None:
-    ran = subprocess.run(
-        [sys.executable, "-c", IMPORTED.format(args=args)], capture_output=True, text=True, check=True
-    )
-    assert ran.stderr.strip() == "[]"
+def test_help_begins_with_examples(path: tuple[str, ...]) -> None:
+    text = succeeds(*path, "--help").out
+    words = "plan" if path == ("plan", "make") else named(path)
+    assert f"$ gqakit {words} " in text or f"$ gqakit {words}\n" in text
+    assert text.index("$ gqakit") < text.index("╭")
+
+
+def test_help_all_shows_the_options_of_searches_too() -> None:
+    shown = {
+        option: subprocess.run(
+            [sys.executable, "-m", "gqakit", "convert", option], capture_output=True, text=True, check=True
+        ).stdout
+        for option in ("--help", "--help-all")
+    }
+    for flag in ("--p-accept", "--population"):
+        assert flag not in shown["--help"]
+        assert flag in shown["--help-all"]
+
+
+def test_help_imports_nothing_heavy() -> None:
+    lines = [(*path, option) for path in COMMANDS for option in ("--help", "-h")]
+    found = outcomes(*lines, ("--version",))
+    for line, (code, err, heavy) in zip(lines, found, strict=False):
+        assert (code, err, heavy) == (0, "", []), line
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        (("plan", "MODEL", "--kv-ratio", "0.5", "--method", "foo"), "'foo'"),
+        (("convert", "MODEL", "-o", "out", "--kv-ratio", "0.5", "--merge", "folds"), "Did you mean 'fold'"),
+        (("convert", "MODEL", "-o", "out", "--kv-ratio", "2"), "at most 1"),
+        (("convert", "MODEL", "-o", "out"), "--kv-ratio"),
+        (("evaluate", "MODEL", "--dtype", "int7"), "'int7'"),
+        (("convret",), "Did you mean 'convert'"),
+    ],
+    ids=lambda v: " ".join(v) if isinstance(v, tuple) else "",
+)
+def test_a_wrong_choice_is_refused_before_torch_is_imported(line: tuple[str, ...], says: str) -> None:
+    ((code, err, heavy),) = outcomes(line)
+    assert (code, heavy) == (2, [])
+    assert says in err
+    assert len(err.splitlines()) == 1
 
 
 def test_help_names_every_command_and_every_exit_code() -> None:
     text = succeeds("--help").out
-    for command in {command[0] for command in COMMANDS if command}:
-        assert f" {command} " in text
+    for path in COMMANDS:
+        if len(path) == 1:
+            assert f" {path[0]} " in text
     flat = " ".join(text.split())
     pending = [GqakitError]
     while pending:

@@ -48,6 +48,13 @@ class StatisticsFile:
     path: Path
     header: StatisticsHeader
 
+    def __repr__(self) -> str:
+        head = self.header
+        return (
+            f"{type(self).__name__}({self.path}: {head.tokens:,} tokens of {head.text}, {head.num_layers} layers of "
+            f"{Path(head.source).name})"
+        )
+
     @classmethod
     def open(cls, path: Path) -> StatisticsFile:
         """Read the header.

@@ -21,7 +21,7 @@ class _MakeByDefault(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if not args or args[0] not in self.commands:
-            args = ["make", *args]
+            args = ["make", *(args or ["--help"])]
         return super().parse_args(ctx, args)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
@@ -171,7 +171,9 @@ def show_plan(screen: Screen, plan: Plan) -> None:
 
 def _budget(plan: Plan) -> str:
     budget = plan.budget
-    text = f"{budget.asked}: kv_ratio {budget.kv_ratio_asked:.4g} asked, {budget.kv_ratio:.4g} reached"
+    text = f"kv_ratio {budget.kv_ratio_asked:.4g} asked, {budget.kv_ratio:.4g} reached"
+    if not budget.asked.startswith("kv_ratio"):
+        text = f"{budget.asked}: {text}"
     if budget.kv_ratio > 0.995 * budget.kv_ratio_asked:
         return text
     if plan.allocation == "uniform":

@@ -38,7 +38,7 @@ class PixelTransform:
         self.asked = size
         patch = source.config.get("patch_size")
         if size is not None and isinstance(patch, int) and size % patch:
-            raise UsageError(f"--image-size {size} is no multiple of the model's patches of {patch} pixels")
+            raise UsageError(f"`image_size={size}` is no multiple of the model's patches of {patch} pixels")
 
     @property
     def interpolates(self) -> bool:

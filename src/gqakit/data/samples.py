@@ -84,7 +84,7 @@ def read_images(source: str | Path, limit: int | None = None, size: int | None =
         MissingDependencyError: a folder without Pillow, a dataset without `datasets`.
     """
     if size is not None and size < 1:
-        raise UsageError(f"--image-size is {size}, expected at least 1")
+        raise UsageError(f"`image_size` is {size}, expected at least 1")
     path = Path(source)
     if path.suffix in (".npz", ".npy") and path.is_file():
         return Images(path.name, _array_of(path)[:limit], size)

@@ -90,7 +90,7 @@ def read_dataset(name: str, split: str, column: str, characters: int = 50_000_00
         from datasets.exceptions import DatasetsError
     except ImportError as error:
         raise MissingDependencyError(
-            "--dataset needs the 'data' extra: pip install 'gqakit[data]'"
+            "`dataset` needs the 'data' extra: pip install 'gqakit[data]'"
         ) from error
     try:
         rows = datasets.load_dataset(name, split=split, streaming=True)
@@ -133,7 +133,7 @@ def token_windows(
     """
     if window < 2 or (tokens is not None and tokens < window):
         raise DataError(
-            f"a window of {window} tokens out of {tokens} makes no window; ask for --tokens >= --window >= 2"
+            f"a window of {window} tokens out of {tokens} makes no window; ask for `tokens` of at least `window`, and a `window` of at least 2"
         )
     content = text.content
     if (
@@ -154,7 +154,7 @@ def token_windows(
         raise DataError(
             f"text {text.name} has {len(ids)} tokens, too few for one window of {window}"
             + (f" after {skip} others" if skip else "")
-            + "; give more text or a smaller --window"
+            + "; give more text or a smaller `window`"
         )
     cut = torch.tensor(ids[skip * body : (skip + count) * body]).view(count, body)
     return torch.cat([torch.tensor(prefix, dtype=cut.dtype).expand(count, -1), cut], dim=1)

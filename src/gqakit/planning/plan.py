@@ -129,6 +129,15 @@ class Plan(_Strict):
             raise ValueError("format 'uniform' asks for the same number of equal groups in every layer")
         return self
 
+    def __repr__(self) -> str:
+        made = self.budget
+        return (
+            f"Plan({self.source.name}: {made.kv_bytes_per_token_before:,} → {made.kv_bytes_per_token:,} bytes per token, "
+            f"kv_ratio {made.kv_ratio:.4g}, {self.format}, {self.method}, {self.merging.rule}, {self.allocation})"
+        )
+
+    __str__ = __repr__
+
     @property
     def groupings(self) -> tuple[Grouping, ...]:
         """The partitions of every layer."""

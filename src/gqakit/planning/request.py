@@ -192,9 +192,10 @@ class Request:
         whole = sum(shape.num_heads * shape.entry.width for shape in shapes)
         if not fits(smallest, whole, budget.kv_ratio):
             per_token = round(spec.cache.bytes_per_token * smallest / whole)
+            also = "" if budget.asked.startswith("kv_ratio") else f", a kv_ratio of {budget.kv_ratio:.4g},"
             yield (
-                f"{budget.asked} is a kv_ratio of {budget.kv_ratio:.4g}; the smallest that can be met within method, format "
-                f"and constraints is {smallest / whole:.4f}, {per_token} bytes per token"
+                f"{budget.asked}{also} cannot be met; the smallest that can be met within method, format and constraints is "
+                f"{smallest / whole:.4f}, {per_token} bytes per token"
             )
         only, heads = self.method.only_count, spec.key_heads[0]
         if only is not None and self.allocation.name == "uniform":
