@@ -19,6 +19,7 @@ from gqakit.calibration.second_moment import SecondMoment
 from gqakit.core.statistics import LayerStatistics
 from gqakit.data.samples import Batch, as_batches, positions_of
 from gqakit.errors import DataError, FamilyError
+from gqakit.models.remote_code.adapters import HEADS_FIRST, normalised_heads
 from gqakit.models.remote_code.attention import GroupedHeads, mask_with_bias
 from gqakit.models.remote_code.heads import HeadMaps
 from gqakit.models.spec import ModelSpec
@@ -56,8 +57,7 @@ def collect_statistics(
             keep = {"logits_to_keep": 1} if spec.family.task == "text" else {}
             model(**{name: _on(value, device) for name, value in batch.items()}, **keep)
             progress(positions_of(batch))
-    frequencies = _frequencies(model, spec)
-    return {index: layer.moments(frequencies) for index, layer in enumerate(layers)}
+    return {index: layer.moments(_frequencies(model, spec, index)) for index, layer in enumerate(layers)}
 
 
 def _on(value: Any, device: torch.device) -> Any:
@@ -118,7 +118,13 @@ class _LayerSums:
         self.input = SecondMoment(spec.hidden_size)
         self.value = SecondMoment(spec.hidden_size)
         self.query = SecondMoment(spec.hidden_size) if spec.sites[layer].stack.cross else None
-        self.rotates = bool(spec.channels.first)
+        self.head_dim = spec.head_dim
+        self.heads_first = spec.family.model_type in HEADS_FIRST
+        self.key: SecondMoment | None = None  # behind a normalisation
+        self.query_heads = torch.zeros(self.num_kv_heads, spec.head_dim, spec.head_dim, dtype=torch.float64)
+        if spec.behind_norm is not None:
+            self.key = SecondMoment(self.num_kv_heads * spec.head_dim)
+        self.rotates = bool(spec.turning.first)
         self.distances = torch.zeros(self.num_kv_heads, 0, dtype=torch.float64)
         self.rows: Tensor | None = None  # the layer's present input, between its two hooks
 
@@ -131,6 +137,18 @@ class _LayerSums:
         """The input of the query projection, where that is another."""
         assert self.query is not None
         self.query.add(args[0].detach())
+
+    def see_normalised_keys(self, module: nn.Module, args: Any, output: Tensor) -> None:
+        """Keys as they leave their normalisation, before they rotate."""
+        assert self.key is not None
+        self.key.add(normalised_heads(output.detach(), self.head_dim, self.heads_first).flatten(2))
+
+    def see_normalised_queries(self, module: nn.Module, args: Any, output: Tensor) -> None:
+        """Queries likewise, added up over those of each KV head."""
+        heads = normalised_heads(output.detach().float(), self.head_dim, self.heads_first)
+        of_head = heads.flatten(0, 1).unflatten(1, (self.num_kv_heads, -1))  # [B · T, KV heads, queries, d]
+        rows = of_head.transpose(0, 1).flatten(1, 2)  # [KV heads, B · T · queries, d]
+        self.query_heads += (rows.mT @ rows).cpu()
 
     def see_attention(
         self, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, causal: bool, cap: float | None
@@ -180,15 +198,19 @@ class _LayerSums:
         inputs = self.input.mean()
         value = self.value.mean()
         query = None if self.query is None else self.query.mean()
-        for moment in (inputs, value, query):
+        key = query_heads = None
+        if self.key is not None:
+            key = self.key.mean()[:-1, :-1]
+            query_heads = self.query_heads / max(self.key.count, 1)
+        for moment in (inputs, value, query, key, query_heads):
             if moment is not None and not bool(torch.isfinite(moment.sum())):
                 raise DataError(
                     f"layer {self.name}: activations of its attention are not finite on this input; is the model sound?"
                 )
         if frequencies is None or not self.distances.shape[1]:
-            return LayerStatistics(inputs, value, query=query)
+            return LayerStatistics(inputs, value, None, None, query, key, query_heads)
         distances = self.distances / self.distances.sum(1, keepdim=True)
-        return LayerStatistics(inputs, value, distances, frequencies, query)
+        return LayerStatistics(inputs, value, distances, frequencies, query, key, query_heads)
 
 
 @contextmanager
@@ -205,6 +227,10 @@ def _watched(model: PreTrainedModel, spec: ModelSpec, layers: list[_LayerSums]) 
             if sums.query is not None:
                 projection = spec.projection(model, index, "query")
                 handles.append(projection.register_forward_pre_hook(sums.see_query))
+            if sums.key is not None:
+                query_norm, key_norm = (spec.norm(model, index, name) for name in spec.norms)
+                handles.append(query_norm.register_forward_hook(sums.see_normalised_queries))
+                handles.append(key_norm.register_forward_hook(sums.see_normalised_keys))
         AttentionInterface.register(_NAME, partial(_attention, watched))
         AttentionMaskInterface.register(_NAME, sdpa_mask)
         # Not by `set_attn_implementation`: some models refuse it, and transformers only logs that.
@@ -263,11 +289,19 @@ def _attention(
     return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scale, causal, **kwargs)
 
 
-def _frequencies(model: PreTrainedModel, spec: ModelSpec) -> Tensor | None:
-    """Radians per position of each rotary pair, as the model's own rotary module has them."""
-    if not spec.channels.first:
+def _frequencies(model: PreTrainedModel, spec: ModelSpec, layer: int) -> Tensor | None:
+    """Radians per position of each rotary pair of a layer, as the model's own rotary module has them.
+
+    A model whose layers differ keeps them by the layer's type: `sliding_attention_inv_freq`.
+    """
+    pairs = len(spec.turning.first)
+    if not pairs:
         return None
-    for name, buffer in model.named_buffers():
-        if name.endswith("inv_freq") and buffer.numel() == len(spec.channels.first):
-            return buffer.detach().double().cpu()
-    return None
+    fitting = {
+        name.rpartition(".")[2]: buffer
+        for name, buffer in model.named_buffers()
+        if name.endswith("inv_freq") and buffer.numel() == pairs
+    }
+    own = f"{getattr(spec.attention_module(model, layer), 'layer_type', None)}_inv_freq"
+    found = fitting.get(own, next(iter(fitting.values()), None))
+    return None if found is None else found.detach().double().cpu()

@@ -76,6 +76,12 @@ class StatisticsFile:
         except ValidationError as error:
             raise PlanError(f"moments {path} have a header this gqakit does not read: {error}") from error
 
+    @cached_property
+    def kinds(self) -> frozenset[str]:
+        """What is stated of the layers, as fields of `LayerStatistics`."""
+        with safe_open(self.path, "pt") as file:
+            return frozenset(name.rpartition(".")[2] for name in file.keys())  # noqa: SIM118  # no mapping
+
     def layer(self, key: int | str) -> LayerStatistics:
         """The moments of one layer, by `ModelSpec.key`, in the stored precision (float32)."""
         with safe_open(self.path, "pt") as file:

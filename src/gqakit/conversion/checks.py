@@ -86,11 +86,15 @@ def check_structure(source: Source, plan: Plan, out: Checkpoint) -> Check:
     """Names, shapes and types of all tensors are as planned."""
     planned = _planned_shapes(source.spec, plan)
     problems = [
-        f"{name} is missing" for name in sorted(source.checkpoint.tensors.keys() - out.tensors.keys())
+        f"{name} is missing" for name in sorted((source.checkpoint.tensors.keys() | planned) - out.tensors.keys())
     ]
     problems += [
-        f"{name} is not expected" for name in sorted(out.tensors.keys() - source.checkpoint.tensors.keys())
+        f"{name} is not expected"
+        for name in sorted(out.tensors.keys() - source.checkpoint.tensors.keys() - planned.keys())
     ]
+    for name in sorted((planned.keys() - source.checkpoint.tensors.keys()) & out.tensors.keys()):
+        if out.tensors[name].shape != planned[name]:
+            problems.append(f"{name} is {list(out.tensors[name].shape)}, planned {list(planned[name])}")
     for name in sorted(source.checkpoint.tensors.keys() & out.tensors.keys()):
         original, seen = source.checkpoint.tensors[name], out.tensors[name]
         shape = planned.get(name, original.shape)

@@ -33,17 +33,31 @@ def converted_config(config: Mapping[str, Any], spec: ModelSpec, plan: Plan) -> 
         assert spec.family.num_kv_heads is not None  # the planner knows what can be uniform
         return {**config, spec.family.num_kv_heads: plan.groupings[0].key.num_groups}
     maps = [g.query_maps(spec.num_heads, fixed=spec.fixed_queries) for g in plan.groupings]
-    return grouped_config(dict(config), spec, maps)
+    merged = {
+        layer: grouping.key.labels for layer, grouping in enumerate(plan.groupings) if _merged_apart(plan, layer)
+    }
+    return grouped_config(dict(config), spec, maps, merged)
 
 
 def converted_shapes(spec: ModelSpec, plan: Plan) -> dict[int, dict[str, tuple[int, ...]]]:
     """For each layer that changes, its tensors and their new shapes."""
     rearranged = _layout(spec, plan) != spec.layout
     return {
-        layer: layer_shapes(spec, layer, grouping.key.num_groups, grouping.value.num_groups)
+        layer: layer_shapes(
+            spec,
+            layer,
+            grouping.key.num_groups,
+            grouping.value.num_groups,
+            spec.key_heads[layer] if _merged_apart(plan, layer) else None,
+        )
         for layer, grouping in enumerate(plan.groupings)
         if rearranged or not grouping.is_identity
     }
+
+
+def _merged_apart(plan: Plan, layer: int) -> bool:
+    """Whether a layer merges keys by maps behind their normalisation."""
+    return plan.merging.behind_norm and not plan.groupings[layer].key.is_identity
 
 
 def _layout(spec: ModelSpec, plan: Plan) -> Layout:
@@ -111,14 +125,14 @@ def convert_checkpoint(
     plan.check_source(source.fingerprint_like(plan.source.fingerprint), str(source.path))
     check_rules(plan)
     check_statistics(plan, statistics)
-    read = LayerReader(source, statistics)
+    read = LayerReader(source, statistics, behind_norm=plan.merging.behind_norm)
 
     @lru_cache(maxsize=2)  # a layer's tensors lie together, but two layers may be interleaved in a shard
     def converted(layer: int) -> dict[str, Tensor]:
         return convert_layer(read(layer), plan, layer)
 
     replaced = {
-        name: Replacement(shape=shape, dtype=None, produce=_Produce(converted, layer, name))
+        name: Replacement(shape, produce=_Produce(converted, layer, name), **_placed(source, layer, name))
         for layer, shapes in converted_shapes(source.spec, plan).items()
         for name, shape in shapes.items()
     }
@@ -138,6 +152,14 @@ def convert_checkpoint(
         overwrite=overwrite,
         progress=progress or (lambda nbytes: None),
     )
+
+
+def _placed(source: Source, layer: int, name: str) -> dict[str, Any]:
+    """`dtype` and `after` of a tensor: those of the source stay in place, maps go behind the key projection."""
+    if name in source.checkpoint.tensors:
+        return {"dtype": None}
+    key = source.spec.tensor(layer, "key")
+    return {"dtype": source.checkpoint.info(key).dtype, "after": key}
 
 
 def job_of(plan: Plan) -> dict[str, Any]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gqakit.core.attention import AttentionWeights, Projection
+from gqakit.core.attention import AttentionWeights, NormMaps, Projection
 from gqakit.core.grouping import Grouping, Partition
 from gqakit.core.merging.base import HeadMerge, MergeRule
 from gqakit.core.statistics import HeadStats
@@ -32,7 +32,8 @@ def apply_grouping(
     """The layer with its KV heads merged, query heads in `grouping.query_order`.
 
     `W_Q[q] ← B_hᵀ W_Q[q]` and `W_O[:,q] ← W_O[:,q] B_h` for the query heads `q` that read KV head `h`. A KV head alone in
-    its group, and whatever only it touches, is carried over bit for bit.
+    its group, and whatever only it touches, is carried over bit for bit. Behind a normalisation the maps of keys become
+    tensors of their own, and the projections of queries and keys stay as they are.
 
     Args:
         weights: the source layer, in any precision; products are taken in float64.
@@ -43,12 +44,16 @@ def apply_grouping(
     """
     key_merges = merge_groups(key_stats, grouping.key, key_rule)
     value_merges = merge_groups(value_stats, grouping.value, value_rule)
-    key = _merge_projection(weights.key, grouping.key, key_merges, key_stats.scale)
+    apart = key_stats.behind_norm and not grouping.key.is_identity
+    key = weights.key
+    if not apart:
+        key = _merge_projection(weights.key, grouping.key, key_merges, key_stats.scale)
     value = _merge_projection(weights.value, grouping.value, value_merges, value_stats.scale)
     query = weights.query.augmented().clone()  # [query heads, head_dim, width (+ 1)]
     output = weights.output.clone()  # [query heads, width_out, head_dim]
     per_head = weights.num_heads // weights.num_kv_heads
-    for head, expand in _expand_maps(grouping.key, key_merges).items():
+    key_expands = _expand_maps(grouping.key, key_merges)
+    for head, expand in {} if apart else key_expands.items():
         heads = slice(head * per_head, (head + 1) * per_head)
         query[heads] = (expand.mT @ query[heads].double()).to(query.dtype)
     for head, expand in _expand_maps(grouping.value, value_merges).items():
@@ -56,7 +61,30 @@ def apply_grouping(
         output[heads] = (output[heads].double() @ expand).to(output.dtype)
     order = torch.as_tensor(grouping.query_order(weights.num_heads, fixed=fixed_queries))
     queries = Projection.from_augmented(query, weights.query.bias is not None, weights.query.gain)
-    return AttentionWeights(queries.select(order), key, value, output[order])
+    maps = _norm_maps(weights, grouping.key, key_merges, key_expands, order) if apart else None
+    return AttentionWeights(queries.select(order), key, value, output[order], maps)
+
+
+def _norm_maps(
+    weights: AttentionWeights,
+    partition: Partition,
+    merges: Sequence[HeadMerge | None],
+    expands: Mapping[int, Tensor],
+    order: Tensor,
+) -> NormMaps:
+    """`P_h` for every source head and `B_hᵀ` for every query head in its new place; the identity for a head alone."""
+    heads, dtype = weights.num_kv_heads, weights.key.weight.dtype
+    eye = torch.eye(weights.key.head_dim, dtype=torch.float64)
+    combines = {
+        head: combine
+        for group, merge in zip(partition.groups, merges, strict=True)
+        if merge is not None
+        for head, combine in zip(group, merge.combine, strict=True)
+    }
+    key = torch.stack([combines.get(head, eye) for head in range(heads)])
+    query = torch.stack([expands.get(head, eye).mT for head in range(heads)])
+    query = query.repeat_interleave(weights.num_heads // heads, dim=0)
+    return NormMaps(key.to(dtype), query[order].to(dtype))
 
 
 def _merge_projection(
@@ -115,14 +143,17 @@ def in_source_shape(
 ) -> AttentionWeights:
     """A converted layer with as many heads as its source, in the source's order: it computes the same.
 
-    Every KV head is repeated for all that share it, so that the source's own modules can run the layer.
+    Every KV head is repeated for all that share it, so that the source's own modules can run the layer. Keys merged by maps
+    are repeated by who applies these.
     """
     order = torch.as_tensor(grouping.query_order(converted.num_heads, fixed=fixed_queries))
     back = torch.argsort(order)
-    key, value = (
-        projection.select(torch.as_tensor(partition.labels))
-        for projection, partition in ((converted.key, grouping.key), (converted.value, grouping.value))
-    )
+    key, value, maps = converted.key, converted.value, converted.maps
+    value = value.select(torch.as_tensor(grouping.value.labels))
+    if maps is not None:
+        maps = NormMaps(maps.key, maps.query[back])
+        return AttentionWeights(converted.query.select(back), key, value, converted.output[back], maps)
+    key = key.select(torch.as_tensor(grouping.key.labels))
     if key.gain is not None:  # each copy weighs as one head again
         weight = _weight_in_norm(grouping.key)[list(grouping.key.labels), None]  # [source heads, 1]
         rows = (key.augmented().double() / weight[..., None]).to(key.weight.dtype)

@@ -69,17 +69,30 @@ class Projection:
 
 
 @dataclass(frozen=True)
+class NormMaps:
+    """What acts on each head behind the normalisation of keys and of queries, before the position embedding.
+
+    `key[h] k̂_h` adds up over the heads that share a cached one, and `query[q] q̂_q` reads it.
+    """
+
+    key: Float[Tensor, "projected_heads head_dim head_dim"]
+    query: Float[Tensor, "heads head_dim head_dim"]
+
+
+@dataclass(frozen=True)
 class AttentionWeights:
     """One attention layer. `output` is `[heads, width_out, head_dim]`: `W_O` cut into query heads.
 
     In a source layer query head `q` reads KV head `q // (query heads / KV heads)`. The bias of the output projection
-    belongs to no head and is never touched, so it is not here.
+    belongs to no head and is never touched, so it is not here. Where keys are merged behind a normalisation, `maps` does
+    it, and `key` is the source's.
     """
 
     query: Projection
     key: Projection
     value: Projection
     output: Float[Tensor, "heads width_out head_dim"]
+    maps: NormMaps | None = None
 
     @property
     def num_heads(self) -> int:

@@ -30,6 +30,8 @@ class LayerStatistics:
         value: over the inputs as attention averages them, `z = Σ_t p_t x̃_t`, of which value heads make what reaches the
             output (attention weights `p` sum to 1, so the 1 of the bias stays a 1); where None, `input` stands in.
         query: over the inputs of queries, where another layer's output makes the keys; None where they are the same.
+        key: over the keys of all heads side by side as they leave a normalisation, before they rotate; None without one.
+        query_heads: `Σ_q E[q̂ q̂ᵀ]` of the query heads of each KV head, likewise.
         distances: share of each source KV head's attention that falls on each distance, `[kv heads, window]`;
             None where it was not recorded or positions do not rotate.
         frequencies: radians per position of each rotary pair; None like `distances`.
@@ -40,6 +42,8 @@ class LayerStatistics:
     distances: Float[Tensor, "kv_heads window"] | None = None
     frequencies: Float[Tensor, " pairs"] | None = None
     query: Float[Tensor, "augmented augmented"] | None = None
+    key: Float[Tensor, "all_channels all_channels"] | None = None
+    query_heads: Float[Tensor, "kv_heads head_dim head_dim"] | None = None
 
     @classmethod
     def identity(cls, width: int) -> LayerStatistics:
@@ -55,6 +59,7 @@ class HeadStats:
     vector `e`, rotated if it is a key's, costs `eᵀ metric[h] e`, so the costs of different heads add up.
     `channels` says what may be mixed. The statistics are those of `scale[h] · k_h`; `scale` is 1 but where
     a normalisation removes the length anyway. `distances` and `frequencies` are those of `LayerStatistics`.
+    `behind_norm`: the heads are what a normalisation leaves, so no weights before it can take up the maps.
     """
 
     gram: Float[Tensor, "heads head_dim heads head_dim"]
@@ -63,6 +68,7 @@ class HeadStats:
     channels: Channels
     distances: Float[Tensor, "heads window"] | None = None
     frequencies: Float[Tensor, " pairs"] | None = None
+    behind_norm: bool = False
 
     @property
     def num_heads(self) -> int:
@@ -157,6 +163,22 @@ def key_stats(weights: AttentionWeights, moments: LayerStatistics, channels: Cha
         energy = metric.diagonal(dim1=1, dim2=2).mean(1)
         metric = energy[:, None, None] * torch.eye(gram.shape[1], dtype=gram.dtype)
     return HeadStats(gram, metric, scale, channels, moments.distances, moments.frequencies)
+
+
+def normalised_key_stats(moments: LayerStatistics, channels: Channels) -> HeadStats:
+    """Statistics of the key heads as they leave their normalisation, before RoPE: a vector like any other.
+
+    Args:
+        moments: with `key` and `query_heads`, which calibration takes from activations.
+        channels: what may be mixed there.
+    """
+    assert moments.key is not None
+    assert moments.query_heads is not None
+    metric = moments.query_heads.double()
+    heads, dim = metric.shape[:2]
+    gram = moments.key.double().reshape(heads, dim, heads, dim)
+    scale = torch.ones(heads, dtype=gram.dtype)
+    return HeadStats(gram, metric, scale, channels, moments.distances, moments.frequencies, behind_norm=True)
 
 
 def value_stats(weights: AttentionWeights, moments: LayerStatistics) -> HeadStats:

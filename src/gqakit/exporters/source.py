@@ -13,7 +13,7 @@ from gqakit.checkpoint import Replacement
 from gqakit.conversion.files import PLAN_FILE
 from gqakit.core.attention import AttentionWeights
 from gqakit.core.budget import CacheShape
-from gqakit.errors import CheckpointError
+from gqakit.errors import CheckpointError, UsageError
 from gqakit.models.head_layout import Arrangement
 from gqakit.models.layers import layer_shapes, tensors_of_layer
 from gqakit.models.remote_code.heads import HeadMaps, read_layers
@@ -30,13 +30,20 @@ class ExportSource(Source):
 
         Raises:
             CheckpointError: the head maps of a grouped checkpoint cannot be read.
+            UsageError: it merges keys behind their normalisation.
         """
         spec, count = self.spec, self.spec.num_heads
         if spec.is_grouped:
             try:
-                return tuple(read_layers(self.config["gqakit"], spec.num_layers, count))
+                heads = tuple(read_layers(self.config["gqakit"], spec.num_layers, count))
             except ValueError as error:
                 raise CheckpointError(f"{self.path}: {error}") from error
+            if any(each.merged_keys for each in heads):
+                raise UsageError(
+                    f"{self.path}: keys are merged behind their normalisation, which only transformers runs; convert "
+                    "with `format=uniform` to merge them before it"
+                )
+            return heads
         maps = [tuple(query * heads // count for query in range(count)) for heads in spec.key_heads]
         return tuple(HeadMaps(map_, map_) for map_ in maps)
 

@@ -52,6 +52,7 @@ def describe_model(
         family.prefixes[0],
     )
     key_norm = shapes.get(f"{prefix}{stack.stored_norm(index, family.key_norm)}.weight")
+    channels = _key_channels(family, config, positions, sizes.head_dim)
     spec = ModelSpec(
         family=family,
         model_type=model_type,
@@ -61,13 +62,15 @@ def describe_model(
         value_heads=section.value_heads if section else (sizes.kv_heads,) * len(sites),
         head_dim=sizes.head_dim,
         hidden_size=sizes.hidden,
-        channels=_key_channels(family, config, positions, sizes.head_dim, key_norm is not None),
+        channels=channels if key_norm is None else Channels.normalised(sizes.head_dim),
+        behind_norm=None if key_norm is None else channels,
         element_bytes=element_bytes,
         biased=frozenset(role for role in ROLES if f"{prefix}{stack.stored(index, role)}.bias" in shapes),
         prefix=prefix,
         layout="blocks" if grouped and layout == "interleaved" else layout,
         fixed_queries=positions == "bias",
         gains=key_norm is not None and key_norm[0] > sizes.head_dim,
+        projected_heads=section.projected_heads if section else (None,) * len(sites),
     )
     _check_shapes(spec, shapes)
     return spec
@@ -93,7 +96,8 @@ def _family(
 def _check_shapes(spec: ModelSpec, shapes: Mapping[str, tuple[int, ...]]) -> None:
     problems: list[str] = []
     for layer in range(spec.num_layers):
-        expected = layer_shapes(spec, layer, spec.key_heads[layer], spec.value_heads[layer])
+        counts = spec.key_heads[layer], spec.value_heads[layer], spec.projected_heads[layer]
+        expected = layer_shapes(spec, layer, *counts)
         for name, shape in expected.items():
             if name not in shapes:
                 problems.append(f"{name} is missing")
@@ -141,6 +145,7 @@ class _Section:
     stacks: tuple[str, ...]
     key_heads: tuple[int, ...]
     value_heads: tuple[int, ...]
+    projected_heads: tuple[int | None, ...]
 
     @classmethod
     def read(cls, config: Mapping[str, Any], model_type: str) -> _Section:
@@ -157,6 +162,7 @@ class _Section:
                 tuple(stacks),
                 tuple(max(layer["key_head_of_query"]) + 1 for layer in layers),
                 tuple(max(layer["value_head_of_query"]) + 1 for layer in layers),
+                tuple(len(merged) if (merged := layer.get("merged_keys")) else None for layer in layers),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise FamilyError(
@@ -213,12 +219,8 @@ class _Sizes:
         return cls(layers, heads, kv_heads, hidden, head_dim or hidden // heads)
 
 
-def _key_channels(
-    family: Family, config: Mapping[str, Any], positions: str, head_dim: int, normalised: bool
-) -> Channels:
-    """Which channels of a key head may be mixed."""
-    if normalised:
-        return Channels.normalised(head_dim)
+def _key_channels(family: Family, config: Mapping[str, Any], positions: str, head_dim: int) -> Channels:
+    """Which channels of a key head may be mixed where no normalisation follows."""
     if positions != "rotary":
         return Channels.mixing(head_dim)
     rope = config.get("rope_parameters") or config.get("rope_scaling")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gqakit.errors import PlanError
@@ -16,7 +16,10 @@ HeadMap = Sequence[int]
 
 
 def grouped_config(
-    config: dict[str, Any], spec: ModelSpec, query_maps: Sequence[tuple[HeadMap, HeadMap]]
+    config: dict[str, Any],
+    spec: ModelSpec,
+    query_maps: Sequence[tuple[HeadMap, HeadMap]],
+    merged_keys: Mapping[int, HeadMap] | None = None,
 ) -> dict[str, Any]:
     """The raw config of a grouped checkpoint.
 
@@ -24,6 +27,8 @@ def grouped_config(
         config: the source's raw `config.json`; it is not changed.
         spec: the source's description.
         query_maps: for each layer of the spec the key head and the value head of every query head, labels 0..n-1.
+        merged_keys: for layers that merge keys behind their normalisation, the cached head that each projected one
+            goes into.
 
     Returns:
         A new config: own `model_type`, `architectures` and `auto_map`; what the runtime needs to know in `gqakit`:
@@ -49,6 +54,9 @@ def grouped_config(
             for site, (key_map, value_map) in zip(spec.sites, query_maps, strict=False)
         ],
     }
+    for layer, labels in (merged_keys or {}).items():
+        section["norms"] = list(spec.norms)
+        section["layers"][layer]["merged_keys"] = list(labels)
     try:
         layers = read_layers(section, spec.num_layers, spec.num_heads)
     except ValueError as error:

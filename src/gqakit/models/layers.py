@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from gqakit.core.attention import AttentionWeights, Projection
+from gqakit.core.attention import AttentionWeights, NormMaps, Projection
 from gqakit.errors import CheckpointError
 from gqakit.models.families.base import Layout, Role
 from gqakit.models.spec import ModelSpec
@@ -65,7 +65,11 @@ def read_layer(spec: ModelSpec, layer: int, load: Callable[[str], Tensor]) -> At
     # [hidden size, heads · d] to [heads, hidden size, d]
     output = rows("output").unflatten(1, (-1, spec.head_dim)).movedim(1, 0)
     query, key, value = map(Projection, weights, biases, gains)
-    return AttentionWeights(query, key, value, output)
+    maps = None
+    if spec.projected_heads[layer] is not None:
+        of_query, of_key = (fetch(spec.maps(layer, norm)) for norm in spec.norms)
+        maps = NormMaps(of_key, of_query)
+    return AttentionWeights(query, key, value, output, maps)
 
 
 def tensors_of_layer(
@@ -99,12 +103,24 @@ def tensors_of_layer(
     for part, norm in zip((weights.query, weights.key), spec.gain_norms, strict=True):
         if part.gain is not None:
             put(spec.gain(layer, norm), part.gain.flatten(0, 1))
+    if weights.maps is not None:
+        of_query, of_key = (spec.maps(layer, norm) for norm in spec.norms)
+        tensors |= {of_query: weights.maps.query.contiguous(), of_key: weights.maps.key.contiguous()}
     put(spec.tensor(layer, "output"), weights.output.movedim(0, 1).flatten(1))
     return tensors
 
 
-def layer_shapes(spec: ModelSpec, layer: int, key_heads: int, value_heads: int) -> dict[str, tuple[int, ...]]:
-    """The shapes of `tensors_of_layer` for a layer with these numbers of key heads and of value heads."""
+def layer_shapes(
+    spec: ModelSpec, layer: int, key_heads: int, value_heads: int, projected_heads: int | None = None
+) -> dict[str, tuple[int, ...]]:
+    """The shapes of `tensors_of_layer` for a layer with these numbers of heads.
+
+    Args:
+        spec: the source checkpoint. layer: its index.
+        key_heads, value_heads: that are cached.
+        projected_heads: keys that are made, where maps behind a normalisation merge them into `key_heads`.
+    """
+    key_heads = projected_heads or key_heads
     counts = dict(zip(_QKV, (spec.num_heads, key_heads, value_heads), strict=True))
     rows = {spec.tensor(layer, role): count * spec.head_dim for role, count in counts.items()}
     if spec.layout != "split":
@@ -118,6 +134,9 @@ def layer_shapes(spec: ModelSpec, layer: int, key_heads: int, value_heads: int) 
         query_norm, key_norm = spec.gain_norms
         shapes[spec.gain(layer, query_norm)] = (spec.num_heads * spec.head_dim,)
         shapes[spec.gain(layer, key_norm)] = (key_heads * spec.head_dim,)
+    if projected_heads is not None:
+        for norm, count in zip(spec.norms, (spec.num_heads, projected_heads), strict=True):
+            shapes[spec.maps(layer, norm)] = (count, spec.head_dim, spec.head_dim)
     output = (spec.hidden_size, spec.num_heads * spec.head_dim)
     shapes[spec.tensor(layer, "output")] = _oriented(spec, output)
     return shapes

@@ -36,12 +36,15 @@ class ModelSpec:
         key_heads, value_heads: KV heads of each layer.
         head_dim: channels of a head. hidden_size: model width.
         channels: which channels of a key head may be mixed.
+        behind_norm: which may be mixed behind the normalisation of keys; None without one.
         element_bytes: bytes of one cache element at the checkpoint's precision.
         biased: the projections that have a bias.
         prefix: what stands before a stack's path in tensor names.
         layout: how q, k and v lie in their tensors.
         fixed_queries: query heads must keep their places, as each has its own position bias.
         gains: queries and keys are normalised over all heads together, with a gain for each channel.
+        projected_heads: heads that the key projection of each layer makes, where maps behind a normalisation then merge
+            them into `key_heads`; None where it makes just these.
     """
 
     family: Family
@@ -59,6 +62,8 @@ class ModelSpec:
     layout: Layout
     fixed_queries: bool
     gains: bool
+    behind_norm: Channels | None = None
+    projected_heads: tuple[int | None, ...] = ()
 
     @property
     def num_layers(self) -> int:
@@ -96,10 +101,19 @@ class ModelSpec:
         return self.family.num_kv_heads is not None
 
     @property
+    def turning(self) -> Channels:
+        """The channels of keys as position embedding meets them."""
+        return self.behind_norm or self.channels
+
+    @property
+    def norms(self) -> tuple[str, str]:
+        """Names of the normalisations of queries and of keys, of a family that has them."""
+        return self.family.query_norm or "", self.family.key_norm or ""
+
+    @property
     def gain_norms(self) -> tuple[str, str]:
         """Names of the normalisations over all query heads and all key heads; "" where there are none."""
-        family = self.family
-        return (family.query_norm or "", family.key_norm or "") if self.gains else ("", "")
+        return self.norms if self.gains else ("", "")
 
     def key(self, layer: int) -> str:
         """A layer as files call it: its index, with the stack where there are several."""
@@ -119,6 +133,10 @@ class ModelSpec:
         """Name of a normalisation's weight in the checkpoint."""
         stack, index = self.sites[layer]
         return f"{self.prefix}{stack.stored_norm(index, norm)}.weight"
+
+    def maps(self, layer: int, norm: str) -> str:
+        """Name of the maps behind a normalisation, of a layer that merges keys there."""
+        return self.gain(layer, norm).removesuffix("weight") + "maps"
 
     def attention_module(self, model: PreTrainedModel, layer: int) -> nn.Module:
         """The module of a loaded model that calls the attention function of a layer."""

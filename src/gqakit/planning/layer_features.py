@@ -14,7 +14,14 @@ from gqakit.calibration.store import StatisticsFile
 from gqakit.core.attention import AttentionWeights
 from gqakit.core.merging.base import GroupCosts, MergeRule
 from gqakit.core.merging.bound import low_rank_bound
-from gqakit.core.statistics import HeadStats, LayerStatistics, key_stats, value_stats, weight_inner
+from gqakit.core.statistics import (
+    HeadStats,
+    LayerStatistics,
+    key_stats,
+    normalised_key_stats,
+    value_stats,
+    weight_inner,
+)
 from gqakit.errors import PlanError
 from gqakit.grouping_methods.base import HeadFeatures
 from gqakit.models.source import Source
@@ -34,10 +41,13 @@ class LayerFeatures:
     spec: ModelSpec
     weights: AttentionWeights
     statistics: LayerStatistics
+    behind_norm: bool = False
 
     @cached_property
     def key(self) -> HeadStats:
-        """Of the key heads."""
+        """Of the key heads: as a normalisation leaves them where they are merged behind it."""
+        if self.behind_norm and self.spec.behind_norm is not None:
+            return normalised_key_stats(self.statistics, self.spec.behind_norm)
         return key_stats(self.weights, self.statistics, self.spec.channels)
 
     @cached_property
@@ -81,10 +91,17 @@ class LayerFeatures:
 
 
 class LayerReader:
-    """Reads layers of a source, each once while what was read fits into `KEPT_BYTES`."""
+    """Reads layers of a source, each once while what was read fits into `KEPT_BYTES`.
 
-    def __init__(self, source: Source, statistics: StatisticsFile | None) -> None:
-        self.source, self.statistics = source, statistics
+    Args:
+        source: the model. statistics: its calibration; None for `C = I`.
+        behind_norm: keys are to be merged behind their normalisation.
+    """
+
+    def __init__(
+        self, source: Source, statistics: StatisticsFile | None, *, behind_norm: bool = False
+    ) -> None:
+        self.source, self.statistics, self.behind_norm = source, statistics, behind_norm
         self._kept: OrderedDict[int, LayerFeatures] = OrderedDict()
 
     def __call__(self, layer: int) -> LayerFeatures:
@@ -103,7 +120,7 @@ class LayerReader:
     def _read(self, layer: int) -> LayerFeatures:
         spec, file = self.source.spec, self.statistics
         known = file.layer(spec.key(layer)) if file else LayerStatistics.identity(spec.hidden_size)
-        features = LayerFeatures(spec, self.source.layer(layer), known)
+        features = LayerFeatures(spec, self.source.layer(layer), known, self.behind_norm)
         for name, stats in (("key", features.key), ("value", features.value)):
             if not bool(torch.isfinite(stats.gram).all() and torch.isfinite(stats.metric).all()):
                 raise PlanError(

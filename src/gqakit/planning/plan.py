@@ -7,13 +7,21 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from gqakit.checkpoint.atomic import regular, write_bytes
 from gqakit.core.grouping import Grouping, Partition
-from gqakit.errors import PlanError
+from gqakit.errors import PlanError, UsageError
 from gqakit.models.engines import check_engine, kind_of, names_that_run
 from gqakit.models.families import FAMILIES
 
@@ -58,11 +66,20 @@ class StatisticsRecord(_Strict):
 
 
 class Merging(_Strict):
-    """The merge rule asked for, and what acts on keys and on values (a rule may have to fall back)."""
+    """The merge rule asked for, and what acts on keys and on values (a rule may have to fall back).
+
+    `behind_norm`: keys are merged as their normalisation leaves them; a plan that does not says nothing of it.
+    """
 
     rule: str
     key: str
     value: str
+    behind_norm: bool = False
+
+    @model_serializer(mode="wrap")
+    def _without_default(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        stated = write(self)
+        return stated if self.behind_norm else {k: v for k, v in stated.items() if k != "behind_norm"}
 
 
 class Constraints(_Strict):
@@ -156,6 +173,8 @@ class Plan(_Strict):
         """Where the result can run."""
         if self.format == "uniform":
             return "any engine that runs the source"
+        if self.merging.behind_norm:
+            return "transformers; no other engine merges keys behind their normalisation"
         names = names_that_run(kind_of(self.format, not self.is_shared), self.source.model_type)
         apart = "" if self.is_shared else "; no engine but transformers keeps keys and values apart"
         return f"{names} (how: docs/serving.md){apart}"
@@ -167,6 +186,11 @@ class Plan(_Strict):
 
     def check_engine(self, engine: str) -> None:
         """Raise `UsageError` unless the engine runs what the plan makes."""
+        if self.merging.behind_norm and engine != "transformers":
+            raise UsageError(
+                f"`engine={engine}` cannot merge keys behind their normalisation, as this plan does; transformers can. "
+                "Plan with `format=uniform`, which merges them before it"
+            )
         check_engine(engine, (self.format,), not self.is_shared, self.source.model_type)
 
     @property

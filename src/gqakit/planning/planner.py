@@ -76,7 +76,8 @@ def make_plan(
     source.check_not_grouped()
     if statistics is not None:
         statistics.check_source(source.fingerprint_like(statistics.header.fingerprint), str(source.path))
-    work = _Work(source.spec, request, LayerReader(source, statistics), progress)
+    behind = request.merges_behind_norm(statistics)
+    work = _Work(source.spec, request, LayerReader(source, statistics, behind_norm=behind), progress)
     candidates, front, layers = _decide(work, measure, whole_front)
     plan = _record(source, request, statistics, layers)
     return Planned(plan, tuple(candidates), tuple(front))
@@ -192,10 +193,12 @@ def _record(
     """The plan as it is written down."""
     spec, options, allocation = source.spec, request.options, request.allocation
     rule = RULES[options.merge]
-    key_rule, value_rule = rule.on(spec.channels), rule.on(Channels.mixing(spec.head_dim))
-    merging = Merging(rule=rule.name, key=key_rule.name, value=value_rule.name)
+    behind = request.merges_behind_norm(statistics)
+    key_rule = rule.on(spec.turning if behind else spec.channels)
+    value_rule = rule.on(Channels.mixing(spec.head_dim))
+    merging = Merging(rule=rule.name, key=key_rule.name, value=value_rule.name, behind_norm=behind)
     groupings = tuple(layer.grouping for layer in layers)
-    fits_stock = is_uniform(groupings) and spec.can_be_uniform
+    fits_stock = is_uniform(groupings) and spec.can_be_uniform and not behind
     chosen: Format = "uniform" if fits_stock and options.format != "grouped" else "grouped"
     return Plan(
         source=_plan_source(source),
@@ -262,6 +265,13 @@ def _notes(merging: Merging, spec: ModelSpec) -> list[str]:
     if merging.key != merging.rule:
         notes.append(
             f"keys use {merging.key} instead of {merging.rule}: this {spec.model_type} normalises keys after "
-            "their projection, so no linear map can be folded there"
+            "their projection, so no linear map can be folded there; `format=grouped` with a calibration merges them "
+            "behind it, which keeps far more quality"
+        )
+    if merging.behind_norm:
+        notes.append(
+            "keys are merged behind their normalisation: the key projection keeps all its heads, their merged form is "
+            "cached, and only transformers runs it; `format=uniform` merges them before it, for every engine, and "
+            "loses far more quality"
         )
     return notes

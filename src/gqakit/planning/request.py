@@ -6,7 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 
+from gqakit.calibration.store import StatisticsFile
 from gqakit.core.budget import Budget, fits, resolve_budget
+from gqakit.core.merging import RULES
 from gqakit.errors import BudgetError, UsageError
 from gqakit.grouping_methods import METHODS
 from gqakit.grouping_methods.base import GroupingMethod, Sizes
@@ -135,6 +137,21 @@ class Request:
                     )
                 shapes.append(EntryShape(layer, side, heads, counts))
         return shapes
+
+    def merges_behind_norm(self, statistics: StatisticsFile | None) -> bool:
+        """Whether keys are merged as their normalisation leaves them: where the rule can do nothing before it.
+
+        That takes statistics of keys there, and a checkpoint that only transformers need run.
+        """
+        options, rule = self.options, RULES[self.options.merge]
+        return (
+            self.spec.behind_norm is not None
+            and rule.on(self.spec.channels) is not rule
+            and statistics is not None
+            and {"key", "query_heads"} <= statistics.kinds
+            and options.format != "uniform"
+            and options.engine in (None, "transformers")
+        )
 
     @property
     def tied(self) -> bool:

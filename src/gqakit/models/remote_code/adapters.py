@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from types import MethodType
 from typing import Any
 
@@ -22,8 +23,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .attention import grouped_attention_forward
 from .heads import HeadMaps
-from .packing import Mask
+from .packing import DeviceIndex, Mask
 
+HEADS_FIRST = ("gemma3_text",)  # families that normalise [B, heads, T, d]; others [B, T, heads, d] or [B, T, heads · d]
 States = tuple[Tensor, Tensor, Tensor]  # queries, keys and values, [B, heads, T, d] each
 Out = tuple[Tensor, Any]  # [B, T, hidden size], and attention weights if any
 
@@ -44,6 +46,33 @@ def adapt(attention: Any, model_type: str, config: Any, heads: HeadMaps | None =
     if forward is not None:
         attention.config = config
         attention.forward = MethodType(forward, attention)
+
+
+def behind_norm(model_type: str, merged: Sequence[int] | None = None, repeat: bool = False) -> Callable[..., Any]:
+    """A forward hook by which the `maps` of a normalisation, `[heads, d, d]`, act on the heads that it gives.
+
+    Args:
+        model_type: the family's. merged: which head each becomes part of; None leaves them apart.
+        repeat: give the merged head for each of its own, which changes no number of heads.
+    """
+    into = None
+    if merged is not None:
+        heads = merged if repeat else range(max(merged) + 1)
+        into = DeviceIndex([[int(head == label) for label in merged] for head in heads])
+    return partial(_map_heads, into, model_type in HEADS_FIRST)
+
+
+def _map_heads(into: DeviceIndex | None, first: bool, norm: Any, args: Any, states: Tensor) -> Tensor:
+    heads = normalised_heads(states, norm.maps.shape[-1], first)
+    mapped = torch.einsum("...hd,hed->...he", heads, norm.maps)  # [B, T, heads, d]
+    if into is not None:
+        mapped = into.on(mapped.device).to(mapped.dtype) @ mapped
+    return mapped.transpose(1, 2) if first else mapped if states.ndim == 4 else mapped.flatten(2)
+
+
+def normalised_heads(states: Tensor, dim: int, first: bool) -> Tensor:
+    """What leaves a normalisation as `[B, T, heads, d]`; `first`: heads stand before positions there."""
+    return states.transpose(1, 2) if first else states if states.ndim == 4 else states.unflatten(-1, (-1, dim))
 
 
 def prepare(model_type: str) -> None:

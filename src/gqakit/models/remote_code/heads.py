@@ -5,13 +5,18 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 FORMAT_VERSION = 2
+_QUERY_MAPS = ("key_head_of_query", "value_head_of_query")
 
 
 class HeadMaps(NamedTuple):
-    """The two head maps of one layer, each with one label for each query head."""
+    """The two head maps of one layer, each with one label for each query head.
+
+    Where keys are merged behind their normalisation, `merged_keys` has the cached head of each projected one.
+    """
 
     key_head_of_query: tuple[int, ...]
     value_head_of_query: tuple[int, ...]
+    merged_keys: tuple[int, ...] | None = None
 
     @property
     def num_key_heads(self) -> int:
@@ -48,12 +53,18 @@ def read_layers(section: dict[str, Any], num_layers: int, num_query_heads: int) 
     problems = [
         f"layer {index}, {name}: {problem}"
         for index, layer in enumerate(layers)
-        for name in HeadMaps._fields
+        for name in _QUERY_MAPS
         if (problem := _map_problem(layer.get(name), num_query_heads)) is not None
+    ]
+    problems = problems or [
+        f"layer {index}, merged_keys: expected each label of key_head_of_query, got {layer['merged_keys']}."
+        for index, layer in enumerate(layers)
+        if layer.get("merged_keys") and {*layer["merged_keys"]} != {*layer["key_head_of_query"]}
     ]
     if problems:
         raise ValueError("config.json: gqakit.layers is malformed. " + " ".join(problems))
-    return [HeadMaps(*(tuple(layer[name]) for name in HeadMaps._fields)) for layer in layers]
+    maps = [[tuple(layer.get(name) or ()) or None for name in HeadMaps._fields] for layer in layers]
+    return [HeadMaps(*of_layer) for of_layer in maps]  # pyright: ignore[reportArgumentType]
 
 
 def _map_problem(labels: Any, num_query_heads: int) -> str | None:

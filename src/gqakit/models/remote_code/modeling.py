@@ -17,7 +17,7 @@ from transformers.cache_utils import StaticLayer
 from transformers.masking_utils import sdpa_mask
 from transformers.pytorch_utils import Conv1D
 
-from .adapters import adapt, prepare
+from .adapters import adapt, behind_norm, prepare
 from .attention import GroupedHeads, grouped_attention_forward
 from .configuration import PREFIX, config_class, family_class
 
@@ -56,7 +56,7 @@ class GroupedModel(PreTrainedModel):
                 f'Leave it out or pass "{ATTENTION}", which runs PyTorch\'s SDPA over the groups.'
             )
         if requested_attention == VLLM and VLLM in AttentionInterface():
-            if any(keys != values for keys, values in self.config.layer_heads()):
+            if any(keys != values or merged for keys, values, merged in self.config.layer_heads()):
                 raise ValueError(
                     "vLLM caches as many value heads as key heads, which differ in this checkpoint. "
                     "Use gqakit's vLLM plugin (see docs/serving.md), or `gqakit export --to uniform`."
@@ -105,7 +105,9 @@ def install_grouped_heads(model: PreTrainedModel) -> None:
                 f"{type(model).__name__}: transformers {transformers.__version__} builds no module "
                 f"{entry['attention']}, where the config has a head map; another release may."
             ) from error
-        key, value = heads.num_key_heads * dim, heads.num_value_heads * dim
+        merged = heads.merged_keys
+        key = (heads.num_key_heads if merged is None else len(merged)) * dim
+        value = heads.num_value_heads * dim
         if "fused" in names:
             query = len(heads.key_head_of_query) * dim
             _resize(model, attention.get_submodule(names["fused"]), query + key + value)
@@ -115,6 +117,12 @@ def install_grouped_heads(model: PreTrainedModel) -> None:
         if "key_norm" in names:
             norm = attention.get_submodule(names["key_norm"])
             norm.weight = nn.Parameter(norm.weight.new_ones(key))
+        if merged is not None:
+            for name, count in zip(section["norms"], (len(heads.key_head_of_query), len(merged)), strict=True):
+                norm: Any = attention.get_submodule(name)
+                norm.maps = nn.Parameter(torch.eye(dim, dtype=norm.weight.dtype).repeat(count, 1, 1))
+                into = merged if name == section["norms"][1] else None
+                norm.register_forward_hook(behind_norm(section["base_model_type"], into))
         attention.grouped_heads = GroupedHeads(heads)
         adapt(attention, section["base_model_type"], model.config, heads)
         if heads.num_key_heads != heads.num_value_heads and hasattr(attention, "layer_idx"):

@@ -6,7 +6,7 @@ import multiprocessing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -50,6 +50,7 @@ class Bench:
         stacks: what is converted.
         device: "cpu" or "cuda".
         threads: of torch; 0 leaves it alone.
+        behind_norm: keys are merged behind their normalisation.
     """
 
     model: Path
@@ -59,11 +60,13 @@ class Bench:
     stacks: tuple[str, ...]
     device: str
     threads: int = 0
+    behind_norm: bool = False
 
     def reader(self) -> LayerReader:
         """The source's layers, for a process that has none yet."""
         statistics = StatisticsFile.open(self.statistics) if self.statistics else None
-        return LayerReader(Source.open(self.model, self.stacks), statistics)
+        source = Source.open(self.model, self.stacks)
+        return LayerReader(source, statistics, behind_norm=self.behind_norm)
 
 
 @dataclass(frozen=True)
@@ -141,7 +144,10 @@ class Measurement:
 
     def measure(self, keys: Iterable[Key], read: LayerReader) -> Mapping[Key, float]:
         """The losses of groupings of single layers; those that the file knows are not measured again."""
-        losses = LossFile.open(self.header, self.file, replace=self.replace)
+        header = self.header
+        if read.behind_norm:
+            header = header.model_copy(update={"merge": f"{header.merge} behind the normalisation"})
+        losses = LossFile.open(header, self.file, replace=self.replace)
         missing: dict[int, list[Key]] = {}
         for key in dict.fromkeys(keys):
             if key not in losses.known and not Partition(key[2]).is_identity:
@@ -155,14 +161,14 @@ class Measurement:
         return losses.known
 
     def _run(self, missing: Mapping[int, list[Key]], read: LayerReader) -> Iterator[tuple[Key, float]]:
-        layers = sorted(missing)
+        layers, bench = sorted(missing), replace(self.bench, behind_norm=read.behind_norm)
         if self.workers == 1:
-            prober = Prober(self.bench, read)
+            prober = Prober(bench, read)
             for layer in layers:
                 yield from prober.measure(layer, missing[layer])
             return
         context = multiprocessing.get_context("spawn")  # a forked torch may hang
-        with ProcessPoolExecutor(self.workers, context, _start, (self.bench,)) as pool:
+        with ProcessPoolExecutor(self.workers, context, _start, (bench,)) as pool:
             pending = [pool.submit(_measure, layer, missing[layer]) for layer in layers]
             try:
                 for future in pending:
@@ -190,7 +196,7 @@ class Prober:
         """The loss of each grouping of one layer."""
         features = self.read(layer)
         for key in keys:
-            yield key, self.probe.divergence(layer, _converted(features, key, self.merge))
+            yield key, self.probe.divergence(layer, _converted(features, key, self.merge), key[2])
 
 
 def _converted(features: LayerFeatures, key: Key, merge: str) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from gqakit.data.samples import Batch, as_batches
 from gqakit.models.layers import parameters_of_layer
+from gqakit.models.remote_code.adapters import behind_norm
 from gqakit.models.spec import ModelSpec
 
 POSITIONS = 512
@@ -48,7 +49,9 @@ class LayerProbe:
         with torch.inference_mode():
             self._source = self._first_run()
 
-    def divergence(self, layer: int, weights: Mapping[str, Tensor]) -> float:
+    def divergence(
+        self, layer: int, weights: Mapping[str, Tensor], merged_keys: Sequence[int] = ()
+    ) -> float:
         """How far the output moves when one layer's tensors are replaced.
 
         Mean `KL(source ‖ model)` in nats at evenly spaced positions for a model that gives logits; else the squared error
@@ -56,10 +59,14 @@ class LayerProbe:
 
         Args:
             layer: not below that of an earlier call.
-            weights: by name of the checkpoint's tensors, of the same shapes.
+            weights: by name of the checkpoint's tensors, of the same shapes; and maps behind normalisations.
+            merged_keys: where such maps merge keys, the merged head of each.
         """
         self._advance(layer)
-        with torch.inference_mode(), _replaced(parameters_of_layer(self._spec, self._model, layer), weights):
+        parameters = parameters_of_layer(self._spec, self._model, layer)
+        own = {name: tensor for name, tensor in weights.items() if name in parameters}
+        maps = _mapped(self._spec, self._model, layer, weights, merged_keys)
+        with torch.inference_mode(), _replaced(parameters, own), maps:
             losses = [
                 source.divergence(_Output.of(self._run(index))) for index, source in enumerate(self._source)
             ]
@@ -224,3 +231,28 @@ def _replaced(parameters: Mapping[str, nn.Parameter], weights: Mapping[str, Tens
     finally:
         for name, tensor in kept.items():
             parameters[name].copy_(tensor)
+
+
+@contextmanager
+def _mapped(
+    spec: ModelSpec,
+    model: PreTrainedModel,
+    layer: int,
+    weights: Mapping[str, Tensor],
+    merged_keys: Sequence[int],
+) -> Iterator[None]:
+    """The model with maps behind the normalisations of a layer, if there are any; a merged key stands for each of its own."""
+    norms = [name for name in spec.norms if name and spec.maps(layer, name) in weights]
+    handles: list[Any] = []
+    try:
+        for name in norms:
+            norm: Any = spec.norm(model, layer, name)
+            norm.maps = weights[spec.maps(layer, name)].to(norm.weight.device, norm.weight.dtype)
+            into = merged_keys if name == spec.norms[1] else None
+            handles.append(norm.register_forward_hook(behind_norm(spec.family.model_type, into, repeat=True)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for name in norms:
+            del spec.norm(model, layer, name).maps
