@@ -19,7 +19,7 @@ from gqakit.calibration.second_moment import SecondMoment
 from gqakit.core.statistics import LayerStatistics
 from gqakit.data.samples import Batch, as_batches, positions_of
 from gqakit.errors import DataError, FamilyError
-from gqakit.models.remote_code.adapters import HEADS_FIRST, normalised_heads
+from gqakit.models.remote_code.adapters import HEADS_FIRST, by_head
 from gqakit.models.remote_code.attention import GroupedHeads, mask_with_bias
 from gqakit.models.remote_code.heads import HeadMaps
 from gqakit.models.spec import ModelSpec
@@ -141,11 +141,11 @@ class _LayerSums:
     def see_normalised_keys(self, module: nn.Module, args: Any, output: Tensor) -> None:
         """Keys as they leave their normalisation, before they rotate."""
         assert self.key is not None
-        self.key.add(normalised_heads(output.detach(), self.head_dim, self.heads_first).flatten(2))
+        self.key.add(by_head(output.detach(), self.head_dim, self.heads_first).flatten(2))
 
     def see_normalised_queries(self, module: nn.Module, args: Any, output: Tensor) -> None:
         """Queries likewise, added up over those of each KV head."""
-        heads = normalised_heads(output.detach().float(), self.head_dim, self.heads_first)
+        heads = by_head(output.detach().float(), self.head_dim, self.heads_first)
         of_head = heads.flatten(0, 1).unflatten(1, (self.num_kv_heads, -1))  # [B · T, KV heads, queries, d]
         rows = of_head.transpose(0, 1).flatten(1, 2)  # [KV heads, B · T · queries, d]
         self.query_heads += (rows.mT @ rows).cpu()

@@ -86,7 +86,8 @@ def check_structure(source: Source, plan: Plan, out: Checkpoint) -> Check:
     """Names, shapes and types of all tensors are as planned."""
     planned = _planned_shapes(source.spec, plan)
     problems = [
-        f"{name} is missing" for name in sorted((source.checkpoint.tensors.keys() | planned) - out.tensors.keys())
+        f"{name} is missing"
+        for name in sorted((source.checkpoint.tensors.keys() | planned) - out.tensors.keys())
     ]
     problems += [
         f"{name} is not expected"

@@ -34,7 +34,9 @@ def converted_config(config: Mapping[str, Any], spec: ModelSpec, plan: Plan) -> 
         return {**config, spec.family.num_kv_heads: plan.groupings[0].key.num_groups}
     maps = [g.query_maps(spec.num_heads, fixed=spec.fixed_queries) for g in plan.groupings]
     merged = {
-        layer: grouping.key.labels for layer, grouping in enumerate(plan.groupings) if _merged_apart(plan, layer)
+        layer: grouping.key.labels
+        for layer, grouping in enumerate(plan.groupings)
+        if _merged_apart(plan, layer)
     }
     return grouped_config(dict(config), spec, maps, merged)
 

@@ -25,7 +25,7 @@ from .attention import grouped_attention_forward
 from .heads import HeadMaps
 from .packing import DeviceIndex, Mask
 
-HEADS_FIRST = ("gemma3_text",)  # families that normalise [B, heads, T, d]; others [B, T, heads, d] or [B, T, heads · d]
+HEADS_FIRST = ("gemma3_text",)  # normalise queries and keys as [B, heads, T, d]; others [B, T, heads (·) d]
 States = tuple[Tensor, Tensor, Tensor]  # queries, keys and values, [B, heads, T, d] each
 Out = tuple[Tensor, Any]  # [B, T, hidden size], and attention weights if any
 
@@ -48,31 +48,31 @@ def adapt(attention: Any, model_type: str, config: Any, heads: HeadMaps | None =
         attention.forward = MethodType(forward, attention)
 
 
-def behind_norm(model_type: str, merged: Sequence[int] | None = None, repeat: bool = False) -> Callable[..., Any]:
-    """A forward hook by which the `maps` of a normalisation, `[heads, d, d]`, act on the heads that it gives.
+def map_behind(norm: Any, heads: int, dim: int, model_type: str, merged: Sequence[int] | None) -> None:
+    """Give a normalisation `maps`, `[heads, d, d]`, one for each head that it puts out.
 
     Args:
-        model_type: the family's. merged: which head each becomes part of; None leaves them apart.
-        repeat: give the merged head for each of its own, which changes no number of heads.
+        norm: the module. heads: that it puts out. dim: channels of a head. model_type: the family's.
+        merged: which head each becomes part of, if any.
     """
-    into = None
-    if merged is not None:
-        heads = merged if repeat else range(max(merged) + 1)
-        into = DeviceIndex([[int(head == label) for label in merged] for head in heads])
-    return partial(_map_heads, into, model_type in HEADS_FIRST)
+    norm.maps = torch.nn.Parameter(torch.eye(dim, dtype=norm.weight.dtype).repeat(heads, 1, 1))
+    into = merged and [[int(head == each) for each in merged] for head in range(max(merged) + 1)]
+    norm.register_forward_hook(partial(map_heads, model_type in HEADS_FIRST, into and DeviceIndex(into)))
 
 
-def _map_heads(into: DeviceIndex | None, first: bool, norm: Any, args: Any, states: Tensor) -> Tensor:
-    heads = normalised_heads(states, norm.maps.shape[-1], first)
-    mapped = torch.einsum("...hd,hed->...he", heads, norm.maps)  # [B, T, heads, d]
+def map_heads(first: bool, into: DeviceIndex | None, norm: Any, args: Any, states: Tensor) -> Tensor:
+    """The forward hook: `norm.maps` act on each head, then those add up where a row of `into` has a 1."""
+    mapped = torch.einsum("...hd,hed->...he", by_head(states, norm.maps.shape[-1], first), norm.maps)
     if into is not None:
         mapped = into.on(mapped.device).to(mapped.dtype) @ mapped
-    return mapped.transpose(1, 2) if first else mapped if states.ndim == 4 else mapped.flatten(2)
+    return mapped.transpose(1, 2) if first else mapped.flatten(2) if states.ndim == 3 else mapped
 
 
-def normalised_heads(states: Tensor, dim: int, first: bool) -> Tensor:
-    """What leaves a normalisation as `[B, T, heads, d]`; `first`: heads stand before positions there."""
-    return states.transpose(1, 2) if first else states if states.ndim == 4 else states.unflatten(-1, (-1, dim))
+def by_head(states: Tensor, dim: int, first: bool) -> Tensor:
+    """What a normalisation puts out as `[B, T, heads, d]`; `first`: it has heads before positions."""
+    return (
+        states.transpose(1, 2) if first else states.unflatten(-1, (-1, dim)) if states.ndim == 3 else states
+    )
 
 
 def prepare(model_type: str) -> None:
@@ -110,19 +110,21 @@ def _fused(self: Any, states: Tensor, dim: int) -> States:
     return query.transpose(1, 2), turns[..., -2, :].transpose(1, 2), turns[..., -1, :].transpose(1, 2)
 
 
-def _attend(self: Any, states: States, cache: Any, mask: Mask, scaling: float, **kwargs: Any) -> Out:
+def _attend(self: Any, states: States, scaling: float, rate: float, kwargs: dict[str, Any]) -> Out:
     """Update the cache if there is one, then the model's attention function; `[B, T, heads · d]`.
 
-    `dropout` is the rate in training.
+    `rate` is that of dropout in training; `kwargs` are the forward's, with cache and mask among them.
     """
     query, key, value = states
+    mask, cache = kwargs.pop("attention_mask", None), kwargs.pop("past_key_values", None)
+    cache = kwargs.pop("layer_past", cache)  # what some families call it
     if cache is not None:
         key, value = cache.update(key, value, self.layer_idx)
     # Of the stock functions not all add a position bias.
     function: Callable[..., Any] = grouped_attention_forward
     if self.config._attn_implementation not in ("eager", "sdpa"):
         function = ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation]
-    kwargs["dropout"] = kwargs["dropout"] if self.training else 0.0
+    kwargs["dropout"] = rate if self.training else 0.0
     out, weights = function(self, query, key, value, mask, scaling=scaling, **kwargs)
     return out.flatten(2), weights
 
@@ -134,24 +136,14 @@ def _rotated(self: Any, states: States, kwargs: dict[str, Any]) -> States:
     return *rotate(query, key, *kwargs.pop("position_embeddings")), value
 
 
-def _opt(
-    self: Any, hidden_states: Tensor, past_key_values: Any = None, attention_mask: Mask = None, **kwargs: Any
-) -> Out:
+def _opt(self: Any, hidden_states: Tensor, **kwargs: Any) -> Out:
     query, key, value = _split(self, hidden_states)
-    states = query * self.scaling, key, value
-    out, weights = _attend(self, states, past_key_values, attention_mask, 1.0, dropout=self.dropout, **kwargs)
+    out, weights = _attend(self, (query * self.scaling, key, value), 1.0, self.dropout, kwargs)
     return self.out_proj(out), weights
 
 
-def _whisper(
-    self: Any,
-    hidden_states: Tensor,
-    key_value_states: Tensor | None = None,
-    past_key_values: Any = None,
-    attention_mask: Mask = None,
-    **kwargs: Any,
-) -> Out:
-    cross, cache, known = key_value_states is not None, past_key_values, False
+def _whisper(self: Any, hidden_states: Tensor, key_value_states: Tensor | None = None, **kwargs: Any) -> Out:
+    cross, cache, known = key_value_states is not None, kwargs.pop("past_key_values", None), False
     if isinstance(cache, EncoderDecoderCache):
         known = bool(cross and cache.is_updated.get(self.layer_idx))
         if cross:
@@ -164,101 +156,66 @@ def _whisper(
     else:
         other = hidden_states if key_value_states is None else key_value_states
         key, value = _heads(self.k_proj(other), self.head_dim), _heads(self.v_proj(other), self.head_dim)
-    states = query, key, value
-    out, weights = _attend(self, states, cache, attention_mask, 1.0, dropout=self.dropout, **kwargs)
+    kwargs["past_key_values"] = cache
+    out, weights = _attend(self, (query, key, value), 1.0, self.dropout, kwargs)
     return self.out_proj(out), weights
 
 
-def _gpt2(
-    self: Any, hidden_states: Tensor, past_key_values: Any = None, attention_mask: Mask = None, **kwargs: Any
-) -> Out:
+def _gpt2(self: Any, hidden_states: Tensor, past_key_values: Any = None, **kwargs: Any) -> Out:
     states, cache = _fused(self, self.c_attn(hidden_states), self.head_dim), past_key_values
     if isinstance(cache, EncoderDecoderCache):
         cache = cache.self_attention_cache
-    rate = self.attn_dropout.p
-    out, weights = _attend(self, states, cache, attention_mask, self.scaling, dropout=rate, **kwargs)
+    kwargs["past_key_values"] = cache
+    out, weights = _attend(self, states, self.scaling, self.attn_dropout.p, kwargs)
     return self.resid_dropout(self.c_proj(out)), weights
 
 
-def _gpt_neox(
-    self: Any, hidden_states: Tensor, attention_mask: Mask, layer_past: Any = None, **kwargs: Any
-) -> Out:
+def _gpt_neox(self: Any, hidden_states: Tensor, attention_mask: Mask = None, **kwargs: Any) -> Out:
     states = _fused(self, self.query_key_value(hidden_states), self.head_size)
-    states, rate = _rotated(self, states, kwargs), self.attention_dropout
-    out, weights = _attend(self, states, layer_past, attention_mask, self.scaling, dropout=rate, **kwargs)
+    states, kwargs["attention_mask"] = _rotated(self, states, kwargs), attention_mask
+    out, weights = _attend(self, states, self.scaling, self.attention_dropout, kwargs)
     return self.dense(out), weights
 
 
-def _bloom(
-    self: Any,
-    hidden_states: Tensor,
-    residual: Tensor,
-    alibi: Tensor,
-    attention_mask: Mask,
-    layer_past: Any = None,
-    **kwargs: Any,
-) -> Out:
+def _bloom(self: Any, hidden_states: Tensor, residual: Tensor, alibi: Tensor, **kwargs: Any) -> Out:
     states = _fused(self, self.query_key_value(hidden_states), self.head_dim)
     bias = alibi.reshape(hidden_states.shape[0], self.num_heads, -1, alibi.shape[-1])  # [B, heads, 1, S]
-    how = {"dropout": self.attention_dropout.p, "position_bias": bias}
-    out, weights = _attend(self, states, layer_past, attention_mask, self.inv_norm_factor, **how)
+    kwargs["position_bias"] = bias
+    out, weights = _attend(self, states, self.inv_norm_factor, self.attention_dropout.p, kwargs)
     return residual + dropout(self.dense(out), p=self.hidden_dropout, training=self.training), weights
 
 
 def _falcon(
-    self: Any,
-    hidden_states: Tensor,
-    alibi: Tensor | None,
-    attention_mask: Mask,
-    layer_past: Any = None,
-    **kwargs: Any,
+    self: Any, hidden_states: Tensor, alibi: Tensor | None, attention_mask: Mask, **kwargs: Any
 ) -> Out:
     states = _fused(self, self.query_key_value(hidden_states), self.head_dim)
     if alibi is None:
         states = _rotated(self, states, kwargs)
     # With linear position biases the mask already holds them.
-    rate = 0.0 if alibi is None else self.attention_dropout.p
-    out, weights = _attend(self, states, layer_past, attention_mask, self.inv_norm_factor, dropout=rate)
+    rate, kwargs["attention_mask"] = 0.0 if alibi is None else self.attention_dropout.p, attention_mask
+    out, weights = _attend(self, states, self.inv_norm_factor, rate, kwargs)
     return self.dense(out), weights
 
 
 def _mpnet(
-    self: Any,
-    hidden_states: Tensor,
-    attention_mask: Mask = None,
-    position_bias: Tensor | None = None,
-    output_attentions: bool = False,
-    **kwargs: Any,
+    self: Any, hidden_states: Tensor, mask: Mask, bias: Tensor, output_attentions: bool = False, **kwargs: Any
 ) -> Out | tuple[Tensor]:
     dim = self.attention_head_size
-    query, key, value = (_heads(project(hidden_states), dim) for project in (self.q, self.k, self.v))
-    how = {"dropout": self.dropout.p, "is_causal": False, "position_bias": position_bias}
-    out, weights = _attend(self, (query, key, value), None, attention_mask, dim**-0.5, **how)
+    states = (_heads(project(hidden_states), dim) for project in (self.q, self.k, self.v))
+    how = {"attention_mask": mask, "position_bias": bias, "is_causal": False}
+    out, weights = _attend(self, (*states,), dim**-0.5, self.dropout.p, how)
     return (self.o(out), weights) if output_attentions else (self.o(out),)
 
 
-def _stablelm(
-    self: Any, hidden_states: Tensor, attention_mask: Mask = None, past_key_values: Any = None, **kwargs: Any
-) -> Out:
+def _stablelm(self: Any, hidden_states: Tensor, **kwargs: Any) -> Out:
     query, key, value = _split(self, hidden_states)
     width = self.rotary_ndims  # the first channels of a head rotate
     turned = _rotated(self, (query[..., :width], key[..., :width], value), kwargs)
     query = torch.cat([turned[0], query[..., width:]], dim=-1)
     key = torch.cat([turned[1], key[..., width:]], dim=-1)
-    states, rate = (query, key, value), self.attention_dropout
-    out, weights = _attend(
-        self, states, past_key_values, attention_mask, self.scaling, dropout=rate, **kwargs
-    )
+    out, weights = _attend(self, (query, key, value), self.scaling, self.attention_dropout, kwargs)
     return self.o_proj(out), weights
 
 
-_FORWARDS: dict[str, Callable[..., Any]] = {
-    "opt": _opt,
-    "whisper": _whisper,
-    "gpt2": _gpt2,
-    "gpt_neox": _gpt_neox,
-    "bloom": _bloom,
-    "falcon": _falcon,
-    "mpnet": _mpnet,
-    "stablelm": _stablelm,
-}
+_NEEDED = (_opt, _whisper, _gpt2, _gpt_neox, _bloom, _falcon, _mpnet, _stablelm)
+_FORWARDS: dict[str, Callable[..., Any]] = {forward.__name__[1:]: forward for forward in _NEEDED}

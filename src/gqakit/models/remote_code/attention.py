@@ -236,20 +236,18 @@ def _masked(scores: Tensor, mask: Mask, how: Scoring) -> Tensor:
 
 def _product(keys: Tensor, rows: Tensor) -> Tensor:
     """`keys @ rows`; half precision on a CPU as float32, in blocks that stay in the processor's cache."""
-    product = torch.bmm if keys.ndim == 3 else torch.matmul
     if not _slow(keys):
-        return product(keys, rows)
+        return keys @ rows
     rows = rows.float()
-    return torch.cat([product(block.float(), rows) for block in keys.split(WIDENED_POSITIONS, -2)], -2)
+    return torch.cat([block.float() @ rows for block in keys.split(WIDENED_POSITIONS, -2)], -2)
 
 
 def _mixture(weights: Tensor, values: Tensor) -> Tensor:
     """`weights @ values`, in the precision of `_product`."""
-    product = torch.bmm if values.ndim == 3 else torch.matmul
     if not _slow(values):
-        return product(weights.to(values.dtype), values)
+        return weights.to(values.dtype) @ values
     blocks = zip(weights.split(WIDENED_POSITIONS, -1), values.split(WIDENED_POSITIONS, -2), strict=True)
-    return torch.stack([product(each, block.float()) for each, block in blocks]).sum(0)
+    return torch.stack([each @ block.float() for each, block in blocks]).sum(0)
 
 
 def _slow(states: Tensor) -> bool:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 FORMAT_VERSION = 2
-_QUERY_MAPS = ("key_head_of_query", "value_head_of_query")
 
 
 class HeadMaps(NamedTuple):
     """The two head maps of one layer, each with one label for each query head.
 
-    Where keys are merged behind their normalisation, `merged_keys` has the cached head of each projected one.
+    `merged_keys`: where maps behind a normalisation merge keys, the cached head of each that the projection makes.
     """
 
     key_head_of_query: tuple[int, ...]
@@ -53,22 +52,17 @@ def read_layers(section: dict[str, Any], num_layers: int, num_query_heads: int) 
     problems = [
         f"layer {index}, {name}: {problem}"
         for index, layer in enumerate(layers)
-        for name in _QUERY_MAPS
-        if (problem := _map_problem(layer.get(name), num_query_heads)) is not None
-    ]
-    problems = problems or [
-        f"layer {index}, merged_keys: expected each label of key_head_of_query, got {layer['merged_keys']}."
-        for index, layer in enumerate(layers)
-        if layer.get("merged_keys") and {*layer["merged_keys"]} != {*layer["key_head_of_query"]}
+        for name in HeadMaps._fields
+        if (count := None if name == "merged_keys" else num_query_heads) or name in layer
+        if (problem := _map_problem(layer.get(name), count)) is not None
     ]
     if problems:
         raise ValueError("config.json: gqakit.layers is malformed. " + " ".join(problems))
-    maps = [[tuple(layer.get(name) or ()) or None for name in HeadMaps._fields] for layer in layers]
-    return [HeadMaps(*of_layer) for of_layer in maps]  # pyright: ignore[reportArgumentType]
+    return [HeadMaps(*(tuple(layer[name]) for name in HeadMaps._fields if name in layer)) for layer in layers]
 
 
-def _map_problem(labels: Any, num_query_heads: int) -> str | None:
-    if not isinstance(labels, (list, tuple)) or len(labels) != num_query_heads:
+def _map_problem(labels: Any, num_query_heads: int | None) -> str | None:
+    if not isinstance(labels, (list, tuple)) or len(labels) != (num_query_heads or len(labels)):
         seen = len(labels) if isinstance(labels, (list, tuple)) else labels
         return f"expected one label for each of {num_query_heads} query heads, got {seen!r}."
     if not all(type(label) is int for label in labels) or set(labels) != set(range(max(labels) + 1)):

@@ -17,7 +17,7 @@ from transformers.cache_utils import StaticLayer
 from transformers.masking_utils import sdpa_mask
 from transformers.pytorch_utils import Conv1D
 
-from .adapters import adapt, behind_norm, prepare
+from .adapters import adapt, map_behind, prepare
 from .attention import GroupedHeads, grouped_attention_forward
 from .configuration import PREFIX, config_class, family_class
 
@@ -56,7 +56,13 @@ class GroupedModel(PreTrainedModel):
                 f'Leave it out or pass "{ATTENTION}", which runs PyTorch\'s SDPA over the groups.'
             )
         if requested_attention == VLLM and VLLM in AttentionInterface():
-            if any(keys != values or merged for keys, values, merged in self.config.layer_heads()):
+            layers = self.config.layer_heads()
+            if any(heads.merged_keys for heads in layers):
+                raise ValueError(
+                    "vLLM replaces normalisations, and keys of this checkpoint are merged behind them. "
+                    "Convert with `--format uniform` for it."
+                )
+            if any(heads.key_head_of_query != heads.value_head_of_query for heads in layers):
                 raise ValueError(
                     "vLLM caches as many value heads as key heads, which differ in this checkpoint. "
                     "Use gqakit's vLLM plugin (see docs/serving.md), or `gqakit export --to uniform`."
@@ -105,24 +111,17 @@ def install_grouped_heads(model: PreTrainedModel) -> None:
                 f"{type(model).__name__}: transformers {transformers.__version__} builds no module "
                 f"{entry['attention']}, where the config has a head map; another release may."
             ) from error
-        merged = heads.merged_keys
-        key = (heads.num_key_heads if merged is None else len(merged)) * dim
-        value = heads.num_value_heads * dim
-        if "fused" in names:
-            query = len(heads.key_head_of_query) * dim
-            _resize(model, attention.get_submodule(names["fused"]), query + key + value)
-        else:
-            _resize(model, attention.get_submodule(names["key"]), key)
-            _resize(model, attention.get_submodule(names["value"]), value)
+        merged, query = heads.merged_keys, len(heads.key_head_of_query)
+        key, value = len(merged or range(heads.num_key_heads)), heads.num_value_heads
+        for role, count in {"fused": query + key + value, "key": key, "value": value}.items():
+            if role in names:
+                _resize(model, attention.get_submodule(names[role]), count * dim)
         if "key_norm" in names:
             norm = attention.get_submodule(names["key_norm"])
-            norm.weight = nn.Parameter(norm.weight.new_ones(key))
+            norm.weight = nn.Parameter(norm.weight.new_ones(key * dim))
         if merged is not None:
-            for name, count in zip(section["norms"], (len(heads.key_head_of_query), len(merged)), strict=True):
-                norm: Any = attention.get_submodule(name)
-                norm.maps = nn.Parameter(torch.eye(dim, dtype=norm.weight.dtype).repeat(count, 1, 1))
-                into = merged if name == section["norms"][1] else None
-                norm.register_forward_hook(behind_norm(section["base_model_type"], into))
+            for name, count, into in zip(section["norms"], (query, key), (None, merged), strict=True):
+                map_behind(attention.get_submodule(name), count, dim, section["base_model_type"], into)
         attention.grouped_heads = GroupedHeads(heads)
         adapt(attention, section["base_model_type"], model.config, heads)
         if heads.num_key_heads != heads.num_value_heads and hasattr(attention, "layer_idx"):

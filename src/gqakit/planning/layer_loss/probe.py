@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,8 @@ from transformers import PreTrainedModel
 
 from gqakit.data.samples import Batch, as_batches
 from gqakit.models.layers import parameters_of_layer
-from gqakit.models.remote_code.adapters import behind_norm
+from gqakit.models.remote_code.adapters import HEADS_FIRST, map_heads
+from gqakit.models.remote_code.packing import DeviceIndex
 from gqakit.models.spec import ModelSpec
 
 POSITIONS = 512
@@ -49,9 +51,7 @@ class LayerProbe:
         with torch.inference_mode():
             self._source = self._first_run()
 
-    def divergence(
-        self, layer: int, weights: Mapping[str, Tensor], merged_keys: Sequence[int] = ()
-    ) -> float:
+    def divergence(self, layer: int, weights: Mapping[str, Tensor], merged_keys: Sequence[int] = ()) -> float:
         """How far the output moves when one layer's tensors are replaced.
 
         Mean `KL(source ‖ model)` in nats at evenly spaced positions for a model that gives logits; else the squared error
@@ -241,15 +241,20 @@ def _mapped(
     weights: Mapping[str, Tensor],
     merged_keys: Sequence[int],
 ) -> Iterator[None]:
-    """The model with maps behind the normalisations of a layer, if there are any; a merged key stands for each of its own."""
+    """The model with maps behind the normalisations of a layer, if there are any.
+
+    A merged key is repeated for each that it was made of.
+    """
     norms = [name for name in spec.norms if name and spec.maps(layer, name) in weights]
     handles: list[Any] = []
     try:
         for name in norms:
             norm: Any = spec.norm(model, layer, name)
             norm.maps = weights[spec.maps(layer, name)].to(norm.weight.device, norm.weight.dtype)
-            into = merged_keys if name == spec.norms[1] else None
-            handles.append(norm.register_forward_hook(behind_norm(spec.family.model_type, into, repeat=True)))
+            alike = [[int(one == other) for other in merged_keys] for one in merged_keys]
+            into = DeviceIndex(alike) if name == spec.norms[1] else None
+            first = spec.family.model_type in HEADS_FIRST
+            handles.append(norm.register_forward_hook(partial(map_heads, first, into)))
         yield
     finally:
         for handle in handles:
