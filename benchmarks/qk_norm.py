@@ -16,11 +16,11 @@ from statistics import median
 from typing import Any
 
 import torch
-from common import Table, arguments, environment
 from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 import gqakit
+from common import Table, arguments, environment
 from gqakit.calibration.collect import collect_statistics
 from gqakit.calibration.store import StatisticsFile, StatisticsHeader, save_statistics
 from gqakit.conversion.convert import convert_checkpoint
@@ -76,11 +76,11 @@ def calibrated(source: Source, windows: Tensor) -> StatisticsFile:
 
 
 def keys_merged(
-    source: Source, known: StatisticsFile, heads: int, merge: str, out: Path
+    source: Source, known: StatisticsFile, heads: int, merge: str, out: Path, method: str = "optimal"
 ) -> tuple[Path, float]:
     """A conversion of the keys alone, and the mean of the layers' key errors."""
     made = plan(
-        source.path, kv_heads=heads, statistics=known.path, merge=merge, format="grouped", kv_maps="separate",
+        source.path, kv_heads=heads, statistics=known.path, merge=merge, method=method, format="grouped", kv_maps="separate",
         progress=False,
     )  # fmt: skip
     alone = tuple(range(KV_HEADS))
@@ -158,7 +158,7 @@ def overhead(work: Path) -> None:
     for how in ("source", "mean", "fold"):
         path = source.path
         if how != "source":
-            path, _ = keys_merged(source, known, 4, how, work / f"wide-{how}")
+            path, _ = keys_merged(source, known, 4, how, work / f"wide-{how}", "neighbour")
         model = gqakit.load(path, dtype=torch.float32)
         prefill = seconds(lambda model=model: model(input_ids=ids, use_cache=False), 5)
         cache = model(input_ids=ids, use_cache=True).past_key_values

@@ -43,8 +43,9 @@ class Fold(MergeRule):
     recorded distances the start is the solution.
 
     Mean and aligned are special cases: without distances the error is never larger than theirs, with them the
-    alternation starts from a better place and ends below in practice. A locked head (q/k norm)
-    has no free map: there the rule falls back to `mean` over heads of equal length.
+    alternation starts from a better place and ends below in practice. A locked head (before
+    a q/k norm) has no free map: there the rule falls back to `mean` over heads of equal length. Behind the norm
+    a key is like any other, and the maps become tensors of their own.
     """
 
     name = "fold"

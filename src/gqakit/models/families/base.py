@@ -98,7 +98,7 @@ class Family:
             query heads to their places; or nothing inside attention. A function of the config where that says it.
         rotary_share: share of a head's channels that rotate, where the config does not say.
         key_norm: name of a normalisation between key projection and position embedding, or None. Where the tensor
-            exists, key channels cannot be mixed.
+            exists, key channels cannot be mixed before it.
         query_norm: the same for queries.
         watched: its own attention modules call transformers' attention interface, so that calibration can look on.
     """

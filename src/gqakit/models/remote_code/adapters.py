@@ -56,8 +56,10 @@ def map_behind(norm: Any, heads: int, dim: int, model_type: str, merged: Sequenc
         merged: which head each becomes part of, if any.
     """
     norm.maps = torch.nn.Parameter(torch.eye(dim, dtype=norm.weight.dtype).repeat(heads, 1, 1))
-    into = merged and [[int(head == each) for each in merged] for head in range(max(merged) + 1)]
-    norm.register_forward_hook(partial(map_heads, model_type in HEADS_FIRST, into and DeviceIndex(into)))
+    into = None
+    if merged is not None:
+        into = DeviceIndex([[int(head == each) for each in merged] for head in range(max(merged) + 1)])
+    norm.register_forward_hook(partial(map_heads, model_type in HEADS_FIRST, into))
 
 
 def map_heads(first: bool, into: DeviceIndex | None, norm: Any, args: Any, states: Tensor) -> Tensor:
@@ -201,9 +203,9 @@ def _mpnet(
     self: Any, hidden_states: Tensor, mask: Mask, bias: Tensor, output_attentions: bool = False, **kwargs: Any
 ) -> Out | tuple[Tensor]:
     dim = self.attention_head_size
-    states = (_heads(project(hidden_states), dim) for project in (self.q, self.k, self.v))
+    query, key, value = (_heads(project(hidden_states), dim) for project in (self.q, self.k, self.v))
     how = {"attention_mask": mask, "position_bias": bias, "is_causal": False}
-    out, weights = _attend(self, (*states,), dim**-0.5, self.dropout.p, how)
+    out, weights = _attend(self, (query, key, value), dim**-0.5, self.dropout.p, how)
     return (self.o(out), weights) if output_attentions else (self.o(out),)
 
 

@@ -92,7 +92,7 @@ class DeviceIndex:
     checkpoint would come out of that uninitialised.
     """
 
-    def __init__(self, values: Sequence[int]) -> None:
+    def __init__(self, values: Sequence[int] | Sequence[Sequence[int]]) -> None:
         self.cpu = torch.tensor(list(values), dtype=torch.long, device="cpu")
         self._copies: dict[torch.device, Tensor] = {}
 
