@@ -9,10 +9,10 @@ docs/results/qk-norm.md.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
@@ -123,15 +123,15 @@ def quality(source: Source, known: StatisticsFile, work: Path) -> None:
             )  # fmt: skip
 
 
-def seconds(run: Callable[[], Any], rounds: int) -> float:
-    """Median processor time of a call, after one to warm up."""
-    run()
-    times: list[float] = []
+def best_of(runs: Sequence[Callable[[], Any]], rounds: int) -> list[float]:
+    """Least processor time of each call, in seconds; they take turns, so that they share what else the machine does."""
+    times: list[list[float]] = [[] for _ in runs]
     for _ in range(rounds):
-        start = time.process_time()
-        run()
-        times.append(time.process_time() - start)
-    return median(times)
+        for run, found in zip(runs, times, strict=True):
+            start = time.process_time()
+            run()
+            found.append(time.process_time() - start)
+    return [min(found) for found in times]
 
 
 @torch.inference_mode()
@@ -146,31 +146,23 @@ def overhead(work: Path) -> None:
     source = Source.open(work / "wide")
     ids = torch.randint(0, 256, (1, 512))
     known = calibrated(source, ids.view(4, 128))
-    rows = Table(
-        "Running it, 4 layers of Qwen3-0.6B's width",
-        "model",
-        "prefill of 512, ms",
-        "ratio",
-        "decode at 512, ms",
-        "ratio",
-    )
-    first: list[float] = []
-    for how in ("source", "mean", "fold"):
-        path = source.path
-        if how != "source":
-            path, _ = keys_merged(source, known, 4, how, work / f"wide-{how}", "neighbour")
-        model = gqakit.load(path, dtype=torch.float32)
-        prefill = seconds(lambda model=model: model(input_ids=ids, use_cache=False), 5)
-        cache = model(input_ids=ids, use_cache=True).past_key_values
-
-        def step(model: Any = model, cache: Any = cache) -> None:
-            model(input_ids=ids[:, :1], past_key_values=cache, use_cache=True)
-
-        decode = seconds(step, 40)
-        first = first or [prefill, decode]
+    names = ("source", "keys 8 to 4, `mean`", "keys 8 to 4, `fold` with maps")
+    paths = [source.path]
+    paths += [
+        keys_merged(source, known, 4, how, work / f"wide-{how}", "neighbour")[0] for how in ("mean", "fold")
+    ]
+    models: list[Any] = [gqakit.load(path, dtype=torch.float32) for path in paths]
+    prefill = best_of([partial(model, input_ids=ids, use_cache=False) for model in models], 8)
+    caches = [model(input_ids=ids, use_cache=True).past_key_values for model in models]
+    steps = [
+        partial(model, input_ids=ids[:, :1], past_key_values=cache, use_cache=True)
+        for model, cache in zip(models, caches, strict=True)
+    ]
+    decode = best_of(steps, 60)
+    rows = Table("Running it", "model", "prefill of 512, ms", "ratio", "decode at 512, ms", "ratio")
+    for name, before, after in zip(names, prefill, decode, strict=True):
         rows.row(
-            {"source": "source", "mean": "keys 8 to 4, `mean`", "fold": "keys 8 to 4, `fold` with maps"}[how],
-            f"{1000 * prefill:.1f}", f"{prefill / first[0]:.3f}", f"{1000 * decode:.2f}", f"{decode / first[1]:.3f}",
+            name, f"{1000 * before:.1f}", f"{before / prefill[0]:.3f}", f"{1000 * after:.2f}", f"{after / decode[0]:.3f}"
         )  # fmt: skip
 
 

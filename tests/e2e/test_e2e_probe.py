@@ -43,9 +43,9 @@ def test_a_loss_is_that_of_the_checkpoint_with_only_that_layer_converted(
     windows = prompt_ids(24).repeat(2, 1)
     batches = text_batches(windows, cached=True)
     bench = Bench(source.path, known.path, "fold", batches, source.spec.stacks, "cpu", 0)
-    prober = Prober(bench, LayerReader(source, known))
     how = {"format": "grouped", "method": "neighbour", "statistics": known.path}
     made = plan(source.path, kv_heads=2, progress=False, **how)
+    prober = Prober(bench, LayerReader(source, known, behind_norm=made.merging.behind_norm))
     alone, chosen = Partition.identity(4).labels, (0, 1, 0, 1)
     for layer in (1, 3):
         layers = [each.model_copy(update={"key": alone, "value": alone}) for each in made.layers]

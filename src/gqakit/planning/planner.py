@@ -195,6 +195,7 @@ def _record(
     rule = RULES[options.merge]
     behind = request.merges_behind_norm(statistics)
     key_rule = rule.on(spec.turning if behind else spec.channels)
+    behind = behind and not all(layer.grouping.key.is_identity for layer in layers)
     value_rule = rule.on(Channels.mixing(spec.head_dim))
     merging = Merging(rule=rule.name, key=key_rule.name, value=value_rule.name, behind_norm=behind)
     groupings = tuple(layer.grouping for layer in layers)
