@@ -1,4 +1,4 @@
-"""The streaming pass that fills Moments."""
+"""The forward pass that fills the calibration statistics: hooks on projections, and a look at every attention."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from gqakit.models.spec import ModelSpec
 _NAME = "gqakit_calibration"
 LEAST_SAMPLED = 32
 CAUSAL_PARTS = 4
-"""Samples of causal attention are looked at in so many parts, each with the keys up to its last position."""
+"""The number of parts in which samples of causal attention are followed, each with the keys up to its last position."""
 
 
 def collect_statistics(
@@ -67,9 +67,9 @@ def _on(value: Any, device: torch.device) -> Any:
 def sampled_positions(heads: int, length: int, width: int) -> Tensor:
     """Where each query head is followed, `[heads, positions]`: in all at half of the input's positions.
 
-    Heads take turns and are spread evenly over the input. Every position looks at all before it, so of a long input at
+    Heads take turns and are distributed evenly over the input. Every position looks at all before it, so of a long input at
     most half of the model's width are taken: then following them costs a like share of the forward pass at any length.
-    A short input is cheap and says little, so at least `LEAST_SAMPLED` are taken where there are so many.
+    A short input is cheap and says little, so at least `LEAST_SAMPLED` are taken where there are that many.
     """
     wanted = max(LEAST_SAMPLED, min(length, width) // 2)
     each = min(length, max(1, wanted // heads))
@@ -82,7 +82,7 @@ class _Part:
     """Some of the sampled positions, with what follows from them alone; the same for all layers and windows alike.
 
     Attributes:
-        places: `[H, n]`. seen: so many keys are looked at.
+        places: `[H, n]`. seen: number of keys that are looked at.
         later: keys after each position, `[H, n, seen]`; None where those have weight too.
         bins: the distance of each key, `[H * n * seen]`, counted on by KV heads.
     """

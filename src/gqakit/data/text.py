@@ -124,9 +124,9 @@ def token_windows(
     Args:
         tokenizer: of the model.
         text: what to cut.
-        window: tokens a window.
-        tokens: at most so many tokens in all, rounded down to whole windows; None for the whole text.
-        skip: so many windows at the start are left out.
+        window: tokens per window.
+        tokens: the most tokens in all, rounded down to whole windows; None for the whole text.
+        skip: number of windows at the start that are left out.
 
     Raises:
         DataError: when not even one window comes out.

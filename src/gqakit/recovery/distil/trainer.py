@@ -52,7 +52,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Watch:
-    """Who is told how a run goes; the first process alone calls them.
+    """Who hears how a run goes; the first process alone calls them.
 
     Attributes:
         advance: called with the items just trained on. notice: see `Notice`.
