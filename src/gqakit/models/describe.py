@@ -45,10 +45,7 @@ def describe_model(
     section = _Section.read(config, model_type) if grouped else None
     chosen = _chosen(family, section.stacks if section else stacks)
     numbers = _Numbers.read(family, chosen, config, grouped)
-    if sum(numbers.layers.values()) > len(shapes):  # before anything is made for each of them
-        counts = ", ".join(f"{stack.num_layers} = {numbers.layers[stack.name]}" for stack in chosen)
-        raise FamilyError(f"config.json: {counts}, but the checkpoint holds {len(shapes)} tensors in all")
-    sites = _in_order(chosen, numbers.layers)
+    sites = _in_order(chosen, numbers.layers, len(shapes))
     if section and len(section.key_heads) != len(sites):
         raise FamilyError(
             f"config.json: 'gqakit' describes {len(section.key_heads)} layers, the model has {len(sites)}"
@@ -113,8 +110,11 @@ def _chosen(family: Family, names: Sequence[str] | None) -> tuple[Stack, ...]:
     return tuple(stack for stack in family.stacks if stack.name in names)
 
 
-def _in_order(stacks: Sequence[Stack], layers: Mapping[str, int]) -> tuple[Site, ...]:
+def _in_order(stacks: Sequence[Stack], layers: Mapping[str, int], num_tensors: int) -> tuple[Site, ...]:
     """The layers in the order in which a model runs them: those in one block after another."""
+    if sum(layers.values()) > num_tensors:  # absurd; said before anything is made for each of them
+        counts = ", ".join(f"{stack.num_layers} = {layers[stack.name]}" for stack in stacks)
+        raise FamilyError(f"config.json: {counts}, but the checkpoint holds {num_tensors} tensors in all")
     blocks = list(dict.fromkeys(stack.block for stack in stacks))
     sites = [Site(stack, index) for stack in stacks for index in range(layers[stack.name])]
     return tuple(sorted(sites, key=lambda site: (blocks.index(site.stack.block), site.index)))
