@@ -181,7 +181,9 @@ def try_points(name: str, points: int, rng: random.Random, folder: Path) -> tupl
         return counts, [f"{name}: undisturbed it ends with {code}"]
     whole = files(folder / "whole")
     ordered = rng.sample(range(1, changes + 1), min(points - points // 2, changes))
-    kills = [{"at": at} for at in ordered] + [{"after": rng.uniform(0, took)} for _ in range(points // 2)]
+    kills: list[dict[str, Any]] = [{"at": at} for at in ordered] + [
+        {"after": rng.uniform(0, took)} for _ in range(points // 2)
+    ]
     for kill in kills:
         try:
             counts[kill_and_repeat(folder / "run", command, whole, **kill)] += 1
