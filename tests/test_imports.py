@@ -12,7 +12,17 @@ import gqakit
 
 ROOT = Path(gqakit.__file__).parent
 ROOMS = [
-    *("errors", "progress", "core", "grouping_methods", "checkpoint", "models", "data", "calibration"),
+    *(
+        "errors",
+        "progress",
+        "options",
+        "core",
+        "grouping_methods",
+        "checkpoint",
+        "models",
+        "data",
+        "calibration",
+    ),
     *("evaluation", "planning", "conversion", "recovery", "exporters", "pipeline", "key_driven"),
     *("demonstration", "cli", "__main__"),
 ]
@@ -30,6 +40,7 @@ ONLY = {
     "grouping_methods": {"core", "grouping_methods", "errors"},
     "errors": set(),
     "progress": set(),
+    "options": {"errors", "progress", "options"},
 }
 
 MODULES = {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in sorted(ROOT.rglob("*.py"))}

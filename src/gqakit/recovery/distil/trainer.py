@@ -101,9 +101,9 @@ class DistilTrainer(Trainer):
             if not accelerator.is_fsdp2:
                 raise UsageError("uptraining shards with FSDP2; set fsdp_version: 2 in the accelerate config")
             plugin: Any = accelerator.state.fsdp_plugin
-            plugin.set_state_dict_type(
-                "FULL_STATE_DICT"
-            )  # the best weights are read again without the launch
+            # Whole, not sharded: the best weights are read again without the launch.
+            plugin.state_dict_config = plugin.optim_state_dict_config = None
+            plugin.set_state_dict_type("FULL_STATE_DICT")
 
     def _placed_teacher(self, teacher: nn.Module | None) -> nn.Module | None:
         """The frozen teacher: sharded where the student is, else whole on each device. It needs no gradient averaging."""
