@@ -60,7 +60,10 @@ class Language:
         self.bench = Workbench.on_smollm2(wikitext, work)
         self.sizes, self.window, self.measured = (windows, test), window, measured
         self.options = UptrainOptions(
-            train="attention", learning_rate=1e-3, per_device_batch_size=1, gradient_accumulation_steps=4
+            train="attention",
+            learning_rate=1e-3,
+            per_device_train_batch_size=1,
+            gradient_accumulation_steps=4,
         )
 
     @property

@@ -18,7 +18,6 @@ from brown import brown_windows
 from common import Table, arguments, environment
 from gqakit.conversion.convert import convert_checkpoint
 from gqakit.core.budget import resolve_budget
-from gqakit.data.text import read_text
 from gqakit.evaluation.language import LanguageScores, score_language
 from gqakit.models.load import load
 from gqakit.planning.make import MeasureOptions
@@ -26,7 +25,7 @@ from gqakit.planning.options import PlanOptions
 from gqakit.planning.plan import Plan
 from gqakit.planning.planner import make_plan
 from gqakit.progress import silent
-from gqakit.recovery.repair.layers import RepairOptions
+from gqakit.recovery.repair.options import RepairOptions
 from gqakit.recovery.repair.repair import repair
 from gqakit.recovery.repair.summary import summary
 from workbench import Workbench
@@ -39,8 +38,14 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=RepairOptions.tokens, help="tokens to repair on")
     parser.add_argument("--steps", type=int, default=RepairOptions.steps, help="steps a layer")
     given = parser.parse_args()
-    options = RepairOptions(tokens=given.tokens, steps=given.steps)
     bench = Workbench.on_smollm2(given.wikitext, given.work)
+    options = RepairOptions(
+        source=str(bench.source.path),
+        text=str(bench.wikitext / "valid.txt"),
+        tokens=given.tokens,
+        steps=given.steps,
+        evaluate=False,
+    )
     windows = [bench.windows("test", 8, 512), brown_windows(bench.tokenizer, 512)]
     originals = [score_language(bench.reference, each) for each in windows]
     print(f"{environment()}\n{options}")
@@ -72,13 +77,10 @@ def main() -> None:
         row(ratio, size, "converted", scores, "")
         start, busy = time.monotonic(), time.process_time()
         result = repair(
-            str(plain),
+            plain,
             fixed,
-            source=str(bench.source.path),
-            text=read_text([bench.wikitext / "valid.txt"]),
-            options=options,
-            measure=False,
-            overwrite=fixed.exists(),
+            options=options.changed(overwrite=fixed.exists()),
+            progress=False,
         )
         seconds = f"{time.monotonic() - start:.0f} ({time.process_time() - busy:.0f} of processor)"
         scores = [score_language(load(fixed, dtype=torch.float32), each, bench.reference) for each in windows]

@@ -124,7 +124,7 @@ class Sentiment:
         self.source_reviews, self.source_epochs = source_reviews, source_epochs
         self.options = UptrainOptions(
             learning_rate=1e-4,
-            per_device_batch_size=16,
+            per_device_train_batch_size=16,
             gradient_accumulation_steps=1,
             lr_scheduler_type="linear",
         )
@@ -135,7 +135,7 @@ class Sentiment:
         return {
             "fine-tuning reviews": self.reviews, "test reviews": self.test, "longest review": self.longest,
             "reviews for the source": self.source_reviews, "epochs for the source": self.source_epochs,
-            "reviews a step": self.options.per_device_batch_size, "learning rate": self.options.learning_rate,
+            "reviews a step": self.options.per_device_train_batch_size, "learning rate": self.options.learning_rate,
         }  # fmt: skip
 
     @cached_property

@@ -104,7 +104,10 @@ class SpokenSentences:
     def __init__(self, speech: Path, spoken: Path | None, work: Path) -> None:
         self.speech, self.spoken, self.work = speech, spoken, work
         self.options = UptrainOptions(
-            train="attention", learning_rate=1e-4, per_device_batch_size=1, gradient_accumulation_steps=4
+            train="attention",
+            learning_rate=1e-4,
+            per_device_train_batch_size=1,
+            gradient_accumulation_steps=4,
         )
 
     @property

@@ -17,10 +17,6 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
-from gqakit.recovery.distil.devices import accelerated, prepare
-from gqakit.recovery.distil.loop import Loop, Pace
-from gqakit.recovery.distil.state import Store
 from torch import nn
 
 from gqakit.calibration.store import StatisticsFile
@@ -30,9 +26,11 @@ from gqakit.models.source import Source
 from gqakit.planning.options import PlanOptions
 from gqakit.planning.plan import Plan
 from gqakit.planning.planner import Measure, make_plan
-from gqakit.recovery.distil.options import UptrainOptions
+from gqakit.recovery.distil.options import StepSchedule, UptrainOptions
+from gqakit.recovery.distil.store import RunStore
 from gqakit.recovery.distil.task import Task
-from gqakit.recovery.distil.trainable import parameter_groups
+from gqakit.recovery.distil.trainer import Training
+from gqakit.recovery.distil.trainer import train as train_to_the_end
 
 Scores = Mapping[str, float]
 Ways = Mapping[str, Mapping[str, Any]]
@@ -228,7 +226,7 @@ def train(
     job: str,
 ) -> tuple[Scores, ...]:
     """gqakit's training loop: the scores before it and after each epoch. Interrupted, it goes on at the last epoch."""
-    per_step = options.per_device_batch_size * options.gradient_accumulation_steps
+    per_step = options.per_step(1)
     steps = -(-task.sizes[0] // per_step)
     options = UptrainOptions(
         **{
@@ -238,23 +236,16 @@ def train(
             "warmup_steps": max(1, steps * epochs // 10),
         }
     )
-    store = Store(work / "training")
-    store.directory.mkdir(parents=True, exist_ok=True)
+    store = RunStore(work / "training")
     asked = {"job": job, **asdict(options)}
     if (store.directory / "run.json").is_file():
         kept = json.loads((store.directory / "run.json").read_text())
         begun = store.begin(asked, restart=kept != json.loads(json.dumps(asked)))
     else:
         begun = store.begin(asked, restart=False)
-    optimizer = torch.optim.AdamW(
-        parameter_groups(student, options.weight_decay),
-        lr=options.learning_rate,
-        betas=(options.adam_beta1, options.adam_beta2),
-    )
-    with accelerated("cpu", "float32", ()) as accelerator:
-        prepared = prepare(accelerator, student, teacher, optimizer, ())
-        pace = Pace(steps * epochs, steps, steps)
-        Loop(prepared, task, options, pace, store, lambda items: None, lambda step, scores: None).run(begun)
+    if begun.step < steps * epochs:
+        schedule = StepSchedule(steps * epochs, steps, steps)
+        train_to_the_end(Training(student, teacher, task, options, schedule, store, "cpu"))
     lines = [json.loads(line) for line in store.metrics().decode().splitlines()]
     shutil.rmtree(store.directory)
     return tuple(

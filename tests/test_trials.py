@@ -38,7 +38,7 @@ class Tiny:
 
     name, score, higher = "tiny", "perplexity", False
     options = UptrainOptions(
-        learning_rate=1e-2, per_device_batch_size=2, gradient_accumulation_steps=1, ce=1.0
+        learning_rate=1e-2, per_device_train_batch_size=2, gradient_accumulation_steps=1, ce=1.0
     )
 
     def __init__(self, source):

@@ -38,8 +38,9 @@ SHORT: dict[str, Any] = {
     "eval_steps": 4,
     "save_steps": 2,
 }
-OURS = [(name, False) for name in ("gqa", *VARIANTS)]
-PUBLISHED = [(name, True) for name in VARIANTS]
+# "dgqa-ema" differs from "dgqa-diff" in one number, which test_key_driven_attention.py looks at.
+OURS = [(name, False) for name in ("gqa", "kdgqa", "dgqa-diff", "pgqa")]
+PUBLISHED = [(name, True) for name in ("kdgqa", "dgqa-diff", "pgqa")]
 
 
 @pytest.fixture(scope="session")
@@ -202,7 +203,7 @@ def attention(model: Any, spec: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize(
-    ("method", "as_published"), [("dgqa-diff", False), ("kdgqa", False), ("pgqa", False), ("dgqa-ema", True)]
+    ("method", "as_published"), [("dgqa-diff", False), ("pgqa", False), ("dgqa-ema", True)]
 )
 def test_a_killed_run_comes_to_the_same_bits(sources, images, method, as_published):
     changes = {"method": method, "as_published": as_published}

@@ -31,7 +31,7 @@ from gqakit.recovery.distil.model_card import uptrained_card
 from gqakit.recovery.distil.options import StepSchedule, UptrainOptions
 from gqakit.recovery.distil.store import RUN_FILES, Progress, RunStore
 from gqakit.recovery.distil.trainable import check_writable, prepare_student
-from gqakit.recovery.distil.trainer import Notice, Training, Watch, train
+from gqakit.recovery.distil.trainer import Notice, Training, check_trackers, train
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,7 @@ def uptrain(
     """
     job = _Uptraining.check(model, Path(out), options)
     here = launched(job.device)
+    check_trackers(options.report_to or ())
     store = RunStore(job.out.with_name(job.out.name + SUFFIX), options.early_stopping_patience)
     asked = job.asked(here.num_processes)
     schedule = StepSchedule.of(options, job.task.sizes[0], here.num_processes)
@@ -104,7 +105,6 @@ def uptrain(
         begun = ended = store.progress()
         here.wait_for_everyone()  # nobody writes before everybody has read
         if begun.step < schedule.max_steps and not begun.stopped:
-            training = Training(*job.models(), job.task, options, schedule, store, job.device)
             left = (
                 (schedule.max_steps - begun.step)
                 * options.per_step(here.num_processes)
@@ -112,7 +112,12 @@ def uptrain(
             )
             reporter = progress if here.is_main_process else silent
             with reporter("uptrain", left, "tokens") as advance:
-                ended = train(training, Watch(advance, notice))
+                student, teacher = job.models()
+                ended = train(
+                    Training(
+                        student, teacher, job.task, options, schedule, store, job.device, advance, notice
+                    )
+                )
         if here.is_main_process:
             job.write(store, ended, asked, progress)
         here.wait_for_everyone()

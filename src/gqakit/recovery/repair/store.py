@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -39,28 +40,23 @@ class Activations:
 
     def read(self, window: int) -> Tensor:
         """One window, `[1, window, width]`."""
-        out = torch.empty(1, self.window, self.width)
-        with output_errors(self.path), self.path.open("rb") as file:
-            file.seek(window * self._bytes)
-            if file.readinto(out.numpy().data.cast("B")) != self._bytes:
-                raise OutputError(f"{self.path} ends early; it was changed while it was in use")
-        return out
+        count = self.window * self.width
+        with output_errors(self.path):
+            values = np.fromfile(self.path, np.float32, count, offset=4 * window * count)
+        if len(values) != count:
+            raise OutputError(f"{self.path} ends early; it was changed while it was in use")
+        return torch.from_numpy(values).view(1, self.window, self.width)
 
     def write(self, window: int, values: Tensor) -> None:
         """One window."""
-        data = values.detach().float().cpu().contiguous().numpy().tobytes()
         with output_errors(self.path), self.path.open("r+b" if self.path.exists() else "w+b") as file:
-            file.seek(window * self._bytes)
-            file.write(data)
+            file.seek(4 * window * self.window * self.width)
+            values.detach().float().cpu().contiguous().numpy().tofile(file)
 
     def sync(self) -> None:
         """Make what was written durable."""
         with output_errors(self.path), self.path.open("rb") as file:
             os.fsync(file.fileno())
-
-    @property
-    def _bytes(self) -> int:
-        return self.window * self.width * 4
 
 
 class RepairStore:
