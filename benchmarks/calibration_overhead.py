@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from common import Table, arguments, environment
 from gqakit.calibration.calibrate import TOKENS, spec_of_all
-from gqakit.calibration.collect import collect_moments
+from gqakit.calibration.collect import collect_statistics
 from gqakit.data.batches import DataSource, batches_of, read_source
 from gqakit.models.load import load
 from gqakit.models.source import Source
@@ -73,7 +73,7 @@ def _rows(
     for content, window, tokens in inputs:
         batches = batches_of(source, spec, read_source(content), window=window, tokens=tokens)
         plain = _plain(model, batches, keep)
-        calibrating = lambda batches=batches: collect_moments(model, spec, batches)  # noqa: E731
+        calibrating = lambda batches=batches: collect_statistics(model, spec, batches)  # noqa: E731
         first = next(iter(batches[0].values()))
         _row(table, which.name, f"{len(batches)} × {list(first.shape)}", [plain, calibrating], rounds)
 

@@ -18,6 +18,7 @@ from gqakit.calibration.calibrate import calibrate
 from gqakit.data.batches import DataSource
 from gqakit.data.samples import read_speech
 from gqakit.planning.correlation.correlate import correlate
+from gqakit.planning.correlation.options import CorrelateOptions
 from gqakit.planning.correlation.report import HEADER, lines, plot_correlation
 from gqakit.planning.make import MeasureOptions
 from real_models import images_of, other_recordings
@@ -116,27 +117,28 @@ def _show(case: Case, stacks: tuple[str, ...], merge: str, random_groupings: int
     if not moments.is_file():
         calibrate(source, moments, text=case.moments_from, window=case.window, tokens=case.tokens)
     which = "-".join((case.name, *stacks, merge))
-    found = correlate(
-        source,
-        moments=moments,
-        merge=merge,
-        kv_heads=case.kv_heads,
-        layers=case.layers,
-        random_groupings=random_groupings,
-        stacks=stacks,
-        measure=MeasureOptions(
-            case.losses_from,
-            window=case.window,
-            tokens=case.measured,
-            losses=work / f"losses-correlation-{which}.jsonl",
-        ),
+    measure = MeasureOptions(
+        case.losses_from,
+        window=case.window,
+        tokens=case.measured,
+        losses=work / f"losses-correlation-{which}.jsonl",
     )
+    options = CorrelateOptions(
+        moments,
+        merge,
+        tuple(case.kv_heads),
+        case.layers,
+        random_groupings,
+        stacks,
+        measure=measure,
+    )
+    found = correlate(source, options)
     where = f", {' and '.join(stacks)}" if stacks else ""
     title = f"{case.name}{where}, {merge}"
     table = Table(f"{title}: {len(found.samples)} groupings, {found.loss}", *HEADER)
     for line in lines(found.rows, found.best):
         table.row(*line)
-    plot_correlation(work / f"correlation-{which}.png", title, found.rows, found.samples, found.loss)
+    plot_correlation(work / f"correlation-{which}.png", title, found)
 
 
 if __name__ == "__main__":

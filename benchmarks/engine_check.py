@@ -18,7 +18,6 @@ from transformers import AutoTokenizer
 
 import gqakit
 from gqakit.exporters.export import export
-from gqakit.exporters.options import ExportOptions
 from gqakit.models.source import Source
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "export"))
@@ -42,7 +41,7 @@ def main() -> None:
     model: Any = gqakit.load(options.checkpoint, dtype=torch.float32)
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "model.gguf"
-        result = export(options.checkpoint, path, ExportOptions(to="gguf", dtype="f32"))
+        result = export(options.checkpoint, path, to="gguf", dtype="f32", progress=False)
         print(f"{result.kind}, query heads {result.query_heads}, KV heads {result.kv_heads}")
         print(f"parameters {result.parameters_before:,} → {result.parameters:,}")
         for prompt in PROMPTS:

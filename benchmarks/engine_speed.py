@@ -25,7 +25,6 @@ import xllamacpp as _xllamacpp
 
 from common import Table, environment
 from gqakit.exporters.export import export
-from gqakit.exporters.options import ExportOptions
 from gqakit.models.source import Source
 from zoo import SMOLLM2, fetch
 
@@ -55,7 +54,7 @@ def main() -> None:
         files: dict[Path, Path] = {}
         for path in paths:
             files[path] = Path(scratch) / f"{path.name}.gguf"
-            export(path, files[path], ExportOptions(to="gguf", dtype=options.dtype))
+            export(path, files[path], to="gguf", dtype=options.dtype, progress=False)
         for context in options.context:
             _measure(table, files, context, options.rounds, options.tokens)
 

@@ -10,6 +10,7 @@ seconds, a file that appears outside of the output.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import random
@@ -29,7 +30,7 @@ from typing import Any
 
 from gqakit.models.remote_code.heads_gqakit import read_layers
 
-from gqakit.calibration.store import MomentsFile
+from gqakit.calibration.store import StatisticsFile
 from gqakit.checkpoint import MANIFEST_NAME, Checkpoint, WriteJob, write_checkpoint
 from gqakit.conversion.convert import convert_checkpoint
 from gqakit.errors import CheckpointError, GqakitError
@@ -77,13 +78,15 @@ def change_json(rng: Rng, document: Any) -> Any:
     for _ in range(rng.choice([1, 1, 1, 2, 3])):
         found = list(places(document))
         if not found or rng.random() < 0.02:
-            return strange(rng)
+            return copy.deepcopy(strange(rng))
         holder, key = rng.choice(found)
         how = rng.randrange(6)
         if how == 0:
             del holder[key]
         elif how == 1 and isinstance(holder, dict):
-            holder[rng.choice([*map(str, STRANGE), f"{key}x"])] = rng.choice([holder[key], strange(rng)])
+            holder[rng.choice([*map(str, STRANGE), f"{key}x"])] = copy.deepcopy(
+                rng.choice([holder[key], strange(rng)])
+            )
         elif how == 2 and isinstance(holder, dict):
             other = rng.choice(list(holder))
             holder[key], holder[other] = holder[other], holder[key]
@@ -92,7 +95,7 @@ def change_json(rng: Rng, document: Any) -> Any:
         elif how == 4 and isinstance(holder, list):
             holder.extend(holder[: rng.randint(1, 3)])
         else:
-            holder[key] = strange(rng)
+            holder[key] = copy.deepcopy(strange(rng))  # STRANGE itself is left as it is
     return document
 
 
@@ -200,12 +203,12 @@ def carry_out(folder: Path) -> None:
     (folder / "out").unlink()
     list(diff_plans(plan, Plan.load(GOLDEN / "plan.json")))
     source = Source.open(GOLDEN / "model", plan.source.stacks)
-    statistics = MomentsFile.open(GOLDEN / "statistics.safetensors")
+    statistics = StatisticsFile.open(GOLDEN / "statistics.safetensors")
     convert_checkpoint(source, plan, statistics, folder / "out", "card")
 
 
 def read_statistics(folder: Path) -> None:
-    found = MomentsFile.open(folder / "case" / "statistics.safetensors")
+    found = StatisticsFile.open(folder / "case" / "statistics.safetensors")
     assert found.fingerprint
     spec = Source.open(GOLDEN / "model").spec
     for layer in range(spec.num_layers):
@@ -223,7 +226,7 @@ def go_on(folder: Path) -> None:
     """Continue, or overwrite, an unfinished output with a damaged manifest."""
     out, plan = folder / "case", Plan.load(GOLDEN / "plan.json")
     source = Source.open(GOLDEN / "model", plan.source.stacks)
-    statistics = MomentsFile.open(GOLDEN / "statistics.safetensors")
+    statistics = StatisticsFile.open(GOLDEN / "statistics.safetensors")
     try:
         convert_checkpoint(source, plan, statistics, out, "card")
     except GqakitError:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gqakit.calibration.store import MomentsFile
+from gqakit.calibration.store import StatisticsFile
 from gqakit.models.load import load
 from gqakit.models.source import Source
 from gqakit.planning.make import MeasureOptions
@@ -89,7 +89,7 @@ class Language:
         """As it comes."""
         return self.bench.source.path
 
-    def moments(self) -> MomentsFile:
+    def moments(self) -> StatisticsFile:
         """On valid."""
         return self.bench.moments()
 

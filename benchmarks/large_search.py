@@ -22,8 +22,8 @@ from gqakit.core.attention import AttentionWeights, Projection
 from gqakit.core.merging import RULES
 from gqakit.core.merging.bound import low_rank_bound
 from gqakit.core.rope import Channels
-from gqakit.core.statistics import LayerMoments, key_stats, value_stats
-from gqakit.core.within_cluster import Spread
+from gqakit.core.statistics import LayerStatistics, key_stats, value_stats
+from gqakit.core.within_cluster import WithinClusterError
 from gqakit.grouping_methods.asymgqa import AsymGQA
 from gqakit.grouping_methods.base import Sizes
 from gqakit.grouping_methods.partition_search import local_partition
@@ -49,7 +49,7 @@ def main() -> None:
     )
     worst = 0.0
     for name, vectors in layers():
-        spread = Spread(vectors @ vectors.T)
+        spread = WithinClusterError(vectors @ vectors.T)
         sizes = {n: Sizes(1, HEADS - n + 1) for n in range(1, HEADS + 1)}
         evolved = {point.groups: point.wse for point in layer_front(spread.inner, sizes, QCQA(), seed="0")}
         for count in COUNTS:
@@ -87,12 +87,12 @@ def _flat(weights: AttentionWeights) -> torch.Tensor:
     return torch.cat([p.augmented().double().flatten(1) for p in (weights.key, weights.value)], 1)
 
 
-def total(spread: Spread, groups: tuple[tuple[int, ...], ...]) -> float:
+def total(spread: WithinClusterError, groups: tuple[tuple[int, ...], ...]) -> float:
     """The score of a partition."""
     return sum(map(spread, groups))
 
 
-def clustered(spread: Spread, vectors: torch.Tensor, count: int) -> float:
+def clustered(spread: WithinClusterError, vectors: torch.Tensor, count: int) -> float:
     """The best of 50 runs of k-means from k-means++ starts that keep every cluster."""
     values, basis = torch.linalg.eigh(vectors @ vectors.T)
     points = (basis * values.clamp_min(0).sqrt()).numpy()  # the same distances in few dimensions
@@ -117,7 +117,7 @@ def fold_gap() -> None:
     weights = AttentionWeights(projection(), projection(), projection(), out)
     x = torch.randn(4096, width + 1, generator=rng, dtype=torch.float64) * torch.linspace(0.05, 2, width + 1)
     distances = 1 / (1 + torch.arange(512).double()).expand(HEADS, -1)
-    moments = LayerMoments(
+    moments = LayerStatistics(
         x.T @ x / 4096, None, distances, 10000.0 ** -(torch.arange(d // 2) / (d / 2)).double()
     )
     table = Table(

@@ -18,12 +18,12 @@ from unittest import mock
 import torch
 
 from common import Table, arguments, environment
-from gqakit.calibration.store import MomentsFile
+from gqakit.calibration.store import StatisticsFile
 from gqakit.core import moments as core_moments
 from gqakit.core import rotation
 from gqakit.core.grouping import Partition
 from gqakit.core.merging import RULES
-from gqakit.core.statistics import HeadStats, LayerMoments
+from gqakit.core.statistics import HeadStats, LayerStatistics
 from gqakit.grouping_methods.base import Sizes
 from gqakit.grouping_methods.partition_search import best_partition
 from gqakit.planning.candidates import LayerStats
@@ -41,11 +41,11 @@ def main() -> None:
     moments = bench.moments()
     print(environment())
 
-    def measure(plan: Plan, using: MomentsFile | None, long: bool = False) -> Cells:
+    def measure(plan: Plan, using: StatisticsFile | None, long: bool = False) -> Cells:
         scores = bench.score(plan, using, windows if long else windows[:1])
         return tuple(f"{score.perplexity:,.2f} ({score.kl:.3f})" for score in scores)
 
-    def both(using: MomentsFile | None, long: bool = True, **how: Any) -> Cells:
+    def both(using: StatisticsFile | None, long: bool = True, **how: Any) -> Cells:
         return tuple(cell for kept in (2, 1) for cell in measure(bench.plan(kept, using, **how), using, long))
 
     at_both = ("2/3: 8 x 512", "2/3: 2 x 2048", "1/3: 8 x 512", "1/3: 2 x 2048")
@@ -84,7 +84,7 @@ def main() -> None:
         table.row(f"{keys} key, {values} value", f"{keys + values}/6", *measure(plan, moments))
 
 
-def _centre(moments: LayerMoments) -> LayerMoments:
+def _centre(moments: LayerStatistics) -> LayerStatistics:
     mean = moments.input[:-1, -1]
     centred = moments.input.clone()
     centred[:-1, :-1] -= torch.outer(mean, mean)
@@ -117,7 +117,9 @@ def _patched(plain: Any, key: bool, value: bool) -> dict[str, Any]:
     }
 
 
-def _grouped(bench: Workbench, moments: MomentsFile, kept: int, key: float = 0.0, value: float = 0.0) -> Plan:
+def _grouped(
+    bench: Workbench, moments: StatisticsFile, kept: int, key: float = 0.0, value: float = 0.0
+) -> Plan:
     """A plan whose groups minimise a weighted sum of the relative errors of keys and of values."""
     plan = bench.plan(kept, moments)
     rule = RULES["fold"]

@@ -14,15 +14,19 @@ import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from common import Table, environment
-from gqakit.core.within_cluster import Spread
+from gqakit.core.within_cluster import WithinClusterError
 from gqakit.grouping_methods.base import Sizes
 from gqakit.grouping_methods.partition_search import exact_partitions
-from gqakit.grouping_methods.qcqa.method import QCQA, layer_front
-from gqakit.planning.allocation.base import Point, Slot, pick
+from gqakit.grouping_methods.qcqa.layer_search import LayerOperators, layer_front
+from gqakit.grouping_methods.qcqa.method import QCQA
+from gqakit.grouping_methods.qcqa.nsga2 import Rng, Rows, Scores, evolve, rng_of
+from gqakit.grouping_methods.qcqa.rows import num_groups
+from gqakit.planning.allocation.base import FrontPoint, LayerEntry, pick, undominated
 from gqakit.planning.allocation.knapsack import Knapsack
 from gqakit.planning.allocation.qcqa_layers import QCQALayers
 from packaged import MODELS, inner_products
@@ -46,14 +50,14 @@ class Layer:
         """With the optimum, by dynamic programming over all sets of heads."""
         heads = len(inner)
         counts = {n: Sizes(1, heads - n + 1) for n in range(1, heads + 1)}
-        spread = Spread(inner)
+        spread = WithinClusterError(inner)
         exact = exact_partitions(heads, counts, spread)
         return cls(name, inner, counts, {n: sum(map(spread, exact[n].groups)) for n in counts})
 
     def front(self, options: QCQA, seed: int) -> dict[int, float]:
         """The error that a search finds for every number of groups."""
         return {
-            p.groups: p.wse for p in layer_front(self.inner, self.counts, options, seed=f"{seed}/{self.name}")
+            p.size: p.loss for p in layer_front(self.inner, self.counts, options, seed=f"{seed}/{self.name}")
         }
 
     def excess(self, options: QCQA, seed: int) -> list[float]:
@@ -87,7 +91,7 @@ def _quality(models: dict[str, list[Layer]]) -> None:
     worst = 0.0
     for layer in models["Whisper base"]:
         labels = torch.tensor(list(_all_labels(len(layer.inner))))
-        errors, numbers = Spread(layer.inner).of_labels(labels), labels.max(1).values + 1
+        errors, numbers = WithinClusterError(layer.inner).of_labels(labels), labels.max(1).values + 1
         for number, best in layer.best.items():
             worst = max(worst, abs(float(errors[numbers == number].min()) - best) / layer.best[1])
     print(f"\nexact search against all {len(labels)} partitions of 8 heads, every layer of Whisper base:")
@@ -151,25 +155,80 @@ def _stages(models: dict[str, list[Layer]]) -> None:
                 table.row(kind, *(_spread(list(column)) for column in zip(*rows, strict=True)))
 
 
-def _fronts(layers: Sequence[Layer], options: QCQA, seed: int) -> Iterator[tuple[str, list[Point]]]:
+def _fronts(layers: Sequence[Layer], options: QCQA, seed: int) -> Iterator[tuple[str, list[FrontPoint]]]:
     slots = _slots(layers, [layer.front(options, seed) for layer in layers])
     second = QCQALayers(options.population, options.generations, options.crossover)
     yield "two stages", second.front(slots, tied=False, rng=_rng(seed))
     yield "stage 1, then knapsack", Knapsack().front(slots, tied=False, rng=_rng(seed))
     inners, counts = [layer.inner for layer in layers], [layer.counts for layer in layers]
-    model = options.model_front(inners, counts, seed=str(seed))
-    yield "one stage", [Point(tuple(p.num_groups for p in m.partitions), m.heads, m.wse) for m in model]
+    yield "one stage", undominated(model_points(inners, counts, options, seed=str(seed)))
 
 
-def _slots(layers: Sequence[Layer], errors: Sequence[dict[int, float]]) -> list[Slot]:
+@dataclass(frozen=True)
+class ModelOperators:
+    """The paper's one-stage variant: the chromosomes of all layers side by side, each layer bred as it is alone."""
+
+    layers: Sequence[LayerOperators]
+
+    def cut(self, rows: Rows) -> list[Rows]:
+        """The part of each layer, of rows `[rows, heads of all layers]`."""
+        return np.split(rows, np.cumsum([len(layer.inner) for layer in self.layers])[:-1], axis=-1)
+
+    def start(self, population: int, rng: Rng) -> Rows:
+        """Rows that keep about the same share of heads in every layer, from all shares."""
+        parts: list[Rows] = []
+        for layer in self.layers:
+            rows = layer.start(population, rng)
+            rows = rows[np.argsort(num_groups(rows), kind="stable")]
+            parts.append(rows[np.arange(population) * len(rows) // population])
+        return np.concatenate(parts, axis=1)
+
+    def cross(self, first: Rows, second: Rows, rng: Rng) -> Rows:
+        """Layer by layer: crossed, or whole from one of the parents."""
+        parts: list[Rows] = []
+        for layer, a, b in zip(self.layers, self.cut(first), self.cut(second), strict=True):
+            how = rng.integers(3, size=(len(a), 1))
+            parts.append(np.where(how == 0, layer.cross(a, b, rng), np.where(how == 1, a, b)))
+        return np.concatenate(parts, axis=1)
+
+    def mutate(self, rows: Rows, rng: Rng) -> Rows:
+        parts = zip(self.layers, self.cut(rows), strict=True)
+        return np.concatenate([layer.mutate(part, rng) for layer, part in parts], axis=1)
+
+    def repair(self, rows: Rows, rng: Rng) -> Rows:
+        parts = zip(self.layers, self.cut(rows), strict=True)
+        return np.concatenate([layer.repair(part, rng) for layer, part in parts], axis=1)
+
+    def score(self, rows: Rows) -> Scores:
+        """The totals over the layers."""
+        scored = [layer.score(part) for layer, part in zip(self.layers, self.cut(rows), strict=True)]
+        return sum(sizes for sizes, _ in scored), sum(losses for _, losses in scored)  # pyright: ignore[reportReturnType]
+
+
+def model_points(
+    inners: Sequence[Tensor], counts: Sequence[dict[int, Sizes]], options: QCQA, *, seed: str
+) -> list[FrontPoint]:
+    """One search over all layers at once: the best point met for every total number of heads."""
+    rate = options.rate(sum(map(len, inners)))
+    layers = ModelOperators([LayerOperators(i, c, rate) for i, c in zip(inners, counts, strict=True)])
+    start = layers.start(options.population, rng_of(f"{seed}/start"))
     return [
-        Slot(layer.name, len(layer.inner), 1, tuple(sorted(each)), tuple(each[n] for n in sorted(each)))
+        FrontPoint(
+            tuple(max(part.tolist()) + 1 for part in layers.cut(np.array(each.row))), each.size, each.loss
+        )
+        for each in evolve(start, layers, options, seed=seed)
+    ]
+
+
+def _slots(layers: Sequence[Layer], errors: Sequence[dict[int, float]]) -> list[LayerEntry]:
+    return [
+        LayerEntry(layer.name, len(layer.inner), 1, tuple(sorted(each)), tuple(each[n] for n in sorted(each)))
         for layer, each in zip(layers, errors, strict=True)
     ]
 
 
-def _at_shares(front: list[Point]) -> list[float]:
-    whole = [Slot("all", max(point.size for point in front), 1, ())]
+def _at_shares(front: list[FrontPoint]) -> list[float]:
+    whole = [LayerEntry("all", max(point.size for point in front), 1, ())]
     return [pick(front, whole, share).loss for share in SHARES.values()]
 
 

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from common import Table, arguments, environment
 from gqakit.calibration.calibrate import calibrate
-from gqakit.calibration.store import MomentsFile
+from gqakit.calibration.store import StatisticsFile
 from gqakit.checkpoint import Checkpoint
 from gqakit.core.apply import apply_grouping, in_source_shape
 from gqakit.core.budget import resolve_budget
@@ -136,7 +136,7 @@ class Converter:
                 window=subject.window,
                 tokens=subject.tokens,
             )
-        self.moments = MomentsFile.open(path)
+        self.moments = StatisticsFile.open(path)
         self.stats = [
             LayerStats.read(self.source, self.spec, self.moments, layer)
             for layer in range(self.spec.num_layers)

@@ -1,4 +1,4 @@
-"""Hashes of the groups and errors in the plan and of the weights of five conversions, to show that a change of the code changes no result.
+"""Hashes of the groups in the plan and of the weights of five conversions, to show that a change of code changes nothing.
 
     python benchmarks/same_bytes.py [--case smollm2-shared] …
 

@@ -21,10 +21,11 @@ from torch import Tensor
 from common import Table, environment
 from gqakit.core.attention import Projection
 from gqakit.core.statistics import head_gram, weight_inner
-from gqakit.core.within_cluster import Spread
+from gqakit.core.within_cluster import WithinClusterError
 from gqakit.grouping_methods.base import Sizes
-from gqakit.grouping_methods.qcqa.method import QCQA, layer_front
-from gqakit.planning.allocation.base import Slot
+from gqakit.grouping_methods.qcqa.layer_search import layer_front
+from gqakit.grouping_methods.qcqa.method import QCQA
+from gqakit.planning.allocation.base import LayerEntry
 from gqakit.planning.allocation.qcqa_layers import QCQALayers
 
 LAYERS, HEADS, HEAD_DIM, WIDTH = 32, 32, 128, 4096
@@ -70,7 +71,7 @@ def _search(inners: list[Tensor]) -> None:
     fronts = [layer_front(inner, counts, QCQA(), seed=str(index)) for index, inner in enumerate(inners)]
     middle = time.perf_counter(), time.process_time()
     slots = [
-        Slot(f"layer {index}", HEADS, 2, tuple(p.groups for p in front), tuple(p.wse for p in front))
+        LayerEntry(f"layer {index}", HEADS, 2, tuple(p.size for p in front), tuple(p.loss for p in front))
         for index, front in enumerate(fronts)
     ]
     QCQALayers().front(slots, tied=False, rng=random.Random(0))
@@ -87,7 +88,7 @@ def _scoring(inner: Tensor) -> None:
     table = Table("Scoring one candidate", "from", "milliseconds", "ratio")
     dice = torch.Generator().manual_seed(0)
     labels = torch.randint(0, 8, (CANDIDATES, HEADS), generator=dice)
-    spread = Spread(inner)
+    spread = WithinClusterError(inner)
     spread.of_labels(labels)
     fast = statistics.median(_timed(spread.of_labels, labels)[0] for _ in range(50)) / CANDIDATES
     heads = torch.cat([projection.weight for projection in next(_layers())], dim=1)

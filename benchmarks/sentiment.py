@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gqakit.calibration.calibrate import calibrate
-from gqakit.calibration.store import MomentsFile
+from gqakit.calibration.store import StatisticsFile
 from gqakit.data.text import Text
 from gqakit.models.load import load
 from gqakit.models.running import load_tokenizer
@@ -188,12 +188,12 @@ class Sentiment:
             partial.rename(path)
         return path
 
-    def moments(self) -> MomentsFile:
+    def moments(self) -> StatisticsFile:
         """Of the source on its training reviews."""
         path = self.work / "moments.safetensors"
         if not path.is_file():
             calibrate(str(self.source), path, text=self._text, tokens=128 * WINDOW, window=WINDOW)
-        return MomentsFile.open(path)
+        return StatisticsFile.open(path)
 
     def measure(self, merge: str) -> Measure:
         """On the source's training reviews."""

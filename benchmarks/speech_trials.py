@@ -20,7 +20,7 @@ from torch.nn import functional
 from transformers.modeling_outputs import BaseModelOutput
 
 from gqakit.calibration.calibrate import calibrate
-from gqakit.calibration.store import MomentsFile
+from gqakit.calibration.store import StatisticsFile
 from gqakit.data.batches import opening, speech_batches
 from gqakit.data.samples import Speech, read_speech
 from gqakit.models.load import load
@@ -150,12 +150,12 @@ class SpokenSentences:
         """As it comes."""
         return self.path
 
-    def moments(self) -> MomentsFile:
+    def moments(self) -> StatisticsFile:
         """On the recordings to train on."""
         path = self.work / "moments.safetensors"
         if not path.is_file():
             calibrate(str(self.path), path, text=self._recordings, window=1, tokens=1)
-        return MomentsFile.open(path)
+        return StatisticsFile.open(path)
 
     def measure(self, merge: str) -> Measure:
         """On the recordings to train on."""

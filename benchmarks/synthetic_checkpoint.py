@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import save_file
 
 from convert_speed import CONFIG
-from gqakit.calibration.store import MomentsHeader, save_moments
-from gqakit.core.statistics import LayerMoments
+from gqakit.calibration.store import StatisticsHeader, save_statistics
+from gqakit.core.statistics import LayerStatistics
 from gqakit.models.source import Source
 
 SHARDS = 4
@@ -79,7 +79,7 @@ def _write_moments(directory: Path, generator: torch.Generator) -> None:
     window = 512
     distances = torch.rand(spec.key_heads[0], window, generator=generator)
     frequencies = 10000.0 ** (-torch.arange(0, spec.head_dim, 2) / spec.head_dim)
-    header = MomentsHeader(
+    header = StatisticsHeader(
         source=directory.name,
         fingerprint=checkpoint.fingerprint(),
         num_layers=spec.num_layers,
@@ -90,8 +90,8 @@ def _write_moments(directory: Path, generator: torch.Generator) -> None:
         text="random",
         text_sha256="",
     )
-    layers = {i: LayerMoments(moment(), moment(), distances, frequencies) for i in range(spec.num_layers)}
-    save_moments(directory.with_name("synthetic-moments.safetensors"), header, layers)
+    layers = {i: LayerStatistics(moment(), moment(), distances, frequencies) for i in range(spec.num_layers)}
+    save_statistics(directory.with_name("synthetic-moments.safetensors"), header, layers)
 
 
 if __name__ == "__main__":

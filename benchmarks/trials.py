@@ -18,19 +18,19 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from gqakit.recovery.distil.devices import accelerated, prepare
+from gqakit.recovery.distil.loop import Loop, Pace
+from gqakit.recovery.distil.state import Store
 from torch import nn
 
-from gqakit.calibration.store import MomentsFile
+from gqakit.calibration.store import StatisticsFile
 from gqakit.conversion.convert import convert_checkpoint
 from gqakit.core.budget import resolve_budget
 from gqakit.models.source import Source
 from gqakit.planning.options import PlanOptions
 from gqakit.planning.plan import Plan
 from gqakit.planning.planner import Measure, make_plan
-from gqakit.recovery.distil.devices import accelerated, prepare
-from gqakit.recovery.distil.loop import Loop, Pace
 from gqakit.recovery.distil.options import UptrainOptions
-from gqakit.recovery.distil.state import Store
 from gqakit.recovery.distil.task import Task
 from gqakit.recovery.distil.trainable import parameter_groups
 
@@ -66,7 +66,7 @@ class Subject(Protocol):
         """The checkpoint to convert."""
         ...
 
-    def moments(self) -> MomentsFile | None:
+    def moments(self) -> StatisticsFile | None:
         """Its moments; None where weights alone decide."""
         ...
 

@@ -16,16 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from gqakit.recovery.distil.devices import accelerated, prepare
+from gqakit.recovery.distil.loop import Loop, Pace
+from gqakit.recovery.distil.state import Progress, Store
 from torch.nn.functional import kl_div
 
 from common import arguments, environment
+from gqakit.models.inspection import open_model
 from gqakit.models.load import load
-from gqakit.models.source import Source
-from gqakit.recovery.distil.devices import accelerated, prepare
 from gqakit.recovery.distil.language import LanguageTask
-from gqakit.recovery.distil.loop import Loop, Pace
 from gqakit.recovery.distil.options import LossWeights, UptrainOptions
-from gqakit.recovery.distil.state import Progress, Store
 from gqakit.recovery.distil.trainable import parameter_groups, prepare_student
 from workbench import Workbench
 
@@ -40,7 +40,7 @@ def main() -> None:
     bench = Workbench.on_smollm2(chosen.wikitext, chosen.work)
     windows = bench.windows("valid", chosen.steps + 2, chosen.window)
     options = UptrainOptions(gradient_accumulation_steps=1, max_steps=1000, window=chosen.window)
-    spec = Source.open(chosen.start).spec
+    _, spec = open_model(str(chosen.start))
     teacher = load(bench.source.path, dtype=torch.float32)
     print(environment(), f"windows of {chosen.window}", flush=True)
     with accelerated("cpu", "float32", ()) as accelerator, tempfile.TemporaryDirectory() as folder:

@@ -24,7 +24,7 @@ from gqakit.evaluation.language import score_language
 from gqakit.models.layers import read_layer, tensors_of_layer
 from gqakit.models.load import load
 from gqakit.planning.allocation import ALLOCATIONS
-from gqakit.planning.allocation.base import Slot, pick
+from gqakit.planning.allocation.base import LayerEntry, pick
 from gqakit.planning.layer_loss.probe import LayerProbe
 from methods_table import Scored
 from workbench import Workbench
@@ -42,17 +42,18 @@ def main() -> None:
     widths = [*range(STEP, whole + 1, STEP)]
     model = load(bench.source.path, dtype=torch.float32)
     probe = LayerProbe(model, spec, bench.windows("valid", 3, 512))
-    slots: list[Slot] = []
+    slots: list[LayerEntry] = []
     for layer in range(spec.num_layers):
         losses = [probe.divergence(layer, reduced(scored, layer, width)) for width in widths[:-1]]
-        slots.append(Slot(f"values of layer {layer}", whole, 1, tuple(widths), (*losses, 0.0)))
+        slots.append(LayerEntry(f"values of layer {layer}", whole, 1, tuple(widths), (*losses, 0.0)))
     table = Table("Values alone: perplexity (KL to the source)", "value bytes kept", "how", "8 x 512")
     for name, ratio in (("5/6", 5 / 6), ("2/3", 2 / 3), ("1/2", 1 / 2), ("1/3", 1 / 3)):
         even = [max(w for w in widths if w <= whole * ratio + 1e-6)] * spec.num_layers
         spent = pick(ALLOCATIONS["knapsack"].front(slots, tied=False, rng=random.Random(0)), slots, ratio)
         step = spec.head_dim // STEP
         multiples = [
-            Slot(s.name, whole, 1, s.counts[step - 1 :: step], s.losses[step - 1 :: step]) for s in slots
+            LayerEntry(s.name, whole, 1, s.counts[step - 1 :: step], s.losses[step - 1 :: step])
+            for s in slots
         ]
         whole_heads = pick(
             ALLOCATIONS["knapsack"].front(multiples, tied=False, rng=random.Random(0)), multiples, ratio

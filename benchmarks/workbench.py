@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 from gqakit.calibration.calibrate import calibrate
-from gqakit.calibration.store import MomentsFile, save_moments
+from gqakit.calibration.store import StatisticsFile, save_statistics
 from gqakit.checkpoint import Checkpoint
 from gqakit.conversion.convert import convert_checkpoint
 from gqakit.core.budget import resolve_budget
-from gqakit.core.statistics import LayerMoments
+from gqakit.core.statistics import LayerStatistics
 from gqakit.data.text import read_text, token_windows
 from gqakit.evaluation.language import LanguageScores, score_language
 from gqakit.models.load import load
@@ -60,29 +60,31 @@ class Workbench:
         text = read_text([path] if path.is_file() else [split])
         return token_windows(self.tokenizer, text, window=window, tokens=count * window)
 
-    def moments(self, text: str | None = None) -> MomentsFile:
+    def moments(self, text: str | None = None) -> StatisticsFile:
         """Moments on WikiText valid, or on a text that comes with gqakit; kept between runs."""
         path = self.work / f"moments-{text or 'wikitext'}.safetensors"
-        known = MomentsFile.open(path).header.fingerprint if path.is_file() else ""
+        known = StatisticsFile.open(path).header.fingerprint if path.is_file() else ""
         if known != self.source.fingerprint(known):
             calibrate(
                 str(self.source.path), path, text=[text or self.wikitext / "valid.txt"], tokens=24 * 512
             )
-        return MomentsFile.open(path)
+        return StatisticsFile.open(path)
 
-    def changed_moments(self, name: str, change: Callable[[LayerMoments], LayerMoments]) -> MomentsFile:
+    def changed_moments(
+        self, name: str, change: Callable[[LayerStatistics], LayerStatistics]
+    ) -> StatisticsFile:
         """The WikiText moments with something changed in every layer."""
         original = self.moments()
         layers = {index: change(original.layer(index)) for index in range(self.spec.num_layers)}
-        return save_moments(self.work / f"moments-{name}.safetensors", original.header, layers)
+        return save_statistics(self.work / f"moments-{name}.safetensors", original.header, layers)
 
-    def plan(self, kept: int, moments: MomentsFile | None, **options: Any) -> Plan:
+    def plan(self, kept: int, moments: StatisticsFile | None, **options: Any) -> Plan:
         """A plan that keeps so many KV heads in every layer."""
         budget = resolve_budget(self.spec.cache, kv_heads=kept)
         return make_plan(self.source, self.spec, budget, PlanOptions(**options), moments)
 
     def score(
-        self, plan: Plan, moments: MomentsFile | None, windows: Sequence[torch.Tensor]
+        self, plan: Plan, moments: StatisticsFile | None, windows: Sequence[torch.Tensor]
     ) -> list[LanguageScores]:
         """Convert, load, score on each set of windows, throw away."""
         out = self.work / "candidate"
@@ -122,6 +124,6 @@ def cross(keys: Plan, values: Plan) -> Plan:
     return keys.model_copy(update={"format": "grouped", "layers": layers})
 
 
-def without(*fields: str) -> Callable[[LayerMoments], LayerMoments]:
+def without(*fields: str) -> Callable[[LayerStatistics], LayerStatistics]:
     """A change that forgets some of what calibration recorded."""
     return lambda moments: replace(moments, **dict.fromkeys(fields))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from gqakit.calibration.calibrate import calibrate_source
 from gqakit.calibration.options import CalibrateOptions
-from gqakit.calibration.store import MomentsFile
+from gqakit.calibration.store import StatisticsFile
 from gqakit.checkpoint import (
     Checkpoint,
     WriteResult,
@@ -38,8 +38,9 @@ from gqakit.planning.plan import Plan
 from gqakit.planning.planner import make_plan
 from gqakit.planning.request import Request
 from gqakit.progress import Reporter, silent
-from gqakit.recovery.repair.layers import LayerRepair, RepairOptions
-from gqakit.recovery.repair.repair import repair_opened, repair_windows
+from gqakit.recovery.repair.layers import LayerRepair
+from gqakit.recovery.repair.options import FitOptions
+from gqakit.recovery.repair.repair import repair_job, repair_windows, run_repair
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ class Conversion:
         if job.calibrates:
             check_content(source.spec, content)
         if options.repair:
-            repair_windows(source.checkpoint, source.spec, content, job.repair_options)
+            repair_windows(source, content, job.repair_options)
         return job._with(held_out=job._held_out())
 
     def _with(self, **values: object) -> Conversion:
@@ -174,10 +175,10 @@ class Conversion:
         return self.options.losses or self.out.with_name(self.out.name + ".losses.jsonl")
 
     @property
-    def repair_options(self) -> RepairOptions:
+    def repair_options(self) -> FitOptions:
         """How much to repair."""
         options = self.options
-        return RepairOptions(options.repair_tokens, options.window, options.repair_steps)
+        return FitOptions(tokens=options.repair_tokens, window=options.window, steps=options.repair_steps)
 
     @property
     def scoring(self) -> EvaluateOptions:
@@ -205,15 +206,15 @@ class Conversion:
             batches_of(self.source, content, window=self.scoring.window, tokens=self.scoring.tokens)
         return content
 
-    def calibrated(self) -> MomentsFile | None:
+    def calibrated(self) -> StatisticsFile | None:
         """The statistics: those that are given or that the plan names, those of an earlier run, or new ones."""
         options, plan = self.options, self.plan
         if plan is not None:
             return None if plan.moments is None else _planned_statistics(plan, options.statistics)
         if options.statistics is not None:
-            return MomentsFile.open(options.statistics)
+            return StatisticsFile.open(options.statistics)
         if self.statistics_file.is_file():
-            found = MomentsFile.open(self.statistics_file)
+            found = StatisticsFile.open(self.statistics_file)
             if found.matches(
                 self.source.fingerprint_like(found.header.fingerprint),
                 self.content.sha256,
@@ -226,7 +227,7 @@ class Conversion:
         how = CalibrateOptions(tokens=options.tokens, window=options.window, device=options.device)
         return calibrate_source(self.source, self.statistics_file, self.content, how, self.progress)
 
-    def planned(self, statistics: MomentsFile | None) -> Plan:
+    def planned(self, statistics: StatisticsFile | None) -> Plan:
         """The plan that is given, or one within the budget."""
         plan = self.plan
         if plan is None:
@@ -236,7 +237,7 @@ class Conversion:
             check_output(self.source.checkpoint, self.out, self.options.overwrite, job=job_of(plan))
         return plan
 
-    def _made(self, statistics: MomentsFile | None) -> Plan:
+    def _made(self, statistics: StatisticsFile | None) -> Plan:
         assert self.request is not None
         measure, options = None, self.options
         if self.request.loss == "measured":
@@ -249,7 +250,7 @@ class Conversion:
             return make_plan(self.source, self.request, statistics, lambda: advance(1), measure).plan
 
     def written(
-        self, plan: Plan, statistics: MomentsFile | None
+        self, plan: Plan, statistics: StatisticsFile | None
     ) -> tuple[WriteResult | None, list[LayerRepair]]:
         """The checkpoint, repaired where that was asked for; nothing on a dry run."""
         options, source = self.options, self.source
@@ -260,22 +261,13 @@ class Conversion:
         # What the writer puts into a claimed directory it adds to the list of what may be removed from it.
         with claimed_directory(self.out, ".unrepaired", ()) as target:
             written = self._convert(plan, statistics, target)
-            repairs, _ = repair_opened(
-                source.checkpoint,
-                source.spec,
-                Checkpoint.open(str(target)),
-                plan,
-                self.out,
-                self.content,
-                repair_windows(source.checkpoint, source.spec, self.content, self.repair_options),
-                self.repair_options,
-                device=options.device,
-                overwrite=options.overwrite,
-                progress=self.progress,
-            )
+            converted = Checkpoint.open(str(target))
+            fit, device = self.repair_options, options.device
+            job = repair_job(source, converted, plan, self.content, fit, device)
+            repairs, _ = run_repair(job, self.out, overwrite=options.overwrite, progress=self.progress)
         return written, repairs
 
-    def _convert(self, plan: Plan, statistics: MomentsFile | None, target: Path) -> WriteResult:
+    def _convert(self, plan: Plan, statistics: StatisticsFile | None, target: Path) -> WriteResult:
         overwrite = self.options.overwrite or self.options.repair
         card = model_card(plan, self.source.path)
         with self.progress("convert", self.source.checkpoint.nbytes, "bytes") as advance:
@@ -304,7 +296,7 @@ ON_TEXT = ("text", "embedding", "translation")
 """Tasks of models that the held-out text can be run on."""
 
 
-def _planned_statistics(plan: Plan, given: Path | None) -> MomentsFile:
+def _planned_statistics(plan: Plan, given: Path | None) -> StatisticsFile:
     assert plan.moments is not None
     path = given or Path(plan.moments.path)
     if not path.is_file():
@@ -312,4 +304,4 @@ def _planned_statistics(plan: Plan, given: Path | None) -> MomentsFile:
             f"the plan rests on calibration statistics that are not at {path}; give their place with `statistics`, or "
             "calibrate and plan again"
         )
-    return MomentsFile.open(path)
+    return StatisticsFile.open(path)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from gqakit.calibration.collect import LEAST_SAMPLED, collect_moments, sampled_positions
+from gqakit.calibration.collect import LEAST_SAMPLED, collect_statistics, sampled_positions
 from gqakit.errors import DataError
 from gqakit.models.source import Source
 
@@ -59,7 +59,7 @@ def test_moments_are_the_averages(tiny_llama, kv_heads, length):
     path = tiny_llama(kv_heads)
     spec = Source.open(path).spec
     windows = windows_of(length)
-    found = collect_moments(load(path), spec, windows)
+    found = collect_statistics(load(path), spec, windows)
     assert sorted(found) == list(range(LAYERS))
     for layer, (inputs, value, distances) in enumerate(by_hand(path, windows, kv_heads)):
         moments = found[layer]
@@ -96,7 +96,7 @@ def test_attention_under_a_mask_is_what_the_model_computes(tiny_llama):
     model = load(path)
     windows = windows_of(40)[:1]
     mask = torch.ones(40, 40, dtype=torch.bool).tril().triu(-5)[None, None]
-    found = collect_moments(model, spec, [{"input_ids": windows, "attention_mask": mask}])
+    found = collect_statistics(model, spec, [{"input_ids": windows, "attention_mask": mask}])
     for moments in found.values():
         assert moments.distances[:, :6].sum() == pytest.approx(4)
         assert moments.distances[:, 6:].abs().max() == 0
@@ -105,7 +105,7 @@ def test_attention_under_a_mask_is_what_the_model_computes(tiny_llama):
 def test_frequencies_are_the_models_own(tiny_llama):
     path = tiny_llama(8)
     model, spec = load(path), Source.open(path).spec
-    moments = collect_moments(model, spec, windows_of(6))[0]
+    moments = collect_statistics(model, spec, windows_of(6))[0]
     expected = 10000.0 ** -(torch.arange(2).double() / 2)
     torch.testing.assert_close(moments.frequencies, expected, rtol=1e-6, atol=0)
 
@@ -117,7 +117,7 @@ def test_the_model_is_left_as_it_was(tiny_llama):
     before = model(input_ids=window).logits
     implementation = model.config._attn_implementation
     seen = []
-    collect_moments(model, spec, windows_of(10), seen.append)
+    collect_statistics(model, spec, windows_of(10), seen.append)
     assert seen == [10, 10, 10]
     assert model.config._attn_implementation == implementation
     assert not any(m._forward_pre_hooks for m in model.modules())
@@ -133,7 +133,7 @@ def test_left_as_it_was_after_a_failure_too(tiny_llama):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        collect_moments(model, spec, windows_of(10), stop)
+        collect_statistics(model, spec, windows_of(10), stop)
     assert model.config._attn_implementation == implementation
     assert not any(m._forward_pre_hooks for m in model.modules())
 
@@ -144,14 +144,14 @@ def test_activations_that_are_not_finite_name_the_layer(tiny_llama):
     with torch.no_grad():
         model.model.layers[2].input_layernorm.weight[3] = float("nan")
     with pytest.raises(DataError, match="layer 2: activations of its attention are not finite"):
-        collect_moments(model, spec, windows_of(10))
+        collect_statistics(model, spec, windows_of(10))
 
 
 def test_calibrating_keeps_no_model_alive(tiny_llama):
     path = tiny_llama()
     spec = Source.open(path).spec
     running = load(path)
-    collect_moments(running, spec, torch.randint(64, (1, 16)))
+    collect_statistics(running, spec, torch.randint(64, (1, 16)))
     alive = weakref.ref(running.model.layers[0].self_attn)
     del running
     gc.collect()

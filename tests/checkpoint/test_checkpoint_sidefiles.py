@@ -19,12 +19,22 @@ COPIED = [
     *("vocab.txt", "merges.txt", "tokenizer.model", "tokenizer.model.v3", "spiece.model", "qwen.tiktoken"),
     *("chat_template.jinja", "chat_template.json", "generation_config.json", "preprocessor_config.json"),
     *("processor_config.json", "video_preprocessor_config.json", "LICENSE", "LICENSE.txt", "NOTICE"),
-    *("USE_POLICY.md", "additional_chat_templates/rag.jinja"),
+    *("USE_POLICY.md", "additional_chat_templates/rag.jinja", "additional_chat_templates/notes.md"),
+    *("notes.txt", "tokenizer/tokenizer.json", "1_Pooling/config.json", "conversion_config.json"),
+    *("a/b/c.json", "a/README.md", "examples/cat.png"),
 ]
 LEFT = [
     *("README.md", ".gitattributes", ".hidden.model", "pytorch_model.bin", "model.pt", "training_args.bin"),
-    *("model.safetensors.index.json", "modeling_x.py", "vocab.bin", "notes.txt", "tokenizer/tokenizer.json"),
-    *("LICENSE.partial", "additional_chat_templates/notes.md"),
+    *("model.safetensors.index.json", "modeling_x.py", "vocab.bin", "LICENSE.partial", "a/model.safetensors"),
+    *("onnx/config.json", "onnx/model.onnx", "original/params.json", ".git/config", "__pycache__/x.pyc"),
+    *(
+        "a/.hidden",
+        "a/code.py",
+        "gqakit-plan.json",
+        "gqakit-checksums.json",
+        "checkpoint-500/trainer_state.json",
+    ),
+    *("tf_model.h5", "flax_model.msgpack", "model.gguf", "runs/x/events.out.tfevents.1", "optimizer.pt"),
 ]
 
 
@@ -73,6 +83,62 @@ def test_hub_snapshots_are_links(tmp_path):
     assert copied(source, out) == ("merges.txt",)
     assert not (out / "merges.txt").is_symlink()
     assert (out / "merges.txt").read_text() == "content"
+
+
+def test_links_that_leave_the_checkpoint(tmp_path, caplog):
+    """A repository cloned from somebody may hold a link to one's own files; they do not go into the output."""
+    source, out = tmp_path / "in", tmp_path / "out"
+    write_config(source)
+    out.mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "id").write_text("secret")
+    (source / "notes.txt").symlink_to(tmp_path / "elsewhere" / "id")
+    (source / "folder").symlink_to(tmp_path / "elsewhere")
+    (source / "loop").symlink_to(source)
+    (source / "inside.txt").write_text("mine")
+    (source / "again.txt").symlink_to("inside.txt")
+    assert copied(source, out) == ("again.txt", "inside.txt")
+    assert "notes.txt: a link to" in caplog.text
+    assert sorted(files(out)) == ["again.txt", "inside.txt"]
+
+
+def test_any_file_of_a_hub_cache_is_copied(tmp_path):
+    source, out = tmp_path / "models--x" / "snapshots" / "abc", tmp_path / "out"
+    write_config(source)
+    out.mkdir()
+    blobs = tmp_path / "models--x" / "blobs"
+    blobs.mkdir()
+    (blobs / "1").write_text("content")
+    (source / "any.json").symlink_to(blobs / "1")
+    assert copied(source, out) == ("any.json",)
+
+
+def test_what_is_large_and_unknown_stays(tmp_path, caplog):
+    source, out = tmp_path / "in", tmp_path / "out"
+    write_config(source)
+    out.mkdir()
+    for name in ("video.mp4", "tokenizer.json"):
+        with (source / name).open("wb") as file:
+            file.truncate(101 * 2**20)  # sparse: takes no time to make
+    assert side_files(source) == ("tokenizer.json",)
+    assert "video.mp4: larger than 100 MiB" in caplog.text
+
+
+def test_the_modules_of_a_sentence_transformer_keep_their_weights(tmp_path):
+    source, out = tmp_path / "in", tmp_path / "out"
+    write_config(source)
+    out.mkdir()
+    fill(
+        source,
+        ["1_Pooling/config.json", "2_Dense/config.json", "2_Dense/model.safetensors", "3_Other/model.bin"],
+    )
+    modules = [{"path": ""}, {"path": "1_Pooling"}, {"path": "2_Dense"}]
+    (source / "modules.json").write_text(json.dumps(modules))
+    assert {*copied(source, out)} == {
+        *("modules.json", "1_Pooling/config.json", "2_Dense/config.json", "2_Dense/model.safetensors")
+    }
+    (source / "modules.json").write_text("[3")
+    assert "2_Dense/model.safetensors" not in side_files(source)
 
 
 def test_unreadable_tokenizer_config(tmp_path):

@@ -11,7 +11,7 @@ import torch
 from checkpoint_builders import files
 
 import gqakit
-from gqakit.calibration.store import MomentsFile
+from gqakit.calibration.store import StatisticsFile
 from gqakit.checkpoint import MANIFEST_NAME, Checkpoint
 from gqakit.conversion.convert import convert_checkpoint
 from gqakit.conversion.verify import verify
@@ -35,7 +35,7 @@ def test_plan(plan):
 
 
 def test_statistics(plan):
-    found = MomentsFile.open(GOLDEN / "statistics.safetensors")
+    found = StatisticsFile.open(GOLDEN / "statistics.safetensors")
     assert plan.moments is not None
     assert found.fingerprint == plan.moments.fingerprint
     found.check_source(Checkpoint.open(MODEL).fingerprint(found.header.fingerprint), "golden")
@@ -60,7 +60,7 @@ def test_an_unfinished_output_is_continued(tmp_path, plan):
     out = Path(shutil.copytree(GOLDEN / "unfinished", tmp_path / "out"))
     kept = [path.name for path in out.glob("*.safetensors")]
     source = Source.open(MODEL, plan.source.stacks)
-    statistics = MomentsFile.open(GOLDEN / "statistics.safetensors")
+    statistics = StatisticsFile.open(GOLDEN / "statistics.safetensors")
     result = convert_checkpoint(source, plan, statistics, out, "card")
     assert list(result.kept) == kept == ["model-00001-of-00002.safetensors"]
     assert not (out / MANIFEST_NAME).exists()

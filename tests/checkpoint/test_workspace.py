@@ -188,3 +188,12 @@ def test_a_checkpoint_in_a_claimed_directory_is_all_gqakits(tmp_path):
         assert "sub/[1].json" not in files(work)
         (work / "theirs").write_text("")
     assert [*files(Path(work))] == ["theirs"]
+
+
+def test_a_claimed_checkpoint_that_was_half_removed_is_written_again(tmp_path):
+    source = Checkpoint.open(single(tmp_path / "in"))
+    claim(tmp_path / "work", ())
+    write_checkpoint(source, tmp_path / "work", **arguments(source, extra_files={"a": b""}))
+    (tmp_path / "work" / "config.json").unlink()
+    write_checkpoint(source, tmp_path / "work", **arguments(source, overwrite=True))
+    assert files(tmp_path / "work").keys() == {MARKER, "config.json", "model.safetensors"}

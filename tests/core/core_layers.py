@@ -16,7 +16,7 @@ from torch import Tensor
 from gqakit.core.attention import AttentionWeights, Projection
 from gqakit.core.distances import REACH, TAIL
 from gqakit.core.rope import Channels
-from gqakit.core.statistics import HeadStats, LayerMoments, key_stats, value_stats
+from gqakit.core.statistics import HeadStats, LayerStatistics, key_stats, value_stats
 
 HEAD_DIM, WIDTH, TOKENS, WINDOW = 6, 10, 40, 9
 
@@ -28,6 +28,10 @@ STRUCTURES: dict[str, Channels] = {
     "locked": Channels.normalised(HEAD_DIM),
 }
 BIASES = ("", "qkv", "qv")
+# Recorded distances say something where channels rotate alone; the interleaved layout differs in its indices alone.
+WAYS = (
+    ("rotary", False), ("rotary", True), ("partial", True), ("interleaved", True), ("none", False), ("locked", False)
+)  # fmt: skip
 HEADS = ((4, 4), (8, 4))  # (query heads, KV heads): multi-head, and grouped already
 
 
@@ -107,16 +111,16 @@ def looked_at(distances: Tensor) -> Tensor:
     return torch.tensor(weight, dtype=torch.float64)
 
 
-def moments_of(layer: Layer, seed: int = 0, recorded: bool = False) -> LayerMoments:
+def moments_of(layer: Layer, seed: int = 0, recorded: bool = False) -> LayerStatistics:
     """Sample moments of random activations; with `recorded`, distances where the structure rotates."""
     c = second_moment(activations(seed))
     if not recorded or not layer.channels.first:
-        return LayerMoments(c, second_moment(activations(seed + 1)))
+        return LayerStatistics(c, second_moment(activations(seed + 1)))
     distances = random_distances(layer.weights.num_kv_heads, seed)
-    return LayerMoments(c, second_moment(activations(seed + 1)), distances, layer.frequencies)
+    return LayerStatistics(c, second_moment(activations(seed + 1)), distances, layer.frequencies)
 
 
-def both_stats(layer: Layer, moments: LayerMoments) -> tuple[HeadStats, HeadStats]:
+def both_stats(layer: Layer, moments: LayerStatistics) -> tuple[HeadStats, HeadStats]:
     """Key and value statistics."""
     return key_stats(layer.weights, moments, layer.channels), value_stats(layer.weights, moments)
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gqakit.core.budget import GIB, Budget, CacheShape, heads_within, resolve_budget
+from gqakit.core.budget import GIB, Budget, CacheShape, fits, resolve_budget
 
 SOURCE = CacheShape((8,) * 4, (8,) * 4, head_dim=16, element_bytes=2)  # 2048 bytes a token
 
@@ -51,21 +51,21 @@ def test_more_memory_than_the_source_needs_asks_for_nothing():
     ("given_", "message"),
     [
         ({}, "exactly one .* got none"),
-        ({"kv_ratio": 0.5, "kv_heads": 4}, "got --kv-ratio and --kv-heads"),
-        ({"kv_ratio": 0.5, "context": 100}, "belong to --kv-gib"),
-        ({"kv_ratio": 0.5, "batch": 2}, "belong to --kv-gib"),
+        ({"kv_ratio": 0.5, "kv_heads": 4}, "got `kv_ratio` and `kv_heads`"),
+        ({"kv_ratio": 0.5, "context": 100}, "belong to `kv_gib`"),
+        ({"kv_ratio": 0.5, "batch": 2}, "belong to `kv_gib`"),
         ({"kv_ratio": 0.0}, "above 0 and at most 1"),
         ({"kv_ratio": -0.1}, "above 0 and at most 1"),
-        ({"kv_ratio": 1.01}, "source keeps 2048 bytes per token"),
+        ({"kv_ratio": 1.01}, "`kv_ratio=1.01` is a kv_ratio of 1.01; .* source keeps 2048 bytes per token"),
         ({"kv_ratio": math.nan}, "above 0 and at most 1"),
         ({"kv_ratio": math.inf}, "above 0 and at most 1"),
-        ({"kv_heads": 0}, "8 KV heads a layer, so 1 to 8"),
-        ({"kv_heads": 9}, "8 KV heads a layer, so 1 to 8"),
+        ({"kv_heads": 0}, "8 KV heads per layer, so 1 to 8"),
+        ({"kv_heads": 9}, "8 KV heads per layer, so 1 to 8"),
         ({"kv_bytes_per_token": 0}, "above 0 and at most 1"),
         ({"kv_bytes_per_token": 2049}, "above 0 and at most 1"),
-        ({"kv_gib": 1.0}, "needs --context"),
-        ({"kv_gib": 1.0, "context": 0}, "needs --context"),
-        ({"kv_gib": 1.0, "context": 9, "batch": 0}, "--batch must be at least 1"),
+        ({"kv_gib": 1.0}, "needs `context`"),
+        ({"kv_gib": 1.0, "context": 0}, "needs `context`"),
+        ({"kv_gib": 1.0, "context": 9, "batch": 0}, "`batch` must be at least 1"),
         ({"kv_gib": 0.0, "context": 9}, "above 0 and at most 1"),
         ({"kv_gib": -1.0, "context": 9}, "above 0 and at most 1"),
     ],
@@ -83,19 +83,14 @@ def test_kv_heads_needs_equal_layers():
 
 
 @given(st.integers(1, 128), st.integers(0, 128))
-def test_a_fraction_of_heads_keeps_exactly_that_many(num_heads, kept):
-    assert heads_within(num_heads, min(kept, num_heads) / num_heads) == min(kept, num_heads)
-
-
-@given(st.integers(1, 128), st.floats(0.001, 1))
-def test_heads_within_is_the_most_that_fits(num_heads, ratio):
-    kept = heads_within(num_heads, ratio)
-    assert kept <= num_heads * ratio + 1e-6 < kept + 1
+def test_a_fraction_of_heads_fits_exactly(num_heads, kept):
+    kept = min(kept, num_heads)
+    assert fits(kept, num_heads, kept / num_heads)
+    assert not fits(kept + 1, num_heads, kept / num_heads)
 
 
 def test_a_hair_of_slack_and_no_more():
-    assert heads_within(3, 2 / 3) == 2
-    assert heads_within(3, 0.1 + 0.2 + 1 / 3) == 1
-    assert heads_within(3, 0.6666666) == 2
-    assert heads_within(3, 0.666) == 1
-    assert heads_within(3, 0.3) == 0
+    assert fits(2, 3, 0.6666666)
+    assert fits(2, 3, 2 / 3)
+    assert not fits(2, 3, 0.666)
+    assert not fits(2, 3, 0.1 + 0.2 + 1 / 3)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from gqakit.core.merging import RULES
 from gqakit.core.merging.base import residual
-from gqakit.core.statistics import LayerMoments
+from gqakit.core.statistics import LayerStatistics
 
 FOLD = RULES["fold"]
 GROUP = (0, 1, 3)
@@ -39,7 +39,7 @@ def tail(stacked: Tensor, rank: int) -> float:
 def test_values_reach_the_eckart_young_bound(heads, kv_heads, biases):
     layer, x = random_layer("rotary", heads, kv_heads, biases), activations()
     w, per_head = layer.weights, heads // kv_heads
-    _, stats = both_stats(layer, LayerMoments(second_moment(x)))
+    _, stats = both_stats(layer, LayerStatistics(second_moment(x)))
     rows = (
         w.value.weight if w.value.bias is None else torch.cat([w.value.weight, w.value.bias[..., None]], -1)
     )
@@ -60,7 +60,7 @@ def test_values_reach_the_eckart_young_bound(heads, kv_heads, biases):
 @pytest.mark.parametrize("biases", BIASES)
 def test_keys_without_rotation_reach_the_bound(biases):
     layer, x = random_layer("none", 8, 4, biases), activations()
-    stats, _ = both_stats(layer, LayerMoments(second_moment(x)))
+    stats, _ = both_stats(layer, LayerStatistics(second_moment(x)))
     query, key = project(layer.weights.query, x), project(layer.weights.key, x)
     stacked = []
     for h in GROUP:
@@ -73,7 +73,7 @@ def test_keys_without_rotation_reach_the_bound(biases):
 @pytest.mark.parametrize("biases", BIASES)
 def test_keys_pair_by_pair_reach_the_complex_bound(structure, biases):
     layer, x = random_layer(structure, 8, 4, biases), activations()
-    stats, _ = both_stats(layer, LayerMoments(second_moment(x)))
+    stats, _ = both_stats(layer, LayerStatistics(second_moment(x)))
     query, key = project(layer.weights.query, x), project(layer.weights.key, x)
     bound = 0.0
     for a, b in zip(layer.channels.first, layer.channels.second, strict=True):
@@ -176,7 +176,7 @@ def test_aligned_maps_are_orthogonal_and_agree_best(structure):
 def test_shared_head_is_as_long_as_its_members():
     layer, x = random_layer("rotary", biases="qkv"), activations()
     for stats, projection in zip(
-        both_stats(layer, LayerMoments(second_moment(x))),
+        both_stats(layer, LayerStatistics(second_moment(x))),
         (layer.weights.key, layer.weights.value),
         strict=True,
     ):

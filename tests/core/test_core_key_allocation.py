@@ -11,9 +11,8 @@ from gqakit.core.key_allocation import (
     contiguous_map,
     equal_allocation,
     min_max,
-    published_by_norm,
-    published_by_share,
 )
+from gqakit.key_driven.published_allocation import published_by_norm, published_by_share
 
 
 def test_maps_and_equal_allocations():

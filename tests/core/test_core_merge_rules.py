@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from core_layers import HEAD_DIM, STRUCTURES, random_distances
+from core_layers import HEAD_DIM, STRUCTURES, WAYS, random_distances
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -96,8 +96,7 @@ def test_a_larger_group_never_costs_less(structure, members, seed, spread):
 
 
 @pytest.mark.parametrize("rule", sorted(RULES))
-@pytest.mark.parametrize("structure", STRUCTURES)
-@pytest.mark.parametrize("recorded", [False, True])
+@pytest.mark.parametrize(("structure", "recorded"), WAYS)
 def test_order_of_the_members_does_not_matter(rule, structure, recorded):
     stats = random_stats(structure, 4, 7, recorded)
     orders = [(0, 1, 2, 3), (3, 1, 0, 2), (2, 3, 1, 0)]
@@ -116,8 +115,7 @@ def test_a_head_alone_loses_nothing(rule, structure):
 
 
 @pytest.mark.parametrize("rule", sorted(RULES))
-@pytest.mark.parametrize("structure", STRUCTURES)
-@pytest.mark.parametrize("recorded", [False, True])
+@pytest.mark.parametrize(("structure", "recorded"), [("partial", True), ("none", False)])
 def test_same_statistics_same_maps(rule, structure, recorded):
     one, two = (RULES[rule].merge(random_stats(structure, 3, 5, recorded)) for _ in range(2))
     assert torch.equal(one.combine, two.combine)
@@ -132,8 +130,7 @@ def test_error_is_the_residual_of_the_maps(rule, structure):
 
 
 @pytest.mark.parametrize("rule", sorted(RULES))
-@pytest.mark.parametrize("structure", STRUCTURES)
-@pytest.mark.parametrize("recorded", [False, True])
+@pytest.mark.parametrize(("structure", "recorded"), WAYS)
 def test_score_is_the_error_or_a_little_more(rule, structure, recorded):
     for seed in range(4):
         stats = random_stats(structure, 3, seed, recorded)

@@ -17,7 +17,7 @@ from core_layers import (
 from gqakit.core.attention import Projection
 from gqakit.core.rope import Channels
 from gqakit.core.statistics import (
-    LayerMoments,
+    LayerStatistics,
     head_gram,
     key_stats,
     own_moments,
@@ -65,7 +65,7 @@ def test_values_use_their_own_moment_where_there_is_one():
     layer = random_layer("rotary", biases="v")
     both = moments_of(layer)
     close(value_stats(layer.weights, both).gram, head_gram(layer.weights.value, both.value))
-    alone = LayerMoments(both.input)
+    alone = LayerStatistics(both.input)
     close(value_stats(layer.weights, alone).gram, head_gram(layer.weights.value, both.input))
     assert value_stats(layer.weights, both).channels == Channels.mixing(6)
 
@@ -84,7 +84,7 @@ def test_locked_keys_are_scaled_to_equal_length():
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_energy_is_the_cost_of_nothing_in_their_place(structure):
     layer, x = random_layer(structure, biases="qkv"), activations()
-    keys, values = both_stats(layer, LayerMoments(second_moment(x)))
+    keys, values = both_stats(layer, LayerStatistics(second_moment(x)))
     value, out = project(layer.weights.value, x), layer.weights.output
     explicit = [
         sum((value[h] @ out[q].T).square().sum(-1).mean() for q in (2 * h, 2 * h + 1)) for h in range(4)
@@ -114,7 +114,7 @@ def test_selection_is_the_statistics_of_the_selected(recorded):
 
 def test_identity_moments_are_plain_inner_products():
     layer = random_layer("none", biases="k")
-    keys = key_stats(layer.weights, LayerMoments.identity(10), layer.channels)
+    keys = key_stats(layer.weights, LayerStatistics.identity(10), layer.channels)
     rows = torch.cat([layer.weights.key.weight, layer.weights.key.bias[..., None]], -1)
     close(keys.gram, torch.einsum("hax,gbx->hagb", rows, rows))
 
@@ -132,8 +132,8 @@ def test_rotation_is_averaged_over_where_the_members_look():
     one = pair.distances[0].clone()
     assert pair.rotation is not None
     x = torch.randn(6, 6, dtype=torch.float64)
-    seen = [stats.select((h,)).seen(x) for h in (0, 2)]
-    close(pair.seen(x), (seen[0] + seen[1]) / 2)
+    seen = [stats.select((h,)).after_rope(x) for h in (0, 2)]
+    close(pair.after_rope(x), (seen[0] + seen[1]) / 2)
     assert not torch.equal(one, pair.distances[1])
     assert key_stats(layer.weights, moments_of(layer), Channels.mixing(6)).rotation is None
 

@@ -17,7 +17,7 @@ from core_layers import (
 from torch import Tensor
 
 from gqakit.core.merging.base import HeadMerge, residual
-from gqakit.core.statistics import HeadStats, LayerMoments
+from gqakit.core.statistics import HeadStats, LayerStatistics
 
 GROUP = (0, 2, 3)
 
@@ -35,7 +35,7 @@ def shared_head(merge: HeadMerge, members: Tensor) -> Tensor:
 @pytest.mark.parametrize("biases", BIASES)
 def test_values(heads, kv_heads, biases):
     layer, x = random_layer("rotary", heads, kv_heads, biases), activations()
-    _, stats = both_stats(layer, LayerMoments(second_moment(x)))
+    _, stats = both_stats(layer, LayerStatistics(second_moment(x)))
     merge, per_head = random_merge(), heads // kv_heads
     value = project(layer.weights.value, x)
     shared = shared_head(merge, value[list(GROUP)])
@@ -75,7 +75,7 @@ def test_without_recorded_distances_all_count_alike(structure, monkeypatch):
     layer = random_layer(structure)
     moments = moments_of(layer)
     frequencies = torch.tensor([0.83, 0.31, 0.12], dtype=torch.float64)[: len(layer.frequencies)]
-    many = LayerMoments(moments.input, None, torch.ones(4, 20_000), frequencies)
+    many = LayerStatistics(moments.input, None, torch.ones(4, 20_000), frequencies)
     unknown, _ = both_stats(layer, moments)
     known, _ = both_stats(layer, many)
     merge = random_merge(2)

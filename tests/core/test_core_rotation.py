@@ -5,7 +5,7 @@ import torch
 from core_layers import STRUCTURES, looked_at, random_distances
 from torch import Tensor
 
-from gqakit.core.distances import Rotation
+from gqakit.core.distances import Rotation, beyond_window
 from gqakit.core.rope import Channels
 
 TURNING = ["rotary", "partial", "interleaved"]
@@ -46,7 +46,9 @@ def test_beyond_the_window_there_is_a_tail(case):
     weights = looked_at(share)
     assert weights.sum() == pytest.approx(1.0)
     expected = Rotation.over(weights, frequencies, channels).forward(x)
-    torch.testing.assert_close(Rotation.beyond(share, frequencies, channels).forward(x), expected)
+    torch.testing.assert_close(
+        Rotation.over(beyond_window(share), frequencies, channels).forward(x), expected
+    )
     within = Rotation.over(share, frequencies, channels).forward(x)
     assert (within - expected).abs().max() > 1e-3
 
@@ -54,8 +56,8 @@ def test_beyond_the_window_there_is_a_tail(case):
 def test_heads_may_be_stacked(case):
     channels, frequencies, _ = case
     shares = random_distances(3, 5)
-    stacked = Rotation.beyond(shares, frequencies, channels)
-    each = [Rotation.beyond(share, frequencies, channels) for share in shares]
+    stacked = Rotation.over(beyond_window(shares), frequencies, channels)
+    each = [Rotation.over(beyond_window(share), frequencies, channels) for share in shares]
     x = torch.randn(3, 6, 6, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     apart = torch.stack([one.forward(y) for one, y in zip(each, x, strict=True)])
     torch.testing.assert_close(stacked.forward(x), apart)

@@ -26,7 +26,7 @@ from gqakit.core.similarity import (
     channel_similarity,
     flat_inner,
 )
-from gqakit.core.statistics import HeadStats, LayerMoments
+from gqakit.core.statistics import HeadStats, LayerStatistics
 
 KV_HEADS = 4
 
@@ -34,7 +34,7 @@ KV_HEADS = 4
 def stats_and_heads(layer: Layer) -> list[tuple[HeadStats, Tensor]]:
     """Keys and values: their statistics, and their activations `[heads, tokens, head_dim]`."""
     x = activations()
-    sides = both_stats(layer, LayerMoments(second_moment(x)))
+    sides = both_stats(layer, LayerStatistics(second_moment(x)))
     return list(zip(sides, (project(layer.weights.key, x), project(layer.weights.value, x)), strict=True))
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gqakit.core.grouping import Partition
-from gqakit.core.within_cluster import Spread
+from gqakit.core.within_cluster import WithinClusterError
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -34,14 +34,14 @@ def every_partition(heads: int) -> list[Partition]:
     return [Partition.of(labels) for labels in found]
 
 
-def total(spread: Spread, partition: Partition) -> float:
+def total(spread: WithinClusterError, partition: Partition) -> float:
     return sum(map(spread, partition.groups))
 
 
 @given(st.integers(1, 8), seeds)
 def test_squared_distances_from_the_mean(heads, seed):
     x = vectors(heads, seed)
-    spread = Spread(x @ x.T)
+    spread = WithinClusterError(x @ x.T)
     assert spread.num_heads == heads
     for group in random_partition(heads, seed).groups:
         assert spread(group) == pytest.approx(explicit(x, list(group)), abs=1e-9)
@@ -54,7 +54,7 @@ def test_of_similarity_is_that_of_unit_vectors(heads, seed):
     x = vectors(heads, seed)
     unit = x / x.norm(dim=1, keepdim=True)
     length = torch.rand(heads, 1, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) + 0.1
-    spread = Spread.of_similarity((length * x) @ (length * x).T)
+    spread = WithinClusterError.of_similarity((length * x) @ (length * x).T)
     for group in random_partition(heads, seed).groups:
         assert spread(group) == pytest.approx(explicit(unit, list(group)), abs=1e-9)
         similar = spread.inner[list(group)][:, list(group)].sum() / len(group)
@@ -64,7 +64,7 @@ def test_of_similarity_is_that_of_unit_vectors(heads, seed):
 def test_a_head_of_zeros_has_no_direction_and_no_cost():
     x = vectors(4, 0)
     x[1] = 0
-    spread = Spread.of_similarity(x @ x.T)
+    spread = WithinClusterError.of_similarity(x @ x.T)
     assert spread((1,)) == 0.0
     assert spread((0, 1)) == pytest.approx(0.5)  # the unit vector and 0 lie half a unit from their mean
 
@@ -72,7 +72,7 @@ def test_a_head_of_zeros_has_no_direction_and_no_cost():
 @given(st.integers(1, 8), seeds)
 def test_many_partitions_at_once(heads, seed):
     x = vectors(heads, seed)
-    spread = Spread(x @ x.T)
+    spread = WithinClusterError(x @ x.T)
     partitions = [random_partition(heads, seed + i) for i in range(5)]
     totals = spread.of_labels(torch.tensor([p.labels for p in partitions]))
     assert totals.tolist() == pytest.approx([total(spread, p) for p in partitions], abs=1e-9)
@@ -81,7 +81,7 @@ def test_many_partitions_at_once(heads, seed):
 @given(st.integers(2, 8), seeds)
 def test_names_of_groups_do_not_matter(heads, seed):
     x = vectors(heads, seed)
-    spread = Spread(x @ x.T)
+    spread = WithinClusterError(x @ x.T)
     labels = torch.tensor(random_partition(heads, seed).labels)
     names = torch.randperm(heads, generator=torch.Generator().manual_seed(seed))
     one, two = spread.of_labels(torch.stack([labels, names[labels]])).tolist()
@@ -93,7 +93,7 @@ def test_names_of_groups_do_not_matter(heads, seed):
 @given(st.integers(2, 8), seeds)
 def test_joining_groups_never_lowers_the_cost(heads, seed):
     x = vectors(heads, seed)
-    spread, partition = Spread(x @ x.T), random_partition(heads, seed)
+    spread, partition = WithinClusterError(x @ x.T), random_partition(heads, seed)
     joined = Partition.of(min(label, max(partition.num_groups - 2, 0)) for label in partition.labels)
     assert total(spread, joined) >= total(spread, partition) - 1e-9
 
@@ -102,7 +102,7 @@ def test_joining_groups_never_lowers_the_cost(heads, seed):
 @settings(max_examples=40)
 def test_the_bound_is_below_every_partition(heads, seed, width):
     x = vectors(heads, seed, width)
-    spread = Spread(x @ x.T)
+    spread = WithinClusterError(x @ x.T)
     best = dict.fromkeys(range(1, heads + 1), float("inf"))
     for partition in every_partition(heads):
         best[partition.num_groups] = min(best[partition.num_groups], total(spread, partition))
@@ -116,7 +116,7 @@ def test_the_bound_is_below_every_partition(heads, seed, width):
 @given(st.integers(2, 8), seeds)
 def test_the_bound_beats_that_of_the_uncentred_gram(heads, seed):
     x = vectors(heads, seed)
-    spread = Spread(x @ x.T)
+    spread = WithinClusterError(x @ x.T)
     spectrum = torch.linalg.eigvalsh(spread.inner)
     for count in range(1, heads + 1):
         plain = float(spectrum[: heads - count].sum())
@@ -126,6 +126,6 @@ def test_the_bound_beats_that_of_the_uncentred_gram(heads, seed):
 def test_the_bound_is_met_by_clusters_far_apart():
     centres = 100 * torch.eye(3, dtype=torch.float64)
     x = centres.repeat_interleave(3, 0) + 1e-6 * vectors(9, 1, 3)
-    spread, planted = Spread(x @ x.T), Partition.of([0, 0, 0, 1, 1, 1, 2, 2, 2])
+    spread, planted = WithinClusterError(x @ x.T), Partition.of([0, 0, 0, 1, 1, 1, 2, 2, 2])
     assert spread.bound(3) <= total(spread, planted) + 1e-9
     assert spread.bound(2) > 1000

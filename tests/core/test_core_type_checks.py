@@ -7,7 +7,7 @@ import torch
 from gqakit.core.attention import Projection
 from gqakit.core.distances import Rotation
 from gqakit.core.merging.base import HeadMerge
-from gqakit.core.statistics import HeadStats, LayerMoments, head_gram
+from gqakit.core.statistics import HeadStats, LayerStatistics, head_gram
 
 
 def test_dataclass_fields_must_agree():
@@ -39,4 +39,4 @@ def test_methods_and_classmethods(core_rotary):
 
 def test_optional_fields_are_checked_when_given():
     with pytest.raises(jaxtyping.TypeCheckError):
-        LayerMoments(torch.eye(4), torch.eye(5))
+        LayerStatistics(torch.eye(4), torch.eye(5))

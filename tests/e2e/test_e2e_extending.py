@@ -19,7 +19,7 @@ from gqakit.core.merging.base import HeadMerge, MergeRule, identity_maps
 from gqakit.core.statistics import HeadStats
 from gqakit.errors import UsageError
 from gqakit.grouping_methods import METHODS
-from gqakit.grouping_methods.base import GroupingMethod, LayerHeads, Sizes, in_range
+from gqakit.grouping_methods.base import GroupingMethod, HeadFeatures, Sizes, in_range
 from gqakit.pipeline import convert
 from gqakit.planning.catalogue import markdown
 from gqakit.planning.make import plan
@@ -32,7 +32,7 @@ def example(name: str) -> type:
     blocks = re.findall(r"```python\n(.*?)```", (DOCS / "extending.md").read_text("utf-8"), flags=re.DOTALL)
     (code,) = [block for block in blocks if f"class {name}(" in block]
     names = {
-        "GroupingMethod": GroupingMethod, "HeadMerge": HeadMerge, "HeadStats": HeadStats, "LayerHeads": LayerHeads,
+        "GroupingMethod": GroupingMethod, "HeadMerge": HeadMerge, "HeadStats": HeadStats, "HeadFeatures": HeadFeatures,
         "MergeRule": MergeRule, "Partition": Partition, "Sizes": Sizes, "dataclass": dataclass,
         "identity_maps": identity_maps, "in_range": in_range, "random": random, "torch": torch, "__name__": __name__,
     }  # fmt: skip

@@ -11,7 +11,7 @@ from tiny_models import prompt_ids
 from transformers import BertConfig, BertForQuestionAnswering
 
 import gqakit
-from gqakit.calibration.store import MomentsFile
+from gqakit.calibration.store import StatisticsFile
 from gqakit.conversion.convert import convert_checkpoint
 from gqakit.core.grouping import Partition
 from gqakit.data.samples import text_batches
@@ -39,7 +39,7 @@ def test_a_loss_is_that_of_the_checkpoint_with_only_that_layer_converted(
     model: Models, moments: Models, family: str, side: str
 ) -> None:
     source = Source.open(model(family, kv_heads=4))
-    known = MomentsFile.open(moments(source.path))
+    known = StatisticsFile.open(moments(source.path))
     windows = prompt_ids(24).repeat(2, 1)
     batches = text_batches(windows, cached=True)
     bench = Bench(source.path, known.path, "fold", batches, source.spec.stacks, "cpu", 0)

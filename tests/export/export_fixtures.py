@@ -19,7 +19,7 @@ Maps = tuple[tuple[int, ...], tuple[int, ...]]
 UNEQUAL: tuple[Maps, ...] = tuple(
     (labels, labels)
     for labels in (
-        (0, 1, 0, 1, 1, 2, 2, 2, 2),  # three heads: 2, 3 and 4 readers, not contiguous
+        (0, 1, 0, 1, 1, 2, 2, 2, 2),  # three heads, read by 2, 3 and 4 query heads that are not contiguous
         (0, 0, 0, 0, 1, 1, 1, 0, 0),
         (0, 1, 2, 2, 3, 3, 3, 4, 4),
         (0, 0, 0, 0, 0, 0, 0, 0, 0),

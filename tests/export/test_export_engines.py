@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from command import refused, succeeds
+from command import gqakit, refused, succeeds
 from export_fixtures import APART, UNEQUAL, plan_of
 
 from gqakit.errors import UsageError
@@ -24,7 +24,6 @@ SERVING = Path(__file__).parents[2] / "docs" / "serving.md"
     [
         (["--for", "sglang"], ["--format uniform", "auto"]),
         (["--for", "sglang", "--format", "grouped"], ["--format uniform", "transformers"]),
-        (["--for", "sgl"], ["Did you mean 'sglang'"]),
     ],
 )
 def test_a_plan_that_the_engine_cannot_take_is_refused(
@@ -70,9 +69,10 @@ def test_separate_maps_may_be_what_does_not_fit(monkeypatch: pytest.MonkeyPatch)
         check_engine("some", ("grouped",), separate=True)
 
 
-def test_the_help_names_every_engine() -> None:
-    text = " ".join(succeeds("plan", "make", "--help").out.split())
-    assert all(name in text for name in ENGINES)
+def test_an_unknown_engine_is_answered_with_those_that_are_known(model: Models) -> None:
+    ran = gqakit("plan", model(), "--kv-ratio", "0.5", "-o", "out", "--for", "sgl")
+    assert ran.code == 2
+    assert all(name in ran.err for name in ENGINES)
 
 
 def test_serving_holds_the_table_and_a_section_for_each_engine() -> None:

@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from command import refused, succeeds
+from command import gqakit, refused, succeeds
 from export_fixtures import UNEQUAL
 from tiny_models import all_tensors, edit_json
 
 from gqakit.core.grouping import Grouping, Partition
+from gqakit.errors import UsageError
 from gqakit.exporters.gguf_model import interleave, llama3_divisors
+from gqakit.exporters.options import ExportOptions
 
 gguf = pytest.importorskip("gguf")
 Models = Callable[..., Path]
@@ -143,7 +145,7 @@ def test_numbers_and_tokenizer(model: Models) -> None:
     assert "assistant" in fields["tokenizer.chat_template"]
 
 
-def test_base_model_and_licence_are_told(grouped: Models, tmp_path: Path) -> None:
+def test_base_model_and_licence_are_written(grouped: Models, tmp_path: Path) -> None:
     source = Path(shutil.copytree(grouped(), tmp_path / "some-grouped"))
     (source / "README.md").write_text("---\nbase_model: Some-Org/some-1B-chat\nlicense: mit\n---\n")
     succeeds("export", source, "--to", "gguf", "-o", "x.gguf")
@@ -240,18 +242,25 @@ def test_the_tool_makes_k_quants(grouped: Models, tool: Path) -> None:
     )
 
 
+def test_unknown_names_are_refused_with_those_that_are_known() -> None:
+    with pytest.raises(UsageError, match="Did you mean 'gguf'"):
+        ExportOptions(to="ggml")
+    with pytest.raises(UsageError, match=r"bf16.*; .*Q8_0"):
+        ExportOptions(to="gguf", dtype="f8", quantise="Q9")
+    ran = gqakit("export", "model", "--to", "ggml", "-o", "x")
+    assert ran.code == 2
+    assert "gguf" in ran.err
+
+
 def test_what_cannot_be(grouped: Models, copy: Models, monkeypatch: pytest.MonkeyPatch) -> None:
     to = ("--to", "gguf", "-o", "x.gguf")
-    refused(4, "export", grouped("qwen3"), *to, says=("qwen3", "uniform", "convert"))
-    refused(2, "export", grouped(), "--to", "ggml", "-o", "x", says=("Did you mean", "gguf"))
-    refused(2, "export", grouped(), *to, "--dtype", "f8", says=("f16",))
-    refused(2, "export", grouped(), *to, "--quantise", "Q9", says=("Q8_0",))
+    refused(4, "export", grouped("qwen3"), *to, says=("qwen3", "--to uniform", "--format uniform"))
     refused(2, "export", grouped(), *to, "--quantise", "Q8_0", "--dtype", "f16", says=("contradict",))
-    refused(2, "export", grouped(), *to, "--how", "pad", says=("how",))
+    refused(2, "export", grouped(), *to, "--how", "pad", says=("--how",))
     refused(10, "export", grouped(), *to, "--quantise", "Q4_K_M", says=("llama-quantize", "Q8_0"))
     refused(3, "export", "nowhere", *to, says=("nowhere",))
     Path("x.gguf").write_text("mine")
-    refused(7, "export", grouped(), *to, says=("exists", "overwrite"))
+    refused(7, "export", grouped(), *to, says=("exists", "--overwrite"))
     succeeds("export", grouped(), *to, "--overwrite")
     Path("folder").mkdir()
     refused(7, "export", grouped(), "--to", "gguf", "-o", "folder", says=("directory",))
@@ -270,7 +279,5 @@ def test_an_interrupted_export_leaves_nothing(grouped: Models, monkeypatch: pyte
         raise KeyboardInterrupt
 
     monkeypatch.setattr("gqakit.exporters.gguf_file.encode", stop)
-    from command import gqakit
-
     assert gqakit("export", grouped(), "--to", "gguf", "-o", "x.gguf").code == 130
     assert list(Path.cwd().iterdir()) == []

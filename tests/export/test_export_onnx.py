@@ -39,10 +39,10 @@ def test_prefill_is_the_same(grouped: Models) -> None:
             expected = model(input_ids=ids).logits.numpy()
         feed = {"input_ids": ids.numpy(), "attention_mask": np.ones_like(ids.numpy())}
         np.testing.assert_allclose(session.run(["logits"], feed)[0], expected, rtol=0, atol=1e-4)
-    refused(7, "export", source, "--to", "onnx", "-o", "out", says=("not empty", "overwrite"))
+    refused(7, "export", source, "--to", "onnx", "-o", "out", says=("not empty", "--overwrite"))
 
 
 def test_without_the_packages(grouped: Models, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers.exporters", None)
     refused(10, "export", grouped(), "--to", "onnx", "-o", "out", says=("gqakit[onnx]",))
-    refused(2, "export", grouped(), "--to", "onnx", "--dtype", "f16", "-o", "out", says=("dtype",))
+    refused(2, "export", grouped(), "--to", "onnx", "--dtype", "f16", "-o", "out", says=("--dtype",))

@@ -131,7 +131,14 @@ def test_every_disagreement_is_reported_at_once():
 
 def test_many_disagreements_are_counted():
     with pytest.raises(FamilyError, match="and 12 more"):
-        describe({**CONFIG, "num_hidden_layers": 5}, {"x": (1,)})
+        describe({**CONFIG, "num_hidden_layers": 5}, {f"x.{index}": (1,) for index in range(5)})
+
+
+def test_more_layers_than_tensors_are_refused_at_once():
+    with pytest.raises(
+        FamilyError, match=r"num_hidden_layers = 1000000, but the checkpoint holds 11 tensors"
+    ):
+        describe({**CONFIG, "num_hidden_layers": 1_000_000}, {**shapes_of(CONFIG), "x": (1,), "y": (1,)})
 
 
 def test_unknown_family_names_what_was_seen():

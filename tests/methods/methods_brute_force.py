@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from methods_layers import normal
 
 from gqakit.core.grouping import Partition
-from gqakit.core.within_cluster import Spread
+from gqakit.core.within_cluster import WithinClusterError
 from gqakit.grouping_methods.base import Cost, Sizes
 
 Groups = tuple[tuple[int, ...], ...]
@@ -28,7 +28,7 @@ def random_cost(num_heads: int, seed: int) -> Cost:
 def plane_cost(num_heads: int, seed: int) -> Cost:
     """Within-group variance of points in the plane: the kind of cost that heads have."""
     points = normal(num_heads, 2, seed=seed)
-    return Spread(points @ points.T)
+    return WithinClusterError(points @ points.T)
 
 
 def diameter_cost(num_heads: int, seed: int) -> Cost:

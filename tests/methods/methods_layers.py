@@ -9,9 +9,9 @@ from torch import Tensor
 
 from gqakit.core.attention import AttentionWeights, Projection
 from gqakit.core.rope import Channels
-from gqakit.core.statistics import HeadStats, LayerMoments, key_stats, value_stats, weight_inner
-from gqakit.core.within_cluster import Spread
-from gqakit.grouping_methods.base import Cost, LayerHeads
+from gqakit.core.statistics import HeadStats, LayerStatistics, key_stats, value_stats, weight_inner
+from gqakit.core.within_cluster import WithinClusterError
+from gqakit.grouping_methods.base import Cost, HeadFeatures
 
 HEAD_DIM, WIDTH = 4, 6
 BOTH = ("key", "value")
@@ -35,7 +35,7 @@ def heads_of(
     moment: Tensor | None = None,
     channels: Channels | None = None,
     cost: Cost | None = None,
-) -> LayerHeads:
+) -> HeadFeatures:
     """A layer with these weights, `[heads, head_dim, width]`; values like keys unless given.
 
     Args:
@@ -54,26 +54,26 @@ def heads_of(
         value.new_zeros(len(key), width, key.shape[1]),
     )
 
-    def stats(moments: LayerMoments) -> tuple[HeadStats, ...]:
+    def stats(moments: LayerStatistics) -> tuple[HeadStats, ...]:
         made = {
             "key": key_stats(weights, moments, channels or Channels.mixing(key.shape[1])),
             "value": value_stats(weights, moments),
         }
         return tuple(made[side] for side in sides)
 
-    identity = LayerMoments.identity(width)
+    identity = LayerStatistics.identity(width)
     inner = torch.stack([weight_inner(projections[side]) for side in sides]).sum(0)
-    return LayerHeads(
+    return HeadFeatures(
         num_heads=len(key),
-        cost=cost or Spread(inner),
+        cost=cost or WithinClusterError(inner),
         bound=lambda num_groups: 0.0,
         inner=inner,
-        sides=stats(identity if moment is None else LayerMoments(moment)),
+        sides=stats(identity if moment is None else LayerStatistics(moment)),
         plain_sides=lambda: stats(identity),
     )
 
 
-def random_heads(num_heads: int, seed: int = 0, sides: Sequence[str] = BOTH) -> LayerHeads:
+def random_heads(num_heads: int, seed: int = 0, sides: Sequence[str] = BOTH) -> HeadFeatures:
     """Heads without any structure, and text that is not white."""
     rows = normal(20, WIDTH + 1, seed=seed + 1)
     return heads_of(

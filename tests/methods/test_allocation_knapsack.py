@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 from gqakit.errors import BudgetError
 from gqakit.planning.allocation import ALLOCATIONS
-from gqakit.planning.allocation.base import Point, Slot, pick, undominated
+from gqakit.planning.allocation.base import FrontPoint, LayerEntry, pick, undominated
 
 KNAPSACK = ALLOCATIONS["knapsack"]
 
 
-def front(given_slots: list[Slot], tied: bool = False) -> list[Point]:
+def front(given_slots: list[LayerEntry], tied: bool = False) -> list[FrontPoint]:
     return KNAPSACK.front(given_slots, tied=tied, rng=random.Random(0))
 
 
@@ -59,8 +59,8 @@ def test_too_small_a_budget_names_the_nearest_that_is_met():
 
 
 def test_slots_of_different_width_are_weighed_by_what_they_keep():
-    keys = Slot("keys", 2, 1, (1, 2), (1.0, 0.0))
-    both = Slot("both", 2, 2, (1, 2), (1.5, 0.0))
+    keys = LayerEntry("keys", 2, 1, (1, 2), (1.0, 0.0))
+    both = LayerEntry("both", 2, 2, (1, 2), (1.5, 0.0))
     assert [(p.counts, p.size, p.loss) for p in front([keys, both])] == [
         ((1, 1), 3, 2.5),
         ((2, 1), 4, 1.5),
@@ -70,7 +70,7 @@ def test_slots_of_different_width_are_weighed_by_what_they_keep():
 
 
 def test_of_equals_the_smaller_is_enough():
-    same = Slot("same", 4, 2, (1, 2, 4), (1.0, 1.0, 0.5))
+    same = LayerEntry("same", 4, 2, (1, 2, 4), (1.0, 1.0, 0.5))
     assert [point.counts for point in front([same])] == [(1,), (4,)]
 
 
@@ -83,7 +83,7 @@ def test_tied_slots_keep_the_same_number():
 
 @given(st.lists(st.tuples(st.integers(1, 8), st.integers(0, 8)), max_size=12))
 def test_undominated_points_lose_less_than_every_smaller_one(drawn):
-    points = [Point((size,), size, float(loss)) for size, loss in drawn]
+    points = [FrontPoint((size,), size, float(loss)) for size, loss in drawn]
     kept = undominated(points)
     for smaller, larger in itertools.pairwise(kept):
         assert smaller.size < larger.size

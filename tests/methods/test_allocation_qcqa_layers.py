@@ -11,20 +11,20 @@ from hypothesis import given, settings
 
 from gqakit.errors import UsageError
 from gqakit.planning.allocation import ALLOCATIONS
-from gqakit.planning.allocation.base import Slot, pick
+from gqakit.planning.allocation.base import LayerEntry, pick
 
 SHORT = ALLOCATIONS["qcqa_layers"].configured({"population": 20, "generations": 20})
 KNAPSACK = ALLOCATIONS["knapsack"]
 
 
-def uneven(layers: int, heads: int) -> list[Slot]:
+def uneven(layers: int, heads: int) -> list[LayerEntry]:
     """Layers whose losses fall at different paces."""
-    dice = np.random.default_rng(0)
-    steps = dice.exponential(size=(layers, heads - 1)) * dice.uniform(0.1, 3, size=(layers, 1))
+    rng = np.random.default_rng(0)
+    steps = rng.exponential(size=(layers, heads - 1)) * rng.uniform(0.1, 3, size=(layers, 1))
     steps = np.sort(steps, axis=1)  # the last heads to go cost most
     losses = steps.cumsum(1)[:, ::-1]
     return [
-        Slot(f"layer {index}", heads, 2, tuple(range(1, heads + 1)), (*row, 0.0))
+        LayerEntry(f"layer {index}", heads, 2, tuple(range(1, heads + 1)), (*row, 0.0))
         for index, row in enumerate(losses.tolist())
     ]
 
@@ -92,7 +92,9 @@ def test_losses_that_are_missing_or_not_finite_are_refused():
     fine = losses_fall("fine", 4, [1, 2, 4])
     for wrong in ((), (1.0, float("nan"), 0.0)):
         with pytest.raises(ValueError, match=r"layer 3: losses .* want one finite for each"):
-            SHORT.front([fine, Slot("layer 3", 4, 2, (1, 2, 4), wrong)], tied=False, rng=random.Random(0))
+            SHORT.front(
+                [fine, LayerEntry("layer 3", 4, 2, (1, 2, 4), wrong)], tied=False, rng=random.Random(0)
+            )
 
 
 def test_options_are_recorded_and_checked():

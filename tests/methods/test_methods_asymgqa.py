@@ -10,21 +10,22 @@ from hypothesis import strategies as st
 from methods_layers import HEAD_DIM, WIDTH, forbidden, heads_of, normal, random_heads, two_faced
 
 from gqakit.core.grouping import Partition
-from gqakit.core.within_cluster import Spread
+from gqakit.core.key_allocation import equal_allocation
+from gqakit.core.within_cluster import WithinClusterError
 from gqakit.errors import UsageError
 from gqakit.grouping_methods.asymgqa import AsymGQA, Walk
-from gqakit.grouping_methods.base import Sizes, equal_blocks
+from gqakit.grouping_methods.base import Sizes
 from gqakit.grouping_methods.partition_search import exact_partitions
 
 LABELS = [0, 1, 2, 0, 1, 2, 0, 0, 2]
 
 
-def similarities(num_heads: int, seed: int) -> Spread:
+def similarities(num_heads: int, seed: int) -> WithinClusterError:
     points = normal(num_heads, 5, seed=seed)
-    return Spread.of_similarity(points @ points.T)
+    return WithinClusterError.of_similarity(points @ points.T)
 
 
-def total(spread: Spread, partition: Partition) -> float:
+def total(spread: WithinClusterError, partition: Partition) -> float:
     return sum(map(spread, partition.groups))
 
 
@@ -62,12 +63,12 @@ def test_symmetric_keeps_groups_as_equal_as_can_be(num_heads, num_groups):
     method, sizes = AsymGQA(symmetric=True), Sizes(1, num_heads - num_groups + 1)
     for seed in range(3):
         found = method.search(similarities(num_heads, seed), num_groups, sizes=sizes, rng=random.Random(seed))
-        assert sorted(found.sizes, reverse=True) == equal_blocks(num_heads, num_groups)
+        assert tuple(sorted(found.sizes, reverse=True)) == equal_allocation(num_heads, num_groups)
 
 
 def test_asymmetric_makes_use_of_unequal_groups():
     points = torch.tensor([[1.0, 0.0]] * 5 + [[0.0, 1.0]] + [[-1.0, 0.1]] * 2, dtype=torch.float64)
-    spread = Spread.of_similarity(points @ points.T)
+    spread = WithinClusterError.of_similarity(points @ points.T)
     found = AsymGQA().search(spread, 3, sizes=Sizes(1, 6), rng=random.Random(0))
     assert found.groups == ((0, 1, 2, 3, 4), (5,), (6, 7))
     for limits in (Sizes(2, 6), Sizes(1, 4)):

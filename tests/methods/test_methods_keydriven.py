@@ -8,15 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from methods_layers import HEAD_DIM, WIDTH, heads_of, normal, random_heads
 
+from gqakit.core.key_allocation import allot, equal_allocation, min_max
 from gqakit.grouping_methods import METHODS
-from gqakit.grouping_methods.base import LayerHeads, Sizes, equal_blocks
-from gqakit.grouping_methods.key_driven import allot, block_lengths
+from gqakit.grouping_methods.base import HeadFeatures, Sizes
+from gqakit.grouping_methods.key_driven import block_lengths
 
 KEYDRIVEN = METHODS["keydriven"]
 importances = st.lists(st.integers(0, 1000), min_size=1, max_size=8)
 
 
-def sizes_of(heads: LayerHeads, num_groups: int, sizes: Sizes | None = None) -> tuple[int, ...]:
+def sizes_of(heads: HeadFeatures, num_groups: int, sizes: Sizes | None = None) -> tuple[int, ...]:
     sizes = sizes or Sizes(1, heads.num_heads - num_groups + 1)
     found = KEYDRIVEN.group(heads, num_groups, sizes=sizes, rng=random.Random(0))
     assert list(found.labels) == sorted(found.labels)  # contiguous
@@ -55,7 +56,7 @@ def test_keys_decide_unless_only_values_are_given():
 @pytest.mark.parametrize("length", [0.0, 1.0])
 def test_equal_norms_give_equal_sizes(num_heads, num_groups, length):
     heads = heads_of(with_lengths([length] * num_heads))
-    assert list(sizes_of(heads, num_groups)) == equal_blocks(num_heads, num_groups)
+    assert sizes_of(heads, num_groups) == equal_allocation(num_heads, num_groups)
 
 
 def test_nothing_is_left_to_chance():
@@ -69,7 +70,7 @@ def test_allotment(importance, data):
     heads = data.draw(st.integers(groups, 40))
     least = data.draw(st.integers(1, heads // groups))
     most = data.draw(st.integers(-(-heads // groups), heads))
-    given_heads = allot(importance, heads, Sizes(least, most))
+    given_heads = allot(min_max(importance), heads, least, most)
     assert sum(given_heads) == heads
     assert all(least <= size <= most for size in given_heads)
     for a in range(groups):
@@ -83,13 +84,13 @@ def test_allotment(importance, data):
 
 
 def test_allotment_by_largest_remainder():
-    assert allot([0, 1, 1.2], 10, Sizes(0, 10)) == [0, 5, 5]  # shares 0, 4.55, 5.45
-    assert allot([0, 1, 2], 12, Sizes(1, 10)) == [1, 4, 7]  # shares 0, 4, 8; a tie goes to the first
-    assert allot([3, 3, 3], 8, Sizes(1, 6)) == [3, 3, 2]
-    assert allot([5], 4, Sizes(4, 4)) == [4]
-    assert allot([1, 1 + 1e-12], 8, Sizes(1, 7)) == [4, 4]  # equal up to rounding
+    assert allot(min_max([0, 1, 1.2]), 10, 0, 10) == (0, 5, 5)  # shares 0, 4.55, 5.45
+    assert allot(min_max([0, 1, 2]), 12, 1, 10) == (1, 4, 7)  # shares 0, 4, 8; a tie goes to the first
+    assert allot(min_max([3, 3, 3]), 8, 1, 6) == (3, 3, 2)
+    assert allot(min_max([5]), 4, 4, 4) == (4,)
+    assert allot(min_max([1, 1 + 1e-12]), 8, 1, 7) == (4, 4)  # equal up to rounding
 
 
 def test_norms_that_are_no_numbers_are_refused():
     with pytest.raises(ValueError, match="not finite"):
-        allot([1.0, float("nan")], 4, Sizes(1, 3))
+        min_max([1.0, float("nan")])

@@ -14,14 +14,17 @@ from hypothesis import strategies as st
 from methods_layers import normal, random_heads
 
 from gqakit.core.grouping import Partition
-from gqakit.core.within_cluster import Spread
-from gqakit.errors import UsageError
+from gqakit.core.within_cluster import WithinClusterError
+from gqakit.errors import MissingDependencyError, UsageError
 from gqakit.grouping_methods import METHODS
-from gqakit.grouping_methods.base import LayerHeads, Sizes
+from gqakit.grouping_methods.base import HeadFeatures, Sizes
 from gqakit.grouping_methods.partition_search import exact_partitions
-from gqakit.grouping_methods.qcqa.method import QCQA, layer_front
-from gqakit.grouping_methods.qcqa.nsga2 import dice_of
+from gqakit.grouping_methods.qcqa.layer_search import layer_front
+from gqakit.grouping_methods.qcqa.method import QCQA
+from gqakit.grouping_methods.qcqa.nsga2 import rng_of
 from gqakit.grouping_methods.qcqa.rows import canonical, first_rows, num_groups
+from gqakit.planning.allocation import ALLOCATIONS
+from nsga_sensitivity import model_points
 
 SHORT = QCQA(population=20, generations=10)
 
@@ -34,7 +37,7 @@ def equal(num_heads: int) -> dict[int, Sizes]:
     return {n: Sizes(num_heads // n, num_heads // n) for n in range(1, num_heads + 1) if num_heads % n == 0}
 
 
-def with_inner(inner: torch.Tensor) -> LayerHeads:
+def with_inner(inner: torch.Tensor) -> HeadFeatures:
     return replace(random_heads(len(inner)), num_heads=len(inner), inner=inner)
 
 
@@ -65,7 +68,7 @@ def test_keys_and_values_count_with_their_biases():
 
 @given(st.lists(st.integers(0, 6), min_size=7, max_size=7), st.permutations(range(7)))
 def test_what_groups_are_called_does_not_matter(labels, names):
-    spread = Spread(clustered([4, 2, 1], seed=0))
+    spread = WithinClusterError(clustered([4, 2, 1], seed=0))
     renamed = [names[label] for label in labels]
     once, again = spread.of_labels(torch.tensor([labels, renamed])).tolist()
     assert once == again
@@ -74,7 +77,7 @@ def test_what_groups_are_called_does_not_matter(labels, names):
 
 @given(st.integers(0, 1000))
 def test_heads_that_all_stay_alone_lose_nothing(seed):
-    spread = Spread(clustered([4, 2, 1], seed=seed))
+    spread = WithinClusterError(clustered([4, 2, 1], seed=seed))
     assert spread.of_labels(torch.arange(7)[None]).tolist() == [0]
     assert spread.of_labels(torch.arange(7).flip(0)[None]).tolist() == [0]
 
@@ -84,10 +87,10 @@ def test_two_generations_of_five_improve_on_the_first_population():
     options, gains = QCQA(population=5, generations=2), []
     for seed in range(5):
         inner, counts = clustered([3, 3, 2, 1], seed=seed), {3: Sizes(1, 7), 4: Sizes(1, 6)}
-        rows = first_rows(9, counts, options.population, dice_of(f"{seed}/start"))
-        errors = Spread(inner).of_labels(torch.from_numpy(rows)).numpy()
+        rows = first_rows(9, counts, options.population, rng_of(f"{seed}/start"))
+        errors = WithinClusterError(inner).of_labels(torch.from_numpy(rows)).numpy()
         before = {n: errors[num_groups(rows) == n].min() for n in counts}
-        after = {p.groups: p.wse for p in layer_front(inner, counts, options, seed=str(seed))}
+        after = {p.size: p.loss for p in layer_front(inner, counts, options, seed=str(seed))}
         gains += [1 - after[n] / before[n] for n in counts]
     assert min(gains) >= 0
     assert sum(gain > 0.01 for gain in gains) >= 5
@@ -97,23 +100,23 @@ def test_arbitrary_sizes_beat_equal_ones_where_heads_come_in_unequal_clusters():
     inner = clustered([6, 1, 1], seed=3)
     for count in (2, 4):
         any_size = layer_front(inner, free(8), QCQA(), seed="0")[count - 1]
-        blocks = {p.groups: p for p in layer_front(inner, equal(8), QCQA(), seed="0")}[count]
-        assert any_size.wse < 0.7 * blocks.wse
-        assert Partition(blocks.labels).is_equal
-        assert not Partition(any_size.labels).is_equal
+        blocks = {p.size: p for p in layer_front(inner, equal(8), QCQA(), seed="0")}[count]
+        assert any_size.loss < 0.7 * blocks.loss
+        assert Partition(blocks.row).is_equal
+        assert not Partition(any_size.row).is_equal
 
 
 @pytest.mark.parametrize("sizes", [[5, 4, 2, 1], [2] * 6, [1] * 12])
 @pytest.mark.parametrize("seed", range(2))
 def test_within_one_percent_of_the_optimum_on_twelve_heads(sizes, seed):
     inner = clustered(sizes, seed, noise=1.0)
-    spread = Spread(inner)
+    spread = WithinClusterError(inner)
     for counts in (free(12), equal(12)):
         best = exact_partitions(12, counts, spread)
         for point in layer_front(inner, counts, QCQA(), seed=str(seed)):
-            optimum = sum(map(spread, best[point.groups].groups))
-            assert optimum * (1 - 1e-9) - 1e-9 <= point.wse <= optimum * 1.01 + 1e-9
-            assert point.wse == pytest.approx(sum(map(spread, Partition(point.labels).groups)), abs=1e-9)
+            optimum = sum(map(spread, best[point.size].groups))
+            assert optimum * (1 - 1e-9) - 1e-9 <= point.loss <= optimum * 1.01 + 1e-9
+            assert point.loss == pytest.approx(sum(map(spread, Partition(point.row).groups)), abs=1e-9)
 
 
 @pytest.mark.parametrize("most", [2, 3, 5])
@@ -130,7 +133,7 @@ def test_sizes_are_respected_also_where_they_are_tight(most):
 @pytest.mark.parametrize("num_heads", range(1, 6))
 def test_few_heads_leave_little_to_search_and_everything_is_found(num_heads):
     inner = clustered([num_heads], seed=1)
-    spread = Spread(inner)
+    spread = WithinClusterError(inner)
     best = exact_partitions(num_heads, free(num_heads), spread)
     found = QCQA().groups(with_inner(inner), free(num_heads), seed="0")
     for count, partition in found.items():
@@ -163,7 +166,6 @@ def test_options_are_recorded_and_checked():
         "generations": 100,
         "crossover": 0.9,
         "mutation": None,
-        "one_stage": False,
     }
     assert METHODS["qcqa"].configured({"mutation": 0.1}).options()["mutation"] == 0.1
     for name, value in [("generations", 0), ("population", 3), ("crossover", 1.5), ("mutation", -0.1)]:
@@ -177,34 +179,33 @@ def test_weights_that_are_not_finite_are_refused(wrong):
     inner[1, 2] = inner[2, 1] = wrong
     with pytest.raises(ValueError, match="not finite"):
         SHORT.groups(with_inner(inner), free(6), seed="0")
-    with pytest.raises(ValueError, match="not finite"):
-        SHORT.model_front([inner], [free(6)], seed="0")
 
 
 def test_one_search_over_the_model_gives_a_front_of_valid_plans():
+    """The paper's one-stage variant, which benchmarks/nsga_sensitivity.py compares with two stages."""
     inners = [clustered([4, 2], seed=0), clustered([3, 3, 2], seed=4)]
     counts = [free(6), equal(8)]
-    front = QCQA(population=40, generations=30).model_front(inners, counts, seed="0")
-    assert front == QCQA(population=40, generations=30).model_front(inners, counts, seed="0")
-    for point in front:
-        assert point.heads == sum(partition.num_groups for partition in point.partitions)
-        totals = [
-            sum(map(Spread(inner), partition.groups))
-            for inner, partition in zip(inners, point.partitions, strict=True)
-        ]
-        assert point.wse == pytest.approx(sum(totals))
-        for allowed, partition in zip(counts, point.partitions, strict=True):
-            assert allowed[partition.num_groups].hold(partition)
-    assert (front[0].heads, front[-1].heads, front[-1].wse) == (2, 14, 0)
-    for smaller, larger in itertools.pairwise(front):
-        assert smaller.heads < larger.heads
-        assert smaller.wse > larger.wse
+    options = QCQA(population=40, generations=30)
+    points = model_points(inners, counts, options, seed="0")
+    assert points == model_points(inners, counts, options, seed="0")
+    best = [exact_partitions(len(i), c, WithinClusterError(i)) for i, c in zip(inners, counts, strict=True)]
+    for point in points:
+        assert point.size == sum(point.counts)
+        least = sum(
+            sum(map(WithinClusterError(inner), exact[count].groups))
+            for inner, exact, count in zip(inners, best, point.counts, strict=True)
+        )
+        assert point.loss >= least - 1e-9
+    assert (points[0].counts, points[-1].counts, points[-1].loss) == ((1, 1), (6, 8), 0)
+    assert points[0].loss == pytest.approx(sum(WithinClusterError(i)(range(len(i))) for i in inners))
+    for smaller, larger in itertools.pairwise(points):
+        assert smaller.size < larger.size
 
 
 @given(st.integers(2, 9), st.integers(0, 100))
 def test_first_populations_hold_every_number_asked_for(num_heads, seed):
     counts = {n: sizes for n in range(1, num_heads + 1) if (sizes := Sizes.of(num_heads, n, most=4))}
-    rows = first_rows(num_heads, counts, 30, dice_of(str(seed)))
+    rows = first_rows(num_heads, counts, 30, rng_of(str(seed)))
     assert (rows == canonical(rows)).all()
     assert set(num_groups(rows).tolist()) == set(counts)
     for row in rows.tolist():
@@ -214,7 +215,8 @@ def test_first_populations_hold_every_number_asked_for(num_heads, seed):
 def test_pymoo_is_imported_by_a_search_alone_and_prints_nothing():
     script = (
         "import sys; from gqakit.grouping_methods.base import Sizes; "
-        "from gqakit.grouping_methods.qcqa.method import QCQA, layer_front; import torch;"
+        "from gqakit.grouping_methods.qcqa.layer_search import layer_front;"
+        "from gqakit.grouping_methods.qcqa.method import QCQA; import torch;"
         "assert not any(name.startswith('pymoo') for name in sys.modules);"
         "counts = {n: Sizes(1, 5 - n) for n in range(1, 5)};"
         "layer_front(torch.eye(4).double(), counts, QCQA(generations=2), seed='0');"
@@ -222,3 +224,17 @@ def test_pymoo_is_imported_by_a_search_alone_and_prints_nothing():
     )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert (run.stdout, run.stderr) == ("", "")
+
+
+def test_without_pymoo_the_error_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pymoo", None)
+    install = r"pip install 'gqakit\[qcqa\]'"
+    for registered in (
+        METHODS["qcqa"],
+        ALLOCATIONS["qcqa_layers"],
+    ):  # when options are checked, before any work
+        with pytest.raises(MissingDependencyError, match=install):
+            registered.configured({})
+    with pytest.raises(MissingDependencyError, match=install):
+        layer_front(clustered([3, 3], seed=0), free(6), SHORT, seed="0")
+    assert METHODS["optimal"].configured({}) == METHODS["optimal"]

@@ -7,9 +7,10 @@ from methods_brute_force import KINDS, all_partitions, brute_force, random_cost,
 from methods_layers import heads_of, normal
 
 from gqakit.core.grouping import Partition
+from gqakit.core.key_allocation import equal_allocation
 from gqakit.grouping_methods import METHODS
 from gqakit.grouping_methods import partition_search as search
-from gqakit.grouping_methods.base import Sizes, cut, equal_blocks
+from gqakit.grouping_methods.base import Sizes, cut
 
 
 def limits(num_heads: int, num_groups: int) -> list[Sizes]:
@@ -29,7 +30,7 @@ def test_the_brute_force_looks_at_everything():
     assert [sum(1 for _ in all_partitions(6, k)) for k in range(1, 7)] == [1, 31, 90, 65, 15, 1]  # Stirling
 
 
-@pytest.mark.parametrize("num_heads", range(1, 9))
+@pytest.mark.parametrize("num_heads", [1, 2, 5, 8])
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_exact_equals_brute_force(num_heads, kind):
     cost = KINDS[kind](num_heads, num_heads)
@@ -76,8 +77,7 @@ def test_ties_are_broken_the_same_way():
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
-@pytest.mark.parametrize(("num_heads", "num_groups"), [(8, 2), (8, 3), (8, 5), (9, 3)])
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize(("num_heads", "num_groups", "seed"), [(8, 2, 0), (8, 3, 1), (8, 5, 0), (9, 3, 1)])
 def test_local_search_lies_between_the_optimum_and_neighbour(kind, num_heads, num_groups, seed):
     cost = KINDS[kind](num_heads, seed)
     for sizes in limits(num_heads, num_groups):
@@ -85,7 +85,7 @@ def test_local_search_lies_between_the_optimum_and_neighbour(kind, num_heads, nu
         assert found.num_groups == num_groups
         assert sizes.hold(found)
         optimum = brute_force(num_heads, num_groups, cost, sizes)
-        neighbour = cut(list(range(num_heads)), equal_blocks(num_heads, num_groups))
+        neighbour = cut(list(range(num_heads)), equal_allocation(num_heads, num_groups))
         assert total(found, cost) >= optimum - 1e-12
         if kind == "plane":  # with structure the restarts find it
             assert total(found, cost) == pytest.approx(optimum)
@@ -93,8 +93,7 @@ def test_local_search_lies_between_the_optimum_and_neighbour(kind, num_heads, nu
             assert total(found, cost) <= total(neighbour, cost) + 1e-12
 
 
-@pytest.mark.parametrize(("num_heads", "num_groups"), [(12, 4), (13, 5), (14, 7), (14, 3)])
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize(("num_heads", "num_groups", "seed"), [(12, 4, 0), (13, 5, 1), (14, 3, 0)])
 def test_local_search_finds_the_optimum_of_structured_costs(num_heads, num_groups, seed):
     cost = KINDS["plane"](num_heads, seed)
     for sizes in limits(num_heads, num_groups):
@@ -154,5 +153,5 @@ def test_the_unit_of_a_cost_does_not_matter(scale):
 
 
 @pytest.mark.parametrize(("heads", "groups", "sizes"), [(8, 4, [2] * 4), (8, 3, [3, 3, 2]), (5, 5, [1] * 5)])
-def test_equal_blocks(heads, groups, sizes):
-    assert equal_blocks(heads, groups) == sizes
+def test_equal_allocation(heads, groups, sizes):
+    assert equal_allocation(heads, groups) == tuple(sizes)

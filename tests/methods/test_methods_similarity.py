@@ -9,13 +9,13 @@ from methods_layers import BOTH, HEAD_DIM, WIDTH, forbidden, heads_of, normal, r
 from gqakit.core.grouping import Partition
 from gqakit.core.rope import Channels
 from gqakit.grouping_methods import METHODS
-from gqakit.grouping_methods.base import LayerHeads, Sizes
+from gqakit.grouping_methods.base import HeadFeatures, Sizes
 
 TEXT, WEIGHTS = [0, 1, 2, 1, 0, 2, 0], [0, 0, 1, 2, 1, 2, 2]
 SIMILARITIES = ["weight_similarity", "activation_similarity", "aligned", "asymgqa"]
 
 
-def grouped(name: str, heads: LayerHeads, num_groups: int, sizes: Sizes | None = None) -> list[int]:
+def grouped(name: str, heads: HeadFeatures, num_groups: int, sizes: Sizes | None = None) -> list[int]:
     sizes = sizes or Sizes(1, heads.num_heads - num_groups + 1)
     found = METHODS[name].group(heads, num_groups, sizes=sizes, rng=random.Random(0))
     return list(found.labels)

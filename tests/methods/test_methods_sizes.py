@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gqakit.core.grouping import Partition
-from gqakit.grouping_methods.base import Sizes, cut, equal_blocks, in_range
+from gqakit.core.key_allocation import equal_allocation
+from gqakit.grouping_methods.base import Sizes, cut, in_range
 
 
 def sizes_of_some_partition(num_heads: int, num_groups: int) -> list[tuple[int, ...]]:
@@ -34,7 +35,7 @@ def test_sizes_exist_where_some_partition_has_them(num_heads, num_groups, equal,
     every = sizes_of_some_partition(num_heads, num_groups)
     held = [sizes for sizes in every if found.hold(cut(list(range(num_heads)), list(sizes)))]
     assert held == possible
-    blocks = equal_blocks(num_heads, num_groups)  # what every search starts from
+    blocks = equal_allocation(num_heads, num_groups)  # what every search starts from
     assert found.hold(cut(list(range(num_heads)), blocks))
 
 
@@ -42,10 +43,10 @@ def test_sizes_exist_where_some_partition_has_them(num_heads, num_groups, equal,
 def test_balanced_is_what_blocks_have(num_heads, data):
     num_groups = data.draw(st.integers(1, num_heads))
     balanced = Sizes.balanced(num_heads, num_groups)
-    blocks = equal_blocks(num_heads, num_groups)
+    blocks = equal_allocation(num_heads, num_groups)
     assert (balanced.least, balanced.most) == (min(blocks), max(blocks))
     assert sum(blocks) == num_heads
-    assert blocks == sorted(blocks, reverse=True)
+    assert list(blocks) == sorted(blocks, reverse=True)
 
 
 def test_cut_keeps_the_order():

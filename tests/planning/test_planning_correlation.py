@@ -1,11 +1,17 @@
 """Rank correlation against scipy, and what it is among samples of like kind."""
 
 import math
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
+from gqakit.errors import UsageError
+from gqakit.planning.correlation.options import CorrelateOptions
 from gqakit.planning.correlation.ranks import picked_loss, rank_correlation, stratified_correlation
 
 
@@ -56,3 +62,23 @@ def test_what_a_score_picks() -> None:
     tied = picked_loss([7.0] * 8, losses, strata, 0)
     assert tied.ratio == pytest.approx(1)  # a score that says nothing picks the average
     assert picked_loss([1, 2], [1, 2], ["a", "b"], 0).sets == 0
+    alone = picked_loss([0, 1, 2], losses[:3], ["a"] * 3, 0)  # one set: nothing to resample
+    assert (alone.low, alone.high, alone.sets) == (alone.ratio, alone.ratio, 1)
+
+
+def test_options_say_what_they_are_and_are_checked() -> None:
+    for field in fields(CorrelateOptions):
+        assert set(field.metadata) == {"help", "panel", "choices"}
+        assert field.metadata["help"].endswith(".")
+    merge = next(field for field in fields(CorrelateOptions) if field.name == "merge")
+    assert "fold" in merge.metadata["choices"]
+    with pytest.raises(UsageError, match="unknown merge rule 'foldd'"):
+        CorrelateOptions(Path("m"), merge="foldd")
+    for name, value in (("layers", 0), ("random_groupings", -1)):
+        with pytest.raises(UsageError, match=f"`{name}` = {value} must be at least"):
+            CorrelateOptions(Path("m"), **{name: value})
+    script = (
+        "import sys; import gqakit.planning.correlation.options; "
+        "assert not {'torch', 'numpy', 'scipy'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)

@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from gqakit.calibration.collect import collect_moments
-from gqakit.calibration.store import MomentsFile, MomentsHeader, save_moments
+from gqakit.calibration.collect import collect_statistics
+from gqakit.calibration.store import StatisticsFile, StatisticsHeader, save_statistics
 from gqakit.core.merging import RULES
 from gqakit.errors import BudgetError, PlanError, UsageError
 from gqakit.grouping_methods import METHODS
@@ -32,12 +32,12 @@ def opened(tiny_llama) -> Source:
 
 
 @pytest.fixture(scope="module")
-def moments(tiny_llama, opened, tmp_path_factory) -> MomentsFile:
+def moments(tiny_llama, opened, tmp_path_factory) -> StatisticsFile:
     from transformers import LlamaForCausalLM
 
     model = LlamaForCausalLM.from_pretrained(tiny_llama(4)).eval()
     windows = torch.randint(0, 64, (4, 16), generator=torch.Generator().manual_seed(0))
-    header = MomentsHeader(
+    header = StatisticsHeader(
         source="tiny",
         fingerprint=opened.fingerprint,
         num_layers=4,
@@ -48,8 +48,8 @@ def moments(tiny_llama, opened, tmp_path_factory) -> MomentsFile:
         text="random",
         text_sha256="0",
     )
-    layers = collect_moments(model, opened.spec, windows)
-    return save_moments(tmp_path_factory.mktemp("moments") / "m.safetensors", header, layers)
+    layers = collect_statistics(model, opened.spec, windows)
+    return save_statistics(tmp_path_factory.mktemp("moments") / "m.safetensors", header, layers)
 
 
 def request(source: Source, budget: dict[str, Any], **options: Any) -> Request:
@@ -57,7 +57,9 @@ def request(source: Source, budget: dict[str, Any], **options: Any) -> Request:
     return Request.check(source.spec, BudgetOptions(**budget), PlanOptions(**options))
 
 
-def plan(source: Source, ratio: float = 0.5, statistics: MomentsFile | None = None, **options: Any) -> Plan:
+def plan(
+    source: Source, ratio: float = 0.5, statistics: StatisticsFile | None = None, **options: Any
+) -> Plan:
     """With the same share in every layer unless a test asks for another allocation."""
     options = {"allocation": "uniform", **options}
     return make_plan(source, request(source, {"kv_ratio": ratio}, **options), statistics).plan

@@ -77,10 +77,10 @@ def layout(request, monkeypatch):
 
 
 @pytest.mark.usefixtures("layout")
-@pytest.mark.parametrize("kind", [None, "keys", "shared", "rows", "heads"])
 @pytest.mark.parametrize("maps", MAPS.values(), ids=MAPS)
-def test_masks_and_caps(maps, kind):
-    for length, softcap in itertools.product(LENGTHS, (None, 0.7)):
+def test_masks_and_caps(maps):
+    kinds = None, "keys", "shared", "rows", "heads"
+    for length, kind, softcap in itertools.product(LENGTHS, kinds, (None, 0.7)):
         check_masks_and_caps(maps, length, kind, softcap)
 
 
@@ -99,10 +99,10 @@ def check_masks_and_caps(maps, length, kind, softcap):
 
 
 @pytest.mark.usefixtures("layout")
-@pytest.mark.parametrize("mask_kind", [None, "rows", "added"])
 @pytest.mark.parametrize("maps", MAPS.values(), ids=MAPS)
-def test_position_bias(maps, mask_kind):
-    for length, shape in itertools.product(LENGTHS, ((1, HEADS), (BATCH, HEADS), (1, 1))):
+def test_position_bias(maps):
+    shapes = (1, HEADS), (BATCH, HEADS), (1, 1)
+    for length, shape, mask_kind in itertools.product(LENGTHS, shapes, (None, "rows", "added")):
         check_position_bias(maps, length, shape, mask_kind)
 
 
@@ -117,16 +117,15 @@ def check_position_bias(maps, length, shape, mask_kind):
 
 
 @pytest.mark.usefixtures("layout")
-@pytest.mark.parametrize("extra", ["nothing", "bias", "cap"])
-@pytest.mark.parametrize("length", [3, 40])
 @pytest.mark.parametrize("maps", MAPS.values(), ids=MAPS)
-def test_causal(maps, length, extra):
-    inputs = states(maps, length, length)
-    bias = torch.randn(1, HEADS, length, length) if extra == "bias" else None
-    softcap = 0.7 if extra == "cap" else None
-    out, _ = grouped_attention_forward(module(maps), *inputs, None, position_bias=bias, softcap=softcap)
-    expected = reference(maps, *inputs, bias=bias, causal=True, softcap=softcap)
-    torch.testing.assert_close(out.double(), expected, atol=2e-6, rtol=1e-5)
+def test_causal(maps):
+    for length, extra in itertools.product((3, 40), ("nothing", "bias", "cap")):
+        inputs = states(maps, length, length)
+        bias = torch.randn(1, HEADS, length, length) if extra == "bias" else None
+        softcap = 0.7 if extra == "cap" else None
+        out, _ = grouped_attention_forward(module(maps), *inputs, None, position_bias=bias, softcap=softcap)
+        expected = reference(maps, *inputs, bias=bias, causal=True, softcap=softcap)
+        torch.testing.assert_close(out.double(), expected, atol=2e-6, rtol=1e-5)
 
 
 def test_capped_scores_in_blocks_of_queries(monkeypatch):
@@ -139,11 +138,10 @@ def test_capped_scores_in_blocks_of_queries(monkeypatch):
 
 
 @pytest.mark.usefixtures("layout")
-@pytest.mark.parametrize("length", [1, 5, 40])
 @pytest.mark.parametrize("maps", MAPS.values(), ids=MAPS)
-def test_cross_attention_sees_every_position(maps, length):
-    inputs = states(maps, length, 23)
-    for kind in (None, "keys"):
+def test_cross_attention_sees_every_position(maps):
+    for length, kind in itertools.product((1, 5, 40), (None, "keys")):
+        inputs = states(maps, length, 23)
         mask = mask_of(kind, length, 23)
         out, _ = grouped_attention_forward(module(maps, is_causal=False), *inputs, mask)
         expected = reference(maps, *inputs, mask=mask)
@@ -151,41 +149,38 @@ def test_cross_attention_sees_every_position(maps, length):
 
 
 @pytest.mark.usefixtures("layout")
-@pytest.mark.parametrize("softcap", [None, 0.7])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("maps", MAPS.values(), ids=MAPS)
-def test_half_precision_decode(maps, dtype, softcap, monkeypatch):
+def test_half_precision_decode(maps, monkeypatch):
     monkeypatch.setattr(attention, "WIDENED_POSITIONS", 16)
-    inputs = states(maps, 1, 50, dtype)
-    mask = mask_of("heads", 1, 50)
-    out, _ = grouped_attention_forward(module(maps), *inputs, mask, softcap=softcap)
-    assert out.dtype == dtype
-    expected = reference(maps, *inputs, mask=mask, softcap=softcap)
-    torch.testing.assert_close(out.double(), expected, atol=2e-2, rtol=2e-2)
+    for dtype, softcap in itertools.product((torch.bfloat16, torch.float16), (None, 0.7)):
+        inputs = states(maps, 1, 50, dtype)
+        mask = mask_of("heads", 1, 50)
+        out, _ = grouped_attention_forward(module(maps), *inputs, mask, softcap=softcap)
+        assert out.dtype == dtype
+        expected = reference(maps, *inputs, mask=mask, softcap=softcap)
+        torch.testing.assert_close(out.double(), expected, atol=2e-2, rtol=2e-2)
 
 
 @pytest.mark.usefixtures("layout")
-@pytest.mark.parametrize("length", [1, 5])
 @pytest.mark.parametrize("maps", MAPS.values(), ids=MAPS)
-def test_gradients(maps, length):
-    inputs = [each.requires_grad_() for each in states(maps, length, 9)]
-    out, _ = grouped_attention_forward(module(maps, False), *inputs, None)
-    grads = [
-        torch.autograd.grad(each.square().sum(), inputs) for each in (out.double(), reference(maps, *inputs))
-    ]
-    for grad, expected in zip(*grads, strict=True):
-        torch.testing.assert_close(grad, expected, atol=1e-5, rtol=1e-4)
+def test_gradients(maps):
+    for length in (1, 5):
+        inputs = [each.requires_grad_() for each in states(maps, length, 9)]
+        out, _ = grouped_attention_forward(module(maps, False), *inputs, None)
+        outs = out.double(), reference(maps, *inputs)
+        grads = [torch.autograd.grad(each.square().sum(), inputs) for each in outs]
+        for grad, expected in zip(*grads, strict=True):
+            torch.testing.assert_close(grad, expected, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.usefixtures("layout")
-@pytest.mark.parametrize("kind", [None, "rows"])
-@pytest.mark.parametrize("length", [1, 5, 40])
-def test_every_query_head_its_own_is_sdpa_to_the_bit(length, kind):
+def test_every_query_head_its_own_is_sdpa_to_the_bit():
     maps = MAPS["identity"]
-    inputs = states(maps, length, length)
-    mask = mask_of(kind, length, length)
-    out, _ = grouped_attention_forward(module(maps), *inputs, mask)
-    assert torch.equal(out, sdpa_attention_forward(SimpleNamespace(is_causal=True), *inputs, mask)[0])
+    for length, kind in itertools.product((1, 5, 40), (None, "rows")):
+        inputs = states(maps, length, length)
+        mask = mask_of(kind, length, length)
+        out, _ = grouped_attention_forward(module(maps), *inputs, mask)
+        assert torch.equal(out, sdpa_attention_forward(SimpleNamespace(is_causal=True), *inputs, mask)[0])
 
 
 @pytest.mark.parametrize(
@@ -203,16 +198,14 @@ def test_ordinary_groups_in_order_are_sdpa_to_the_bit(length, kind, layout):
         assert torch.equal(out, sdpa_attention_forward(stock, *inputs, mask)[0])
 
 
-@pytest.mark.parametrize("length", [1, 5])
-@pytest.mark.parametrize("kind", [None, "rows"])
-def test_a_module_without_head_maps_keeps_its_stock_heads(kind, length):
-    query, key, value = states(MAPS["contiguous"], length, 9)
+def test_a_module_without_head_maps_keeps_its_stock_heads():
     stock = SimpleNamespace(is_causal=False, num_key_value_groups=4)
-    mask = mask_of(kind, length, 9)
-    bias = torch.randn(1, HEADS, length, 9)
-    for given in (None, bias):
-        out, _ = grouped_attention_forward(stock, query, key, value, mask, position_bias=given)
-        expected = reference(MAPS["contiguous"], query, key, value, mask=mask, bias=given)
+    for length, kind, biased in itertools.product((1, 5), (None, "rows"), (False, True)):
+        inputs = states(MAPS["contiguous"], length, 9)
+        mask = mask_of(kind, length, 9)
+        bias = torch.randn(1, HEADS, length, 9) if biased else None
+        out, _ = grouped_attention_forward(stock, *inputs, mask, position_bias=bias)
+        expected = reference(MAPS["contiguous"], *inputs, mask=mask, bias=bias)
         torch.testing.assert_close(out.double(), expected, atol=2e-6, rtol=1e-5)
 
 

@@ -19,9 +19,11 @@ def generate(model, ids, **options):
     return model.generate(ids, max_new_tokens=10, **options)
 
 
-@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("maps", MAPS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "mode"),
+    [*((family, "greedy") for family in FAMILIES), ("llama", "beams"), ("qwen3", "sampling")],
+)
 def test_padded_batch_generates_what_the_stock_model_generates(family, maps, mode):
     grouped, stock = pair(family, MAPS[maps])
     ids = tokens() * PADDED
@@ -40,7 +42,7 @@ def test_cache_changes_nothing(maps):
     assert torch.equal(cached, uncached)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
 def test_static_cache_with_other_counts_in_each_layer(family):
     grouped, stock = pair(family, SAME)
     ids = tokens() * PADDED

@@ -12,11 +12,13 @@ import gqakit
 SOURCE = str(Path(gqakit.__file__).parents[1])
 
 USE = """
+import sys
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING
 kind = type(AutoConfig.for_model("gqakit_qwen3"))
 assert MODEL_FOR_CAUSAL_LM_MAPPING[kind].__name__ == "GqakitQwen3ForCausalLM"
 assert MODEL_MAPPING[kind].__name__ == "GqakitQwen3Model"
+assert "numba" not in sys.modules  # not before it is needed
 """
 REGISTER = "from gqakit.models.registration import register_lazily\nregister_lazily()\nregister_lazily()\n"
 STOCK = "from transformers.models.llama.modeling_llama import LlamaForCausalLM\n"

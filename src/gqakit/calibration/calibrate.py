@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 from gqakit.calibration.options import CalibrateOptions
-from gqakit.calibration.store import MomentsFile, MomentsHeader, save_moments
+from gqakit.calibration.store import StatisticsFile, StatisticsHeader, save_statistics
 from gqakit.data.batches import Content, batches_of, unit_of
 from gqakit.errors import DataError, OutputError
 from gqakit.models.source import Source
@@ -19,7 +19,7 @@ LOG = logging.getLogger("gqakit")
 @takes(CalibrateOptions)
 def calibrate(
     model: str | Path, out: str | Path, options: CalibrateOptions, progress: Reporter = silent
-) -> MomentsFile:
+) -> StatisticsFile:
     """Run a model over some text, images or speech once and save the statistics of every layer, of all stacks.
 
     Args:
@@ -39,9 +39,9 @@ def calibrate(
 
 def calibrate_source(
     source: Source, out: Path, content: Content, options: CalibrateOptions, progress: Reporter
-) -> MomentsFile:
+) -> StatisticsFile:
     """`calibrate` for a model that is open and data that is read."""
-    from gqakit.calibration.collect import collect_moments
+    from gqakit.calibration.collect import collect_statistics
     from gqakit.data.samples import positions_of
     from gqakit.models.load import use_attention_interface
     from gqakit.models.running import load_model
@@ -57,12 +57,12 @@ def calibrate_source(
     use_attention_interface(model, spec)
     try:
         with progress("calibrate", positions, unit_of(spec)) as advance:
-            layers = collect_moments(model, spec, batches, advance)
+            layers = collect_statistics(model, spec, batches, advance)
     except DataError:
         for layer in range(spec.num_layers):
             source.layer(layer)  # names the tensor, if one is what is not finite
         raise
-    header = MomentsHeader(
+    header = StatisticsHeader(
         source=source.name,
         fingerprint=source.fingerprint,
         num_layers=spec.num_layers,
@@ -73,7 +73,7 @@ def calibrate_source(
         text=content.name,
         text_sha256=content.sha256,
     )
-    return save_moments(out, header, {spec.key(layer): moments for layer, moments in layers.items()})
+    return save_statistics(out, header, {spec.key(layer): moments for layer, moments in layers.items()})
 
 
 def _warn(source: Source, content: Content, positions: int) -> None:

@@ -16,7 +16,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from gqakit.calibration.second_moment import SecondMoment
-from gqakit.core.statistics import LayerMoments
+from gqakit.core.statistics import LayerStatistics
 from gqakit.data.samples import Batch, as_batches, positions_of
 from gqakit.errors import DataError, FamilyError
 from gqakit.models.remote_code.attention import GroupedHeads, mask_with_bias
@@ -29,12 +29,12 @@ CAUSAL_PARTS = 4
 """Samples of causal attention are looked at in so many parts, each with the keys up to its last position."""
 
 
-def collect_moments(
+def collect_statistics(
     model: PreTrainedModel,
     spec: ModelSpec,
     batches: Tensor | Iterable[Batch],
     progress: Callable[[int], None] = lambda n: None,
-) -> dict[int, LayerMoments]:
+) -> dict[int, LayerStatistics]:
     """Moments of every attention layer over some input, from one forward pass a batch.
 
     Input moments take every position. What attention does is sampled; see `sampled_positions`.
@@ -170,7 +170,7 @@ class _LayerSums:
             found.view(-1).index_add_(0, part.bins, weights.sum(0).flatten())
             self.distances[:, : part.seen] += found.cpu()
 
-    def moments(self, frequencies: Tensor | None) -> LayerMoments:
+    def moments(self, frequencies: Tensor | None) -> LayerStatistics:
         """The averages."""
         if not self.value.count or (self.rotates and not self.distances.sum()):
             raise FamilyError(
@@ -186,9 +186,9 @@ class _LayerSums:
                     f"layer {self.name}: activations of its attention are not finite on this input; is the model sound?"
                 )
         if frequencies is None or not self.distances.shape[1]:
-            return LayerMoments(inputs, value, query=query)
+            return LayerStatistics(inputs, value, query=query)
         distances = self.distances / self.distances.sum(1, keepdim=True)
-        return LayerMoments(inputs, value, distances, frequencies, query)
+        return LayerStatistics(inputs, value, distances, frequencies, query)
 
 
 @contextmanager
@@ -222,7 +222,9 @@ def _watched(model: PreTrainedModel, spec: ModelSpec, layers: list[_LayerSums]) 
 
 def _configs(model: PreTrainedModel) -> list[tuple[Any, str | None]]:
     """The configs that modules of a model hold, each with the name of its attention function."""
-    found = {id(config): config for m in model.modules() if (config := getattr(m, "config", None)) is not None}
+    found = {
+        id(config): config for m in model.modules() if (config := getattr(m, "config", None)) is not None
+    }
     named = [config for config in found.values() if hasattr(config, "_attn_implementation")]
     return [(config, config._attn_implementation) for config in named]
 

@@ -17,14 +17,14 @@ from safetensors.torch import save
 from torch import Tensor
 
 from gqakit.checkpoint.atomic import regular, write_bytes
-from gqakit.core.statistics import LayerMoments
+from gqakit.core.statistics import LayerStatistics
 from gqakit.errors import PlanError
 
 _KEY = "gqakit_moments"
-_KINDS = tuple(field.name for field in fields(LayerMoments))
+_KINDS = tuple(field.name for field in fields(LayerStatistics))
 
 
-class MomentsHeader(BaseModel):
+class StatisticsHeader(BaseModel):
     """Where moments came from."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -42,11 +42,11 @@ class MomentsHeader(BaseModel):
 
 
 @dataclass(frozen=True)
-class MomentsFile:
+class StatisticsFile:
     """Calibration results, read a layer at a time."""
 
     path: Path
-    header: MomentsHeader
+    header: StatisticsHeader
 
     def __repr__(self) -> str:
         head = self.header
@@ -56,7 +56,7 @@ class MomentsFile:
         )
 
     @classmethod
-    def open(cls, path: Path) -> MomentsFile:
+    def open(cls, path: Path) -> StatisticsFile:
         """Read the header.
 
         Raises:
@@ -72,18 +72,18 @@ class MomentsFile:
                 f"{path} is a safetensors file but holds no gqakit moments; make them with `gqakit calibrate`"
             )
         try:
-            return cls(path, MomentsHeader.model_validate_json(metadata[_KEY]))
+            return cls(path, StatisticsHeader.model_validate_json(metadata[_KEY]))
         except ValidationError as error:
             raise PlanError(f"moments {path} have a header this gqakit does not read: {error}") from error
 
-    def layer(self, key: int | str) -> LayerMoments:
+    def layer(self, key: int | str) -> LayerStatistics:
         """The moments of one layer, by `ModelSpec.key`, in the stored precision (float32)."""
         with safe_open(self.path, "pt") as file:
             names = set(file.keys())
             found = {
                 kind: file.get_tensor(name) for kind in _KINDS if (name := f"layers.{key}.{kind}") in names
             }
-        return LayerMoments(**found)
+        return LayerStatistics(**found)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -109,9 +109,11 @@ class MomentsFile:
             )
 
 
-def save_moments(
-    path: Path, header: MomentsHeader, layers: Mapping[str, LayerMoments] | Mapping[int, LayerMoments]
-) -> MomentsFile:
+def save_statistics(
+    path: Path,
+    header: StatisticsHeader,
+    layers: Mapping[str, LayerStatistics] | Mapping[int, LayerStatistics],
+) -> StatisticsFile:
     """Write moments in float32, atomically."""
     tensors: dict[str, Tensor] = {}
     for key, moments in layers.items():
@@ -121,4 +123,4 @@ def save_moments(
                 tensors[f"layers.{key}.{kind}"] = tensor.to(torch.float32, copy=True).contiguous()
     metadata = {_KEY: json.dumps(header.model_dump(), sort_keys=True)}
     write_bytes(path, save(tensors, metadata=metadata))
-    return MomentsFile(path, header)
+    return StatisticsFile(path, header)

@@ -17,7 +17,7 @@ from .index import listed
 from .manifest import MANIFEST_NAME, Manifest, new_manifest, read_manifest
 from .reader import Checkpoint
 from .sidefiles import TEMPLATES_FOLDER, is_side_file
-from .workspace import MARKER, owned
+from .workspace import MARKER, claimed, owned
 
 _REPLACEABLE = (
     *("config.json", "README.md", "*.safetensors", "*.safetensors.index.json", f"*{PARTIAL}"),
@@ -60,7 +60,7 @@ def check_output(
     not empty without being a run to continue (unless `overwrite`, and then only if it is a checkpoint), or
     if the disk is too full.
     """
-    _check_apart(source.path, out)
+    check_apart(source.path, out)
     if not os.path.lexists(out):
         _check_space(out, needed_bytes, 0)
         return None
@@ -101,7 +101,8 @@ def clear_output(out: Path, names: set[str]) -> None:
                 path.parent.rmdir()
 
 
-def _check_apart(source: Path, out: Path) -> None:
+def check_apart(source: Path, out: Path) -> None:
+    """Raises OutputError if `out` is, contains or lies in the source."""
     for inner, outer, said in ((out, source, "lies inside"), (source, out, "contains")):
         inner = inner.resolve()
         for folder in (inner, *inner.parents):
@@ -149,7 +150,7 @@ def _check_may_clear(out: Path, names: list[str], overwrite: bool) -> None:
             f"{out}: is not empty (holds {listed(names)}), expected an empty or new directory. "
             "Choose another one, or use --overwrite to replace the checkpoint in it."
         )
-    if "config.json" not in names and MANIFEST_NAME not in names:
+    if "config.json" not in names and MANIFEST_NAME not in names and claimed(out) is None:
         raise OutputError(
             f"{out}: is not a checkpoint (holds {listed(names)} but no config.json), so --overwrite does "
             "not clear it. Choose another directory."

@@ -156,7 +156,8 @@ def claimed(path: Path) -> frozenset[str] | None:
 def clear_claimed(path: Path) -> None:
     """Remove what the mark lists, but not the mark. Raises OutputError if the operating system refuses."""
     with output_errors(path):
-        for name in owned(path):
+        # config.json first: from then on a checkpoint in it is none that loads.
+        for name in sorted(owned(path), key=lambda name: (name != "config.json", name)):
             (path / name).unlink()
         for folder, folders, _ in os.walk(path, topdown=False):
             for place in (Path(folder) / name for name in folders):

@@ -10,6 +10,7 @@ from gqakit import __version__
 from gqakit.cli import (
     calibrate,
     convert,
+    correlate,
     demo,
     evaluate,
     export,
@@ -18,7 +19,10 @@ from gqakit.cli import (
     inspect,
     methods,
     plan,
+    repair,
+    uptrain,
     verify,
+    vision_train,
 )
 
 app = typer.Typer(
@@ -67,10 +71,19 @@ COMMANDS = {
         "calibrate": (calibrate.calibrate, "Run the model over some data; keep statistics."),
         "plan": (plan.app, "Decide which heads share and how; show or compare plans."),
     },
+    "Recover quality": {
+        "repair": (repair.repair, "Fit a conversion to its source layer by layer: minutes."),
+        "uptrain": (uptrain.uptrain, "Train a conversion towards its source, or on text."),
+        "vision-train": (
+            vision_train.vision_train,
+            "Convert and train an image model, with key-driven attention.",
+        ),
+    },
     "Serve": {"export": (export.export, "Write a checkpoint for another engine: GGUF, stock, ONNX.")},
     "Look closer": {
         "methods": (methods.methods, "List grouping methods, merge rules and allocations."),
         "families": (families.families, "List the model families that can be converted."),
+        "correlate": (correlate.correlate, "Are the methods' scores a guide to the loss, on a model?"),
     },
 }
 for panel, commands in COMMANDS.items():

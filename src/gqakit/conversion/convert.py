@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gqakit.calibration.store import MomentsFile
+from gqakit.calibration.store import StatisticsFile
 from gqakit.checkpoint import Replacement, WriteJob, WriteResult, write_checkpoint
 from gqakit.conversion.files import CARD_FILE, CHECKSUM_FILE, PLAN_FILE
 from gqakit.core.apply import apply_grouping
@@ -86,7 +86,7 @@ def convert_layer(features: LayerFeatures, plan: Plan, layer: int) -> dict[str, 
 def convert_checkpoint(
     source: Source,
     plan: Plan,
-    statistics: MomentsFile | None,
+    statistics: StatisticsFile | None,
     out: Path,
     card: str,
     *,
@@ -152,7 +152,7 @@ def check_rules(plan: Plan) -> None:
             raise PlanError(f"the plan cannot be carried out: {unknown_name('merge rule', name, RULES)}")
 
 
-def check_statistics(plan: Plan, statistics: MomentsFile | None) -> None:
+def check_statistics(plan: Plan, statistics: StatisticsFile | None) -> None:
     """Raise `PlanError` unless the statistics are the very ones that the plan rests on."""
     if plan.moments is None:
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from gqakit.core.attention import AttentionWeights, Projection
@@ -30,7 +31,8 @@ def apply_grouping(
 ) -> AttentionWeights:
     """The layer with its KV heads merged, query heads in `grouping.query_order`.
 
-    A KV head alone in its group, and whatever only it touches, is carried over bit for bit.
+    `W_Q[q] ← B_hᵀ W_Q[q]` and `W_O[:,q] ← W_O[:,q] B_h` for the query heads `q` that read KV head `h`. A KV head alone in
+    its group, and whatever only it touches, is carried over bit for bit.
 
     Args:
         weights: the source layer, in any precision; products are taken in float64.
@@ -43,14 +45,15 @@ def apply_grouping(
     value_merges = merge_groups(value_stats, grouping.value, value_rule)
     key = _merge_projection(weights.key, grouping.key, key_merges, key_stats.scale)
     value = _merge_projection(weights.value, grouping.value, value_merges, value_stats.scale)
-    query = weights.query.augmented().clone()
-    output = weights.output.clone()
+    query = weights.query.augmented().clone()  # [query heads, head_dim, width (+ 1)]
+    output = weights.output.clone()  # [query heads, width_out, head_dim]
+    per_head = weights.num_heads // weights.num_kv_heads
     for head, expand in _expand_maps(grouping.key, key_merges).items():
-        rows = _readers(weights, head)
-        query[rows] = (expand.mT @ query[rows].double()).to(query.dtype)
+        heads = slice(head * per_head, (head + 1) * per_head)
+        query[heads] = (expand.mT @ query[heads].double()).to(query.dtype)
     for head, expand in _expand_maps(grouping.value, value_merges).items():
-        columns = _readers(weights, head)
-        output[columns] = (output[columns].double() @ expand).to(output.dtype)
+        heads = slice(head * per_head, (head + 1) * per_head)
+        output[heads] = (output[heads].double() @ expand).to(output.dtype)
     order = torch.as_tensor(grouping.query_order(weights.num_heads, fixed=fixed_queries))
     queries = Projection.from_augmented(query, weights.query.bias is not None, weights.query.gain)
     return AttentionWeights(queries.select(order), key, value, output[order])
@@ -59,21 +62,21 @@ def apply_grouping(
 def _merge_projection(
     source: Projection, partition: Partition, merges: Sequence[HeadMerge | None], scale: Tensor
 ) -> Projection:
+    """The shared heads `s = Σ_h P_h k_h`; `scale` is that of the statistics which the maps were made on, per head."""
     rows = source.augmented()
     merged: list[Tensor] = []
     for group, merge in zip(partition.groups, merges, strict=True):
         if merge is None:
             merged.append(rows[group[0]])
             continue
-        combine = merge.combine * scale[list(group), None, None]
+        combine = (
+            merge.combine * scale[list(group), None, None]
+        )  # [members, d, d] on rows [members, d, width]
         merged.append(torch.einsum("hab,hbx->ax", combine, rows[list(group)].double()).to(rows.dtype))
     new = torch.stack(merged)
     if source.gain is None:
         return Projection.from_augmented(new, source.bias is not None)
-    # The normalisation takes the mean square over all heads. A merged head stands for several, so it is scaled to
-    # weigh as much as they did, and its gain takes the factor out again: exact for duplicates.
-    sizes = torch.tensor(partition.sizes, dtype=torch.float64)
-    weigh = (sizes * partition.num_groups / partition.num_heads).sqrt()
+    weight = _weight_in_norm(partition)
     members = zip(partition.groups, merges, strict=True)
     gains = [
         source.gain[group[0]].double()
@@ -81,13 +84,23 @@ def _merge_projection(
         else torch.einsum("hab,hb->a", merge.combine, source.gain[list(group)].double())
         for group, merge in members
     ]
-    gain = (torch.stack(gains) / weigh[:, None]).to(source.gain.dtype)
-    new = (new.double() * weigh[:, None, None]).to(new.dtype)
+    gain = (torch.stack(gains) / weight[:, None]).to(source.gain.dtype)
+    new = (new.double() * weight[:, None, None]).to(new.dtype)
     return Projection.from_augmented(new, source.bias is not None, gain)
 
 
+def _weight_in_norm(partition: Partition) -> Float[Tensor, " groups"]:
+    """The factor that makes a merged head weigh as much in the mean square over all heads as its members did.
+
+    A normalisation over all heads takes that mean square. Multiplied into the head's rows and divided out of its gain
+    this is exact for duplicates.
+    """
+    sizes = torch.tensor(partition.sizes, dtype=torch.float64)
+    return (sizes * partition.num_groups / partition.num_heads).sqrt()
+
+
 def _expand_maps(partition: Partition, merges: Sequence[HeadMerge | None]) -> dict[int, Tensor]:
-    """For each merged head the map by which it is read, where that is not the identity."""
+    """For each merged source head `h` its `B_h`, `[d, d]`, where that is not the identity."""
     return {
         head: expand
         for group, merge in zip(partition.groups, merges, strict=True)
@@ -95,12 +108,6 @@ def _expand_maps(partition: Partition, merges: Sequence[HeadMerge | None]) -> di
         for head, expand in zip(group, merge.expand, strict=True)
         if not torch.equal(expand, torch.eye(expand.shape[0], dtype=expand.dtype))
     }
-
-
-def _readers(weights: AttentionWeights, kv_head: int) -> slice:
-    """The query heads that read a source KV head."""
-    per_head = weights.num_heads // weights.num_kv_heads
-    return slice(kv_head * per_head, (kv_head + 1) * per_head)
 
 
 def in_source_shape(
@@ -116,10 +123,8 @@ def in_source_shape(
         projection.select(torch.as_tensor(partition.labels))
         for projection, partition in ((converted.key, grouping.key), (converted.value, grouping.value))
     )
-    if key.gain is not None:  # undo what made one head weigh as much as all that share it
-        sizes = torch.tensor(grouping.key.sizes, dtype=torch.float64)
-        weigh = (sizes * grouping.key.num_groups / grouping.key.num_heads).sqrt()
-        weigh = weigh[list(grouping.key.labels), None]
-        rows = (key.augmented().double() / weigh[..., None]).to(key.weight.dtype)
-        key = Projection.from_augmented(rows, key.bias is not None, (key.gain * weigh).to(key.gain.dtype))
+    if key.gain is not None:  # each copy weighs as one head again
+        weight = _weight_in_norm(grouping.key)[list(grouping.key.labels), None]  # [source heads, 1]
+        rows = (key.augmented().double() / weight[..., None]).to(key.weight.dtype)
+        key = Projection.from_augmented(rows, key.bias is not None, (key.gain * weight).to(key.gain.dtype))
     return AttentionWeights(converted.query.select(back), key, value, converted.output[back])

@@ -1,7 +1,8 @@
-"""The four projections of one attention layer, cut into heads, biases riding along."""
+"""The four projections of one attention layer, cut into heads, each bias as one more column of its weight."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -28,7 +29,7 @@ class Projection:
 
     @property
     def head_dim(self) -> int:
-        """Channels a head."""
+        """Channels per head."""
         return self.weight.shape[1]
 
     def augmented(self) -> Float[Tensor, "heads head_dim augmented"]:
@@ -56,13 +57,15 @@ class Projection:
 
     def select(self, heads: Tensor) -> Projection:
         """Some of the heads, in the order of `heads`."""
-        parts = (self.weight, self.bias, self.gain)
-        return Projection(*(None if part is None else part[heads] for part in parts))  # pyright: ignore[reportArgumentType]
+        return self._each(lambda part: part[heads])
 
     def to(self, dtype: torch.dtype) -> Projection:
         """The same projection in another precision."""
-        parts = (self.weight, self.bias, self.gain)
-        return Projection(*(None if part is None else part.to(dtype) for part in parts))  # pyright: ignore[reportArgumentType]
+        return self._each(lambda part: part.to(dtype))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Projection:
+        bias, gain = (None if part is None else change(part) for part in (self.bias, self.gain))
+        return Projection(change(self.weight), bias, gain)
 
 
 @dataclass(frozen=True)
@@ -85,11 +88,10 @@ class AttentionWeights:
 
     @property
     def num_kv_heads(self) -> int:
-        """Number of key heads; in a source layer value heads are as many."""
+        """Number of key heads; a source layer has as many value heads."""
         return self.key.num_heads
 
     def to(self, dtype: torch.dtype) -> AttentionWeights:
         """The same layer in another precision."""
-        return AttentionWeights(
-            self.query.to(dtype), self.key.to(dtype), self.value.to(dtype), self.output.to(dtype)
-        )
+        query, key, value = (part.to(dtype) for part in (self.query, self.key, self.value))
+        return AttentionWeights(query, key, value, self.output.to(dtype))

@@ -156,5 +156,5 @@ class Grouping:
 
 def canonical_labels(labels: Sequence[int]) -> tuple[int, ...]:
     """Labels renumbered by first occurrence: `(5, 2, 5)` becomes `(0, 1, 0)`."""
-    seen: dict[int, int] = {}
-    return tuple(seen.setdefault(label, len(seen)) for label in labels)
+    number: dict[int, int] = {}
+    return tuple(number.setdefault(label, len(number)) for label in labels)

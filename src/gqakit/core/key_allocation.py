@@ -1,13 +1,9 @@
-"""How many query heads each KV head gets, from how long its keys are (arXiv 2408.08454). Pure Python.
-
-`allot` is what gqakit does. `published_by_norm` and `published_by_share` are what the paper's published code does, kept so
-that the difference can be measured. Axes: G KV heads, H query heads.
-"""
+"""How many query heads each KV head gets, evenly or by how long its keys are. Axes: G KV heads, H query heads."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 
 def equal_allocation(num_heads: int, groups: int) -> tuple[int, ...]:
@@ -22,14 +18,14 @@ def contiguous_map(allocation: Sequence[int]) -> tuple[int, ...]:
 
 
 def min_max(values: Sequence[int | float]) -> list[float]:
-    """The values scaled to 0..1 by their least and greatest; equal ones, up to rounding, are all 1.
+    """`(n_g − min n) / (max n − min n)`: the values scaled to 0..1; equal ones, up to rounding, are all 1.
 
     Raises:
         ValueError: when a value is not finite.
     """
     check_finite(values)
     low, high = min(values), max(values)
-    if high - low <= 1e-9 * high:
+    if high - low <= 1e-9 * high:  # norms in float32 that differ by rounding alone must not decide
         return [1.0] * len(values)
     return [(value - low) / (high - low) for value in values]
 
@@ -42,6 +38,11 @@ def allot(
     From `least` on, each head goes to the KV head that is furthest below its share `H w_g / Σ w`, the first of equals.
     Without limits that rounds the shares down and then goes by largest remainder; in any case no other allocation within
     the limits is nearer to the shares in squares. Weights that are all 0 count as equal.
+
+    Args:
+        weights: of each KV head, not negative.
+        num_heads: query heads to give away.
+        least, most: what one KV head may get; any number up to `num_heads` by default.
 
     Raises:
         ValueError: when a weight is negative or not finite, or the limits leave no allocation.
@@ -60,52 +61,6 @@ def allot(
         open_groups = [group for group in range(groups) if given[group] < most]
         furthest = max(open_groups, key=lambda group: shares[group] - given[group])
         given[furthest] += 1
-    return tuple(given)
-
-
-def published_by_norm(norms: Sequence[int | float], num_heads: int) -> tuple[int, ...]:
-    """KDGQA as published: min-max scaled norms, shares rounded one by one, mended at the largest or the smallest.
-
-    The KV head with the shortest keys gets none, unless mending gives it some.
-
-    Raises:
-        ValueError: when all norms are equal, where the published formula is 0/0.
-    """
-    check_finite(norms)
-    low, high = min(norms), max(norms)
-    if high == low:
-        raise ValueError(f"all {len(norms)} norms are {high:.6g}, where the published min-max scaling is 0/0")
-    scaled = [(norm - low) / (high - low) for norm in norms]
-    total = sum(scaled)
-    given = [round(num_heads * value / total) for value in scaled]
-    while sum(given) > num_heads:
-        given[given.index(max(given))] -= 1
-    while sum(given) < num_heads:
-        given[given.index(min(given))] += 1
-    return tuple(given)
-
-
-def published_by_share(
-    weights: Sequence[int | float], num_heads: int, draw: Callable[[int], int]
-) -> tuple[int, ...]:
-    """DGQA as published: shares rounded one by one, mended at KV heads drawn by chance. Any may get none.
-
-    Args:
-        draw: a random number below its argument.
-
-    Raises:
-        ValueError: when all weights are 0, where the published formula is 0/0.
-    """
-    check_finite(weights)
-    total = sum(weights)
-    if total == 0:
-        raise ValueError(f"all {len(weights)} weights are 0, where the published shares are 0/0")
-    given = [round(num_heads * weight / total) for weight in weights]
-    while sum(given) > num_heads:
-        group = draw(len(given))
-        given[group] -= given[group] > 0
-    while sum(given) < num_heads:
-        given[draw(len(given))] += 1
     return tuple(given)
 
 

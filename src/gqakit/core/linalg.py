@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -9,29 +10,17 @@ from torch import Tensor
 
 _linalg = cast(Any, torch.linalg)
 
-
-def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues, ascending, and eigenvectors, in columns, of Hermitian `[..., n, n]`."""
-    values, vectors = _linalg.eigh(matrix)
-    return values, vectors
-
-
-def eigvalsh(matrix: Tensor) -> Tensor:
-    """Eigenvalues alone, ascending, of Hermitian `[..., n, n]`."""
-    return _linalg.eigvalsh(matrix)
+eigh: Callable[[Tensor], tuple[Tensor, Tensor]] = _linalg.eigh
+"""Eigenvalues, ascending, and eigenvectors, in columns, of Hermitian `[..., n, n]`."""
+eigvalsh: Callable[[Tensor], Tensor] = _linalg.eigvalsh
+"""Eigenvalues alone, ascending, of Hermitian `[..., n, n]`."""
+svdvals: Callable[[Tensor], Tensor] = _linalg.svdvals
+"""Singular values alone, descending, of `[..., n, m]`."""
+solve: Callable[[Tensor, Tensor], Tensor] = _linalg.solve
+"""`X` with `matrix @ X = right`, for `[..., n, n]` and `[..., n, m]`."""
 
 
 def polar(matrix: Tensor) -> Tensor:
     """The orthogonal matrix nearest to each `[..., n, n]`: `U Vᵀ` of its singular value decomposition."""
     left, _, right = _linalg.svd(matrix)
     return left @ right
-
-
-def svdvals(matrix: Tensor) -> Tensor:
-    """Singular values alone, descending, of `[..., n, m]`."""
-    return _linalg.svdvals(matrix)
-
-
-def solve(matrix: Tensor, right: Tensor) -> Tensor:
-    """`X` with `matrix @ X = right`, for `[..., n, n]` and `[..., n, m]`."""
-    return _linalg.solve(matrix, right)

@@ -1,4 +1,4 @@
-"""Which channels of a head may be mixed with which, without the rest of the model noticing.
+"""Which channels of a head may be mixed with which without a change of the model's function.
 
 Value heads, and key heads without rotary embedding, may be mixed freely. Under rotary embedding a
 linear map commutes with the position only if it acts inside each frequency pair as a complex
@@ -8,7 +8,11 @@ number. Between a projection and a normalisation of its output (q/k norm) nothin
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
+
+import torch
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,14 @@ class Channels:
             raise ValueError(f"channels {channels} do not cover 0..{self.head_dim - 1} once each")
         if len(self.first) != len(self.second):
             raise ValueError("a frequency pair has two channels")
+
+    @cached_property
+    def indices(self) -> tuple[Tensor, Tensor, Tensor]:
+        """`first`, `second` and `free` as tensors to index with."""
+        first, second, free = (
+            torch.as_tensor(c, dtype=torch.long) for c in (self.first, self.second, self.free)
+        )
+        return first, second, free
 
     @classmethod
     def mixing(cls, head_dim: int) -> Channels:

@@ -36,11 +36,11 @@ def channel_similarity(stats: HeadStats) -> Float[Tensor, "heads heads"]:
 
 
 def aligned_similarity(stats: HeadStats) -> Float[Tensor, "heads heads"]:
-    """`max_R E[k_h · R k_g] / √(E‖k_h‖² E‖k_g‖²)` over the turns `R` that a reader of head `g` can undo.
+    """`max_R E[k_h · R k_g] / √(E‖k_h‖² E‖k_g‖²)` over the turns `R` that the query heads of head `g` can undo.
 
     That is 1 exactly where one head is a turned and rescaled copy of the other.
     Source: Align Attention Heads Before Merging Them, arXiv 2412.20677, which turns stored activations; the maximum
-    follows from moments as well.
+    follows from second moments as well.
 
     Raises:
         ValueError: when the statistics are not finite.
@@ -63,9 +63,7 @@ def best_agreement(
     """
     if channels.locked:
         return cross.diagonal(dim1=-2, dim2=-1).sum(-1)
-    first, second, free = (
-        torch.as_tensor(c, dtype=torch.long) for c in (channels.first, channels.second, channels.free)
-    )
+    first, second, free = channels.indices
     real = cross[..., first, first] + cross[..., second, second]
     imaginary = cross[..., second, first] - cross[..., first, second]
     total = torch.hypot(real, imaginary).sum(-1)
@@ -86,7 +84,7 @@ def flat_inner(sides: Sequence[HeadStats]) -> Float[Tensor, "heads heads"]:
     total = torch.zeros(sides[0].num_heads, sides[0].num_heads, dtype=torch.float64)
     for stats in sides:
         mean = _energies(stats).double().sum(1).mean()
-        inner = torch.einsum("haga->hg", stats.gram).double()
+        inner = torch.einsum("haga->hg", stats.gram).double()  # E[k_h · k_g]: channel `a` with channel `a`
         total += inner / mean.clamp_min(_TINY)
     return total
 
@@ -95,22 +93,20 @@ def averaged(
     similarity: Callable[[HeadStats], Float[Tensor, "heads heads"]], sides: Sequence[HeadStats]
 ) -> Float[Tensor, "heads heads"]:
     """The similarity averaged over keys and values, or over the one side that is given."""
-    total = torch.zeros(sides[0].num_heads, sides[0].num_heads, dtype=torch.float64)
-    for stats in sides:
-        total += similarity(stats)
-    return total / len(sides)
+    return torch.stack([similarity(stats) for stats in sides]).mean(0)
 
 
 _TINY = 1e-300
+"""Keeps a division by the energy of heads that are 0 finite; far below any energy that is not."""
 
 
 def _energies(stats: HeadStats) -> Float[Tensor, "heads head_dim"]:
     """`E[k_{h,i}²]` of every channel."""
     if not bool(torch.isfinite(stats.gram).all()):
         raise ValueError("inner products between heads are not finite, so no similarity follows from them")
-    return stats.gram.diagonal(dim1=0, dim2=2).diagonal(dim1=0, dim2=1)
+    return stats.own.diagonal(dim1=1, dim2=2)
 
 
 def _alike(similarity: Float[Tensor, "heads heads"]) -> Float[Tensor, "heads heads"]:
-    """Within -1 and 1 whatever rounding did, and 1 for a head and itself."""
+    """Within -1 and 1 whatever rounding did, and 1 for each head with itself."""
     return similarity.clamp(-1.0, 1.0).fill_diagonal_(1.0)

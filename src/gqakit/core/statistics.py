@@ -1,4 +1,4 @@
-"""What one statistic and the weights say about every head.
+"""Inner products between the heads of a layer, from its weights and its calibration statistics.
 
 For each attention layer calibration records second moments `C = E[x̃ x̃ᵀ]` with `x̃ = [x; 1]`. From
 them and the weights follow all inner products between heads: `HeadStats` holds those of the key heads
@@ -17,18 +17,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gqakit.core.attention import AttentionWeights, Projection
-from gqakit.core.distances import Rotation
+from gqakit.core.distances import Rotation, beyond_window
 from gqakit.core.rope import Channels
 
 
 @dataclass(frozen=True)
-class LayerMoments:
+class LayerStatistics:
     """What calibration knows of one layer. Second moments are `[D+1, D+1]` averages over `x̃ = [x; 1]`.
 
     Attributes:
         input: over the layer's inputs; weighs queries and keys.
-        value: over what value heads deliver after attention, `z = Σ_t p_t x̃_t` (attention weights sum to 1,
-            so the bias still rides along); where None, `input` stands in.
+        value: over the inputs as attention averages them, `z = Σ_t p_t x̃_t`, of which value heads make what reaches the
+            output (attention weights `p` sum to 1, so the 1 of the bias stays a 1); where None, `input` stands in.
         query: over the inputs of queries, where another layer's output makes the keys; None where they are the same.
         distances: share of each source KV head's attention that falls on each distance, `[kv heads, window]`;
             None where it was not recorded or positions do not rotate.
@@ -42,7 +42,7 @@ class LayerMoments:
     query: Float[Tensor, "augmented augmented"] | None = None
 
     @classmethod
-    def identity(cls, width: int) -> LayerMoments:
+    def identity(cls, width: int) -> LayerStatistics:
         """`C = I`: what weights-only methods assume."""
         return cls(torch.eye(width + 1, dtype=torch.float64))
 
@@ -54,7 +54,7 @@ class HeadStats:
     `gram[h, :, g, :]` is `E[k_h k_gᵀ]`, keys before rotation. `metric[h]` weighs an error of head `h`: an error
     vector `e`, rotated if it is a key's, costs `eᵀ metric[h] e`, so the costs of different heads add up.
     `channels` says what may be mixed. The statistics are those of `scale[h] · k_h`; `scale` is 1 but where
-    a normalisation removes the length anyway. `distances` and `frequencies` are those of `LayerMoments`.
+    a normalisation removes the length anyway. `distances` and `frequencies` are those of `LayerStatistics`.
     """
 
     gram: Float[Tensor, "heads head_dim heads head_dim"]
@@ -88,7 +88,7 @@ class HeadStats:
         """How rotary embedding turns each head, averaged over where it looks; None without recorded distances."""
         if not self.channels.first or self.distances is None or self.frequencies is None:
             return None
-        return Rotation.beyond(self.distances, self.frequencies, self.channels)
+        return Rotation.over(beyond_window(self.distances), self.frequencies, self.channels)
 
     @cached_property
     def rotation(self) -> Rotation | None:
@@ -100,16 +100,20 @@ class HeadStats:
             return None
         return Rotation.all_distances(self.channels) if self.rotations is None else self.rotations.mean()
 
-    def seen(
+    def after_rope(
         self, moment: Float[Tensor, "*batch head_dim head_dim"]
     ) -> Float[Tensor, "*batch head_dim head_dim"]:
-        """A moment between heads as their readers see it: turned, on average, where positions rotate."""
+        """`E[R X Rᵀ]`: a second moment between heads after RoPE, averaged over distances; as it is without RoPE."""
         return moment if self.rotation is None else self.rotation.forward(moment)
 
+    @property
+    def own(self) -> Float[Tensor, "heads head_dim head_dim"]:
+        """`E[k_h k_hᵀ]` of each head, before RoPE."""
+        return self.gram.diagonal(dim1=0, dim2=2).movedim(-1, 0)
+
     def energy(self) -> Float[Tensor, " heads"]:
-        """What losing head `h` altogether would cost."""
-        own = self.gram.diagonal(dim1=0, dim2=2).movedim(-1, 0)  # [heads, head_dim, head_dim]
-        return (self.seen(own) * self.metric.mT).sum((1, 2))
+        """`E[(R k_h)ᵀ M_h (R k_h)]`: what losing head `h` altogether would cost."""
+        return (self.after_rope(self.own) * self.metric.mT).sum((1, 2))
 
 
 def head_gram(
@@ -120,7 +124,7 @@ def head_gram(
     width = rows.shape[-1]
     gram = rows @ moment[:width, :width].double() @ rows.T
     shape = (projection.num_heads, projection.head_dim)
-    return ((gram + gram.T) / 2).reshape(*shape, *shape)
+    return ((gram + gram.T) / 2).reshape(*shape, *shape)  # symmetric whatever rounding did
 
 
 def own_moments(
@@ -133,8 +137,8 @@ def own_moments(
     return (own + own.mT) / 2
 
 
-def key_stats(weights: AttentionWeights, moments: LayerMoments, channels: Channels) -> HeadStats:
-    """Statistics of the key heads, errors weighed by the queries that read them.
+def key_stats(weights: AttentionWeights, moments: LayerStatistics, channels: Channels) -> HeadStats:
+    """Statistics of the key heads, errors weighed by the queries that read them, before RoPE.
 
     The logit error of query head `q` is `q·δk`, so the metric of a key head is `Σ_q E[q qᵀ]` over its
     query heads. Where a normalisation follows the projection the length of `k` before it is meaningless:
@@ -142,10 +146,12 @@ def key_stats(weights: AttentionWeights, moments: LayerMoments, channels: Channe
     """
     gram = head_gram(weights.key, moments.input)
     second = own_moments(weights.query, moments.input if moments.query is None else moments.query)
-    metric = second.reshape(weights.num_kv_heads, -1, *second.shape[1:]).sum(1)  # [kv heads, d, d]
+    metric = _per_kv_head(second, weights)
     scale = torch.ones(gram.shape[0], dtype=gram.dtype)
     if channels.locked and weights.key.gain is None:
-        length = gram.diagonal(dim1=0, dim2=2).diagonal(dim1=0, dim2=1).sum(-1).clamp_min(1e-30).sqrt()
+        length = (
+            gram.diagonal(dim1=0, dim2=2).diagonal(dim1=0, dim2=1).sum(-1).clamp_min(1e-30).sqrt()
+        )  # [kv heads]
         scale = length.mean() / length
         gram = gram * scale[:, None, None, None] * scale[None, None, :, None]
         energy = metric.diagonal(dim1=1, dim2=2).mean(1)
@@ -153,17 +159,25 @@ def key_stats(weights: AttentionWeights, moments: LayerMoments, channels: Channe
     return HeadStats(gram, metric, scale, channels, moments.distances, moments.frequencies)
 
 
-def value_stats(weights: AttentionWeights, moments: LayerMoments) -> HeadStats:
+def value_stats(weights: AttentionWeights, moments: LayerStatistics) -> HeadStats:
     """Statistics of the value heads, errors weighed by what the output projection makes of them.
 
-    The metric of a value head is `Σ_q W_O[:,q]ᵀ W_O[:,q]` over its query heads.
+    An error `δv` moves the output by `W_O[:,q] δv`, so the metric of a value head is `Σ_q W_O[:,q]ᵀ W_O[:,q]` over its
+    query heads.
     """
     gram = head_gram(weights.value, moments.input if moments.value is None else moments.value)
     out = weights.output.double()
     second = out.transpose(1, 2) @ out  # [query heads, d, d]
-    metric = second.reshape(weights.num_kv_heads, -1, *second.shape[1:]).sum(1)
+    metric = _per_kv_head(second, weights)
     scale = torch.ones(gram.shape[0], dtype=gram.dtype)
     return HeadStats(gram, metric, scale, Channels.mixing(weights.value.head_dim))
+
+
+def _per_kv_head(
+    second: Float[Tensor, "query_heads d d"], weights: AttentionWeights
+) -> Float[Tensor, "kv_heads d d"]:
+    """The sum over the query heads of each KV head, which follow each other in a source layer."""
+    return second.reshape(weights.num_kv_heads, -1, *second.shape[1:]).sum(1)
 
 
 def weight_inner(projection: Projection) -> Float[Tensor, "heads heads"]:
@@ -179,4 +193,4 @@ def weight_inner(projection: Projection) -> Float[Tensor, "heads heads"]:
     return inner
 
 
-_CHANNELS_AT_ONCE = 16
+_CHANNELS_AT_ONCE = 16  # of a head of 128: an eighth of the projection in float64 at a time

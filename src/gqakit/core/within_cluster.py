@@ -12,12 +12,12 @@ from torch import Tensor
 from gqakit.core.linalg import eigvalsh
 
 
-class Spread:
-    """`Σ_{h∈S} ‖x_h − mean_S x‖² = Σ_{h∈S} ‖x_h‖² − ‖Σ_{h∈S} x_h‖² / |S|` for groups of vectors known by their Gram matrix.
+class WithinClusterError:
+    """The within-cluster sum of squares of groups of vectors that are known by their Gram matrix.
 
-    With `x_h` the flattened weights of a head it is QCQA's weight-sharing error (arXiv 2406.10247); with unit
-    vectors, `|S|` less the mean similarity inside the group. A candidate costs `O(|S|²)` numbers, never the
-    `d × D` weights.
+    `Σ_{h∈S} ‖x_h − mean_S x‖² = Σ_{h∈S} ‖x_h‖² − ‖Σ_{h∈S} x_h‖² / |S|`. With `x_h` the flattened weights of a head it is
+    QCQA's weight-sharing error (arXiv 2406.10247); with unit vectors, `|S|` less the mean similarity inside the group. A
+    candidate costs `O(|S|²)` numbers, never the `d × D` weights.
 
     Args:
         inner: inner products of the heads. Any symmetric matrix of similarities will do for the cost; the bound
@@ -27,14 +27,12 @@ class Spread:
     def __init__(self, inner: Float[Tensor, "heads heads"]) -> None:
         self.inner = inner.double()
         self._inner = self.inner.numpy()
-        self._rows: list[list[float]] = (
-            self._inner.tolist()
-        )  # plain numbers: a search asks for thousands of small groups
+        self._rows: list[list[float]] = self._inner.tolist()  # quicker by far for thousands of small groups
 
     @classmethod
-    def of_similarity(cls, inner: Float[Tensor, "heads heads"]) -> Spread:
+    def of_similarity(cls, inner: Float[Tensor, "heads heads"]) -> WithinClusterError:
         """The same for unit vectors: only directions count."""
-        norm = inner.double().diagonal().clamp_min(1e-30).sqrt()
+        norm = inner.double().diagonal().clamp_min(1e-30).sqrt()  # a head that is 0 stays 0
         return cls(inner.double() / norm[:, None] / norm[None, :])
 
     @property
@@ -55,7 +53,9 @@ class Spread:
         """The total cost of many partitions at once, each given by the group of every head (any labels)."""
         table = labels.numpy()
         same = table[:, :, None] == table[:, None, :]  # [candidates, heads, heads]
-        shared = np.einsum("chg,hg->ch", same, self._inner) / same.sum(2)
+        shared = np.einsum("chg,hg->ch", same, self._inner) / same.sum(
+            2
+        )  # mean inner product with the own group
         total = (np.diagonal(self._inner) - shared).sum(1)
         return torch.as_tensor(np.maximum(total, 0.0))
 

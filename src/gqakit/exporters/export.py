@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
+from typing import Any
 
 from gqakit.checkpoint import check_output, claimed_directory, copy_side_files, output_lock, side_files
 from gqakit.checkpoint.atomic import output_errors, sync_directory
-from gqakit.checkpoint.workspace import claimed, clear_claimed, owned
+from gqakit.checkpoint.output import check_apart
+from gqakit.checkpoint.workspace import MARKER, claimed, clear_claimed, owned
 from gqakit.errors import OutputError
 from gqakit.exporters.gguf_file import check_gguf, find_tool, gguf_bytes, odd_rows, run_tool, write_gguf
 from gqakit.exporters.gguf_model import describe_gguf
@@ -40,7 +41,7 @@ class ExportResult:
         kind: the architecture in GGUF, or the `model_type`.
         how: for `uniform`, pad or equalise; else empty.
         query_heads, kv_heads: of each layer, as the engine gets them.
-        bytes_written: of tensors, or of the whole ONNX graph.
+        bytes_written: of tensors, or of the whole file or graph.
         parameters_before, parameters: padding query heads adds some.
         kv_bytes_per_token_before, kv_bytes_per_token: at the checkpoint's precision.
         notes: what else to know.
@@ -59,17 +60,9 @@ class ExportResult:
     kv_bytes_per_token: int
     notes: tuple[str, ...]
 
-
-@dataclass(frozen=True)
-class _Written:
-    """What one target's writer has to say; see `ExportResult`. `arrangements` is None for the heads as they are."""
-
-    source: ExportSource
-    kind: str
-    nbytes: int
-    arrangements: Sequence[Arrangement] | None = None
-    how: str = ""
-    notes: tuple[str, ...] = ()
+    def __repr__(self) -> str:
+        cache = f"{self.kv_bytes_per_token_before:,} → {self.kv_bytes_per_token:,} bytes per token"
+        return f"ExportResult({self.out}, {self.target} {self.kind}, {cache})"
 
 
 @takes(ExportOptions)
@@ -88,11 +81,11 @@ def export(
         UsageError: also for a uniform checkpoint that would give back all that grouping saved.
         CheckpointError, FamilyError, PlanError, OutputError, MissingDependencyError.
     """
-    write = {"gguf": _gguf, "uniform": _uniform, "onnx": _onnx}[options.to]
-    return _result(options.to, Path(out), write(str(model), Path(out), options, progress))
+    write = {"gguf": _gguf, "uniform": _uniform, "onnx": _onnx}[str(options.to)]
+    return write(str(model), Path(out), options, progress)
 
 
-def _gguf(model: str, out: Path, options: ExportOptions, progress: Reporter) -> _Written:
+def _gguf(model: str, out: Path, options: ExportOptions, progress: Reporter) -> ExportResult:
     check_gguf()
     tool = find_tool(options.quantise)
     source = ExportSource.open(model)
@@ -119,10 +112,11 @@ def _gguf(model: str, out: Path, options: ExportOptions, progress: Reporter) -> 
     if vocab.pre is not None:
         by = "" if options.tokenizer_pre else ", as tokenizer.json says"
         notes += (f"tokenizer.ggml.pre is {vocab.pre}{by}",)
-    return _Written(source, described.architecture, out.stat().st_size, described.arrangements, notes=notes)
+    made = {"target": "gguf", "kind": described.writer.arch, "how": "", "bytes_written": out.stat().st_size}
+    return ExportResult(out=out, notes=notes, **made, **_sizes(source, described.arrangements))
 
 
-def _uniform(model: str, out: Path, options: ExportOptions, progress: Reporter) -> _Written:
+def _uniform(model: str, out: Path, options: ExportOptions, progress: Reporter) -> ExportResult:
     source = ExportSource.open(model)
     described = describe_uniform(source, options.how or "auto")
     if not options.allow_full_cache:
@@ -131,53 +125,62 @@ def _uniform(model: str, out: Path, options: ExportOptions, progress: Reporter) 
     with progress("export", source.checkpoint.nbytes, "bytes") as advance:
         written = write_uniform(source, described, out, overwrite=options.overwrite, advance=advance)
     notes = (*_refined(source), *described.notes)
-    kind = described.config["model_type"]
-    return _Written(source, kind, written.nbytes, described.arrangements, described.how, notes)
+    made = {"target": "uniform", "kind": described.config["model_type"], "how": described.how}
+    sizes = _sizes(source, described.arrangements)
+    return ExportResult(out=out, bytes_written=written.nbytes, notes=notes, **made, **sizes)
 
 
-def _onnx(model: str, out: Path, options: ExportOptions, progress: Reporter) -> _Written:
+def _onnx(model: str, out: Path, options: ExportOptions, progress: Reporter) -> ExportResult:
     load_exporter()
     source = ExportSource.open(model)
-    check_output(source.checkpoint, out, overwrite=True)  # apart from the source, and no file
+    # By a run that was killed while it replaced an export.
+    begun = claimed(out.with_name(out.name + ONNX_SUFFIX)) is not None
+    if begun:
+        check_apart(source.path, out)
+    else:
+        check_output(source.checkpoint, out, overwrite=True)  # apart from the source, and no file
     with output_lock(out):
-        # Begun by a run that was killed while it replaced an export.
-        begun = claimed(out.with_name(out.name + ONNX_SUFFIX)) is not None
         replaceable = options.overwrite and (begun or (out / ONNX_FILE).is_file())
         if out.exists() and any(out.iterdir()) and not replaceable:
             raise OutputError(
                 f"{out}: is not empty. Choose another directory, or use `overwrite=True` to replace an ONNX export in it."
             )
-        names = side_files(source.checkpoint.path)
+        names = side_files(source.path)
         files = [ONNX_FILE + "*", "*config.json", *map(escape, names)]
         with claimed_directory(out, ONNX_SUFFIX, files, keep=False) as partial:
             clear_claimed(partial)
             with progress("export", 1, "graphs") as advance:
                 write_onnx(source, partial)
                 advance(1)
-            copy_side_files(source.checkpoint.path, partial, names)
+            copy_side_files(source.path, partial, names)
             _move(partial, out)
     size = sum(path.stat().st_size for path in out.glob(ONNX_FILE + "*"))
     note = (
         "one forward pass (prefill) in float32: input_ids and attention_mask in, logits out; it has no cache"
     )
-    return _Written(source, source.spec.model_type, size, notes=(note,))
+    made = {"target": "onnx", "kind": source.spec.model_type, "how": "", "bytes_written": size}
+    return ExportResult(out=out, notes=(note,), **made, **_sizes(source, None))
 
 
 def _move(partial: Path, out: Path) -> None:
-    """Put an ONNX export where it belongs; only files of the export before it are replaced, and `model.onnx` comes last."""
+    """Put an ONNX export where it belongs, whole at once; or file by file, `model.onnx` last, where others lie too."""
     with output_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
-        for old in (ONNX_FILE, ONNX_FILE + ".data"):  # the graph before its data
-            (out / old).unlink(missing_ok=True)
-        for name in sorted(owned(partial), key=lambda name: (name == ONNX_FILE, name)):
-            (out / name).parent.mkdir(parents=True, exist_ok=True)
-            os.replace(partial / name, out / name)
+        if not out.exists() or not any(out.iterdir()):
+            os.replace(partial, out)
+        else:
+            for old in (ONNX_FILE, ONNX_FILE + ".data"):  # the graph before its data
+                (out / old).unlink(missing_ok=True)
+            for name in sorted(owned(partial), key=lambda name: (name == ONNX_FILE, name)):
+                (out / name).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(partial / name, out / name)
+        (out / MARKER).unlink(missing_ok=True)
     sync_directory(out)
+    sync_directory(out.resolve().parent)
 
 
 def _check_file(source: ExportSource, out: Path, overwrite: bool) -> None:
     folder = out.absolute().parent
-    if source.checkpoint.path.resolve() in (folder.resolve(), *folder.resolve().parents):
+    if source.path.resolve() in (folder.resolve(), *folder.resolve().parents):
         raise OutputError(f"{out}: lies inside the source, which is never written to. Choose another place.")
     if out.is_dir():
         raise OutputError(f"{out}: is a directory, expected a file name such as {out / 'model.gguf'}.")
@@ -208,27 +211,22 @@ def _cache_notes(source: ExportSource, arrangements: list[Arrangement]) -> tuple
     return tuple(notes)
 
 
-def _result(target: str, out: Path, written: _Written) -> ExportResult:
-    spec = written.source.spec
-    before = sum(math.prod(info.shape) for info in written.source.checkpoint.tensors.values())
+def _sizes(source: ExportSource, arrangements: list[Arrangement] | None) -> dict[str, Any]:
+    """The part of an `ExportResult` that counts heads; without arrangements the heads are the checkpoint's own."""
+    spec = source.spec
+    before = sum(math.prod(info.shape) for info in source.checkpoint.tensors.values())
     heads, kv_heads, cache, rows = (spec.num_heads,) * spec.num_layers, spec.key_heads, spec.cache, 0
-    if written.arrangements is not None:
-        heads = tuple(arrangement.num_heads for arrangement in written.arrangements)
-        kv_heads = tuple(arrangement.num_kv_heads for arrangement in written.arrangements)
-        cache = written.source.cache(list(written.arrangements))
+    if arrangements is not None:
+        heads = tuple(arrangement.num_heads for arrangement in arrangements)
+        kv_heads = tuple(arrangement.num_kv_heads for arrangement in arrangements)
+        cache = source.cache(arrangements)
         rows = sum(2 * (n - spec.num_heads) for n in heads)  # of q and o
         rows += sum(2 * n - k - v for n, k, v in zip(kv_heads, spec.key_heads, spec.value_heads, strict=True))
-    return ExportResult(
-        target=target,
-        out=out,
-        kind=written.kind,
-        how=written.how,
-        query_heads=heads,
-        kv_heads=kv_heads,
-        bytes_written=written.nbytes,
-        parameters_before=before,
-        parameters=before + rows * spec.head_dim * spec.hidden_size,
-        kv_bytes_per_token_before=spec.cache.bytes_per_token,
-        kv_bytes_per_token=cache.bytes_per_token,
-        notes=written.notes,
-    )
+    return {
+        "query_heads": heads,
+        "kv_heads": kv_heads,
+        "parameters_before": before,
+        "parameters": before + rows * spec.head_dim * spec.hidden_size,
+        "kv_bytes_per_token_before": spec.cache.bytes_per_token,
+        "kv_bytes_per_token": cache.bytes_per_token,
+    }

@@ -74,7 +74,7 @@ def type_of(shape: Sequence[int], wanted: str) -> GGMLQuantizationType:
 
 def gguf_bytes(model: GgufModel, wanted: str) -> int:
     """Bytes of all tensors of the file."""
-    return sum(_nbytes(t.shape, type_of(t.shape, wanted)) for t in model.tensors)
+    return sum(_nbytes(t.shape, type_of(t.shape, wanted)) for t in model.tensors.values())
 
 
 def write_gguf(path: Path, model: GgufModel, vocab: Vocab, wanted: str, advance: Advance) -> None:
@@ -96,20 +96,20 @@ def write_gguf(path: Path, model: GgufModel, vocab: Vocab, wanted: str, advance:
     if wanted in BUILT_IN:
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     vocab.add_to(writer)
-    for tensor in model.tensors:
-        kind = type_of(tensor.shape, wanted)
-        size = _nbytes(tensor.shape, kind)
-        writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), size, kind)
+    kinds = {name: type_of(tensor.shape, wanted) for name, tensor in model.tensors.items()}
+    for name, tensor in model.tensors.items():
+        size = _nbytes(tensor.shape, kinds[name])
+        writer.add_tensor_info(name, tensor.shape, np.dtype(np.float32), size, kinds[name])
     # The writer opens the temporary file by its name.
     with atomic_file(path) as file, output_errors(path), closing(writer):
         writer.write_header_to_file(Path(file.name))
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        for tensor in model.tensors:
-            data = encode(tensor.produce(), type_of(tensor.shape, wanted))
+        for name, tensor in model.tensors.items():
+            data = encode(tensor.produce(), kinds[name])
             if data.dtype == np.float16 and not np.isfinite(data).all():
                 raise CheckpointError(
-                    f"{tensor.name} has values beyond float16, or none at all; use `dtype=bf16` or f32"
+                    f"{name} has values beyond float16, or none at all; use `dtype=bf16` or f32"
                 )
             writer.write_tensor_data(data)
             advance(data.nbytes)
@@ -151,7 +151,7 @@ def run_tool(tool: str, plain: Path, path: Path, quantise: str) -> None:
 
 def odd_rows(model: GgufModel, quantise: str) -> tuple[str, ...]:
     """A word on row lengths that K-quants do not take; the tool then uses a type with more bits for those tensors."""
-    widths = {tensor.shape[-1] for tensor in model.tensors if len(tensor.shape) > 1}
+    widths = {tensor.shape[-1] for tensor in model.tensors.values() if len(tensor.shape) > 1}
     odd = sorted(width for width in widths if width % SUPERBLOCK)
     if not odd or quantise == "IQ4_NL":  # made of blocks of 32
         return ()

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from gqakit.checkpoint import Replacement
 from gqakit.errors import FamilyError
 from gqakit.exporters.model_card import lineage
 from gqakit.exporters.source import ExportSource
@@ -34,30 +35,19 @@ INTERLEAVED = {"llama", "deci"}
 
 
 @dataclass(frozen=True)
-class GgufTensor:
-    """One tensor of the file: name, shape (outermost first), and what makes it when its bytes are due."""
-
-    name: str
-    shape: tuple[int, ...]
-    produce: Callable[[], Tensor]
-
-
-@dataclass(frozen=True)
 class GgufModel:
     """The whole file but the tokenizer.
 
     Attributes:
-        architecture: `general.architecture`.
         arrangements: the heads of each layer.
-        writer: holds the metadata; no file is open yet.
-        tensors: in file order.
+        writer: holds architecture and metadata; no file is open yet.
+        tensors: by name, in file order; shapes have the outermost axis first.
         notes: what the user should know.
     """
 
-    architecture: str
     arrangements: list[Arrangement]
     writer: GGUFWriter
-    tensors: list[GgufTensor]
+    tensors: dict[str, Replacement]
     notes: tuple[str, ...]
 
 
@@ -78,9 +68,8 @@ def describe_gguf(source: ExportSource) -> GgufModel:
     frequencies = _add_rope(writer, source)
     tensors = _tensors(source, arrangements, architecture)
     if frequencies is not None:
-        values = frequencies
-        tensors.insert(0, GgufTensor("rope_freqs.weight", tuple(values.shape), lambda: values))
-    return GgufModel(architecture, arrangements, writer, tensors, notes)
+        tensors["rope_freqs.weight"] = Replacement(tuple(frequencies.shape), None, frequencies.clone)
+    return GgufModel(arrangements, writer, tensors, notes)
 
 
 def _architecture(source: ExportSource, arrangements: list[Arrangement]) -> str:
@@ -92,25 +81,24 @@ def _architecture(source: ExportSource, arrangements: list[Arrangement]) -> str:
         return table[family]
     if family in STOCK_ARCHITECTURE and not alike:
         raise FamilyError(
-            f"{source.checkpoint.path}: a grouped {family} has no architecture in GGUF: the only one with heads per layer, "
+            f"{source.path}: a grouped {family} has no architecture in GGUF: the only one with heads per layer, "
             "deci, has no key normalisation. Give it the same heads in every layer by an export with `to=uniform`, which "
             "costs cache or weights, and export that; or convert with `format=uniform`."
         )
     raise FamilyError(
-        f"{source.checkpoint.path}: GGUF is written for {', '.join(STOCK_ARCHITECTURE)} with hidden_act silu; this is "
+        f"{source.path}: GGUF is written for {', '.join(STOCK_ARCHITECTURE)} with hidden_act silu; this is "
         f"{family} with {source.config.get('hidden_act')}."
     )
 
 
 def _add_origin(writer: GGUFWriter, source: ExportSource) -> None:
     """`general.*`: name, licence and base model, spelled as llama.cpp's own converter spells them."""
-    import gguf
+    from gguf import Metadata
 
-    writer.add_type("model")
-    card = lineage(source)
-    metadata = gguf.Metadata.apply_metadata_heuristic(gguf.Metadata(), card, None, None)
-    metadata.name = source.name
+    metadata = Metadata.apply_metadata_heuristic(Metadata(), lineage(source))
+    metadata.name = source.short_name
     metadata.set_gguf_meta_model(writer)
+    writer.add_type("model")
 
 
 def _add_numbers(
@@ -155,7 +143,7 @@ def _add_rope(writer: GGUFWriter, source: ExportSource) -> Tensor | None:
         kind = "partial"
     if kind not in ("default", "linear", "llama3"):
         raise FamilyError(
-            f"{source.checkpoint.path}: rotary embedding of type {kind!r}; GGUF is written for default, linear and "
+            f"{source.path}: rotary embedding of type {kind!r}; GGUF is written for default, linear and "
             "llama3."
         )
     writer.add_rope_freq_base(base)
@@ -173,12 +161,10 @@ def llama3_divisors(head_dim: int, base: float, scaling: dict[str, Any]) -> Tens
     """
     factor, low, high = (float(scaling[k]) for k in ("factor", "low_freq_factor", "high_freq_factor"))
     original = float(scaling["original_max_position_embeddings"])
-    divisors = []
-    for channel in range(0, head_dim, 2):
-        turns = original / (2 * math.pi * base ** (channel / head_dim))  # within the original context
-        share = min(max((turns - low) / (high - low), 0.0), 1.0)
-        divisors.append(1 / ((1 - share) / factor + share))
-    return torch.tensor(divisors, dtype=torch.float32)
+    # The turns that each frequency makes within the original context.
+    turns = original / (2 * math.pi * base ** (torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim))
+    share = ((turns - low) / (high - low)).clamp(0, 1)
+    return (1 / ((1 - share) / factor + share)).float()
 
 
 def interleave(rows: Tensor, head_dim: int) -> Tensor:
@@ -189,13 +175,15 @@ def interleave(rows: Tensor, head_dim: int) -> Tensor:
     return halves.transpose(1, 2).reshape(rows.shape)
 
 
-def _tensors(source: ExportSource, arrangements: list[Arrangement], architecture: str) -> list[GgufTensor]:
+def _tensors(
+    source: ExportSource, arrangements: list[Arrangement], architecture: str
+) -> dict[str, Replacement]:
     """Every tensor of the checkpoint under its name in GGUF, in the checkpoint's order: a layer's lie together."""
     import gguf
 
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[architecture.upper()], source.spec.num_layers)
     rearranged = source.rearranged(arrangements)
-    made: list[GgufTensor] = []
+    made: dict[str, Replacement] = {}
     strange: list[str] = []
     for name, info in source.checkpoint.tensors.items():
         if name.endswith(".inv_freq") or (
@@ -206,15 +194,14 @@ def _tensors(source: ExportSource, arrangements: list[Arrangement], architecture
         if target is None:
             strange.append(name)
             continue
-        shape, produce = info.shape, partial(source.checkpoint.load, name)
-        if name in rearranged:
-            shape, produce = rearranged[name].shape, rearranged[name].produce
+        plain = Replacement(info.shape, None, partial(source.checkpoint.load, name))
+        made[target] = rearranged.get(name, plain)
         if architecture in INTERLEAVED and target.split(".")[-2] in ("attn_q", "attn_k"):
-            produce = partial(_interleaved, produce, source.spec.head_dim)
-        made.append(GgufTensor(target, shape, produce))
+            produce = partial(_interleaved, made[target].produce, source.spec.head_dim)
+            made[target] = replace(made[target], produce=produce)
     if strange:
         raise FamilyError(
-            f"{source.checkpoint.path}: {len(strange)} tensors have no place in GGUF, first {strange[0]!r}."
+            f"{source.path}: {len(strange)} tensors have no place in GGUF, first {strange[0]!r}."
         )
     return made
 

@@ -19,7 +19,7 @@ def lineage(source: ExportSource) -> dict[str, Any]:
 
     The base model's name with its organisation, `org/name`, goes before one without, wherever it stands.
     """
-    found = stated_in_card(source.checkpoint.path)
+    found = stated_in_card(source.path)
     if source.plan is not None:
         planned = source.plan.source.name
         known = found.get("base_model", "")
@@ -30,11 +30,10 @@ def lineage(source: ExportSource) -> dict[str, Any]:
 
 def uniform_card(source: ExportSource, how: str) -> str:
     """The card of a grouped checkpoint written as an ordinary one, `how` (pad or equalise)."""
-    known = {"base_model": source.name, **lineage(source)}
+    known = {"base_model": source.short_name, **lineage(source)}
     body = (
-        f"# {source.name}, uniform\n\n"
-        f"Exported by gqakit {__version__} from the grouped checkpoint **{source.name}**; {_DONE[how]}. It computes the "
-        "same.\n\n"
+        f"# {source.short_name}, uniform\n\nExported by gqakit {__version__} from the grouped checkpoint "
+        f"**{source.short_name}**; {_DONE[how]}. It computes the same.\n\n"
         f"- Base model: {known['base_model']}\n"
         f"- Licence: {known.get('license') or 'that of the base model, whose card states none that could be read'}\n"
     )

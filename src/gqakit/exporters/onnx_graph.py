@@ -29,16 +29,12 @@ def load_exporter() -> Any:
     """
     try:
         from transformers.exporters import exporter_onnx
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"ONNX is written by transformers.exporters, which is not in this transformers ({error}); "
-            "pip install 'gqakit[onnx]'"
-        ) from error
-    try:
+
         exporter_onnx.OnnxExporter().validate_environment()
     except ImportError as error:
         raise MissingDependencyError(
-            f"writing ONNX needs onnx and onnxscript ({str(error).splitlines()[0]}); pip install 'gqakit[onnx]'"
+            f"ONNX is written by transformers.exporters, with onnx and onnxscript ({str(error).splitlines()[0]}); "
+            "pip install 'gqakit[onnx]'"
         ) from error
     return exporter_onnx
 
@@ -55,9 +51,9 @@ def write_onnx(source: ExportSource, out: Path) -> None:
     exporter = load_exporter()
     if source.family not in FAMILIES:
         raise FamilyError(
-            f"{source.checkpoint.path}: ONNX graphs are written of {', '.join(FAMILIES)}; this is {source.family}."
+            f"{source.path}: ONNX graphs are written of {', '.join(FAMILIES)}; this is {source.family}."
         )
-    model: Any = load(source.checkpoint.path, dtype=torch.float32)
+    model: Any = load(source.path, dtype=torch.float32)
     model.config.use_cache = False
     model.generation_config = None
     ids = torch.arange(PROMPT[0] * PROMPT[1]).reshape(PROMPT) % int(source.config["vocab_size"])
@@ -71,5 +67,5 @@ def write_onnx(source: ExportSource, out: Path) -> None:
     except (RuntimeError, ValueError, TypeError, AttributeError, KeyError, NotImplementedError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise GqakitError(
-            f"{source.checkpoint.path}: transformers' ONNX exporter fails on it ({type(error).__name__}: {reason})"
+            f"{source.path}: transformers' ONNX exporter fails on it ({type(error).__name__}: {reason})"
         ) from error

@@ -24,13 +24,6 @@ BY_TOOL = (
 )
 """And those that llama.cpp's own tool makes from a file that is written here."""
 
-FITTING = {
-    "gguf": ("dtype", "quantise", "tokenizer_pre"),
-    "uniform": ("how", "allow_full_cache"),
-    "onnx": (),
-}
-"""The options that only one target has."""
-
 
 @dataclass(frozen=True)
 class ExportOptions(Options):
@@ -39,39 +32,29 @@ class ExportOptions(Options):
     to: str = option(REQUIRED, "What to write.", choices=TARGETS)
     how: str | None = option(
         None, "pad: query heads that nothing reads, larger weights. equalise: KV heads written again, a larger cache. "
-        "Default: the smaller cache.",
-        panel="uniform", choices=HOWS,
+        "Default: the smaller cache.", panel="uniform", choices=HOWS,
     )  # fmt: skip
     allow_full_cache: bool = option(
         False, "Write it even if it needs as large a KV cache as the base model.", panel="uniform"
     )
     dtype: str | None = option(
-        None,
-        "Precision of the weights. Default: the checkpoint's own.",
-        panel="GGUF",
-        choices=tuple(PRECISIONS),
-    )
+        None, "Precision of the weights. Default: the checkpoint's own.", panel="GGUF", choices=tuple(PRECISIONS)
+    )  # fmt: skip
     quantise: str | None = option(
         None, f"{', '.join(BUILT_IN)}; the others with llama.cpp's llama-quantize on the PATH.",
         panel="GGUF", choices=(*BUILT_IN, *BY_TOOL), flags=("--quantise", "--quantize"),
     )  # fmt: skip
     tokenizer_pre: str | None = option(
-        None,
-        "llama.cpp's name of how text is split before BPE. Default: as tokenizer.json says.",
-        panel="GGUF",
-    )
+        None, "llama.cpp's name of how text is split before BPE. Default: as tokenizer.json says.", panel="GGUF"
+    )  # fmt: skip
     overwrite: bool = option(False, "Replace what is there.", panel="Output")
 
     def problems(self) -> Iterator[str]:
         """Options of another target, and two that name a precision."""
         yield from super().problems()
-        strange = [
-            f"`{name}`"
-            for target, names in FITTING.items()
-            for name in names
-            if target != self.to and getattr(self, name)
-        ]
-        if strange:
-            yield f"{', '.join(strange)} does not go with `to={self.to}`"
+        of_gguf, of_uniform = ("dtype", "quantise", "tokenizer_pre"), ("how", "allow_full_cache")
+        for target, names in (("gguf", of_gguf), ("uniform", of_uniform)):
+            if target != self.to and (strange := [f"`{name}`" for name in names if getattr(self, name)]):
+                yield f"{', '.join(strange)} does not go with `to={self.to}`"
         if self.dtype and self.quantise in BUILT_IN:
             yield f"`dtype={self.dtype}` and `quantise={self.quantise}` contradict each other; give one"

@@ -2,51 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache, partial
-from pathlib import Path
+from dataclasses import replace
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gqakit.checkpoint import Checkpoint, Replacement
+from gqakit.checkpoint import Replacement
 from gqakit.conversion.files import PLAN_FILE
-from gqakit.core.attention import AttentionWeights, Projection
+from gqakit.core.attention import AttentionWeights
 from gqakit.core.budget import CacheShape
 from gqakit.errors import CheckpointError
 from gqakit.models.head_layout import Arrangement
-from gqakit.models.layers import layer_shapes, read_layer, tensors_of_layer
+from gqakit.models.layers import layer_shapes, tensors_of_layer
 from gqakit.models.remote_code.heads import HeadMaps, read_layers
 from gqakit.models.source import Source
-from gqakit.models.spec import ModelSpec
 from gqakit.planning.plan import Plan
 
 
-@dataclass(frozen=True)
-class ExportSource:
-    """A checkpoint to export, stock or grouped, and the heads that each query head of each layer reads.
+class ExportSource(Source):
+    """A checkpoint to export, stock or grouped, with what its engines must know of it."""
 
-    `name` is that of its directory, or of its repository on the hub without the organisation.
-    """
-
-    name: str
-    checkpoint: Checkpoint
-    spec: ModelSpec
-    heads: tuple[HeadMaps, ...]
-
-    @classmethod
-    def open(cls, model: str) -> ExportSource:
-        """A directory or hub name.
+    @cached_property
+    def heads(self) -> tuple[HeadMaps, ...]:
+        """The key head and the value head that each query head of each layer reads.
 
         Raises:
-            CheckpointError: it cannot be read, or its head maps cannot. FamilyError: it is of no known family.
+            CheckpointError: the head maps of a grouped checkpoint cannot be read.
         """
-        opened = Source.open(model)
-        checkpoint, spec = opened.checkpoint, opened.spec
-        heads = _heads(checkpoint.config, spec, str(checkpoint.path))
-        return cls(Path(model).expanduser().resolve().name, checkpoint, spec, heads)
+        spec, count = self.spec, self.spec.num_heads
+        if spec.is_grouped:
+            try:
+                return tuple(read_layers(self.config["gqakit"], spec.num_layers, count))
+            except ValueError as error:
+                raise CheckpointError(f"{self.path}: {error}") from error
+        maps = [tuple(query * heads // count for query in range(count)) for heads in spec.key_heads]
+        return tuple(HeadMaps(map_, map_) for map_ in maps)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -70,7 +62,7 @@ class ExportSource:
         Raises:
             PlanError: the file there is malformed.
         """
-        path = self.checkpoint.path / PLAN_FILE
+        path = self.path / PLAN_FILE
         return Plan.load(path) if path.is_file() else None
 
     def rearranged(self, arrangements: list[Arrangement]) -> dict[str, Replacement]:
@@ -82,17 +74,14 @@ class ExportSource:
 
         @lru_cache(maxsize=2)
         def read(layer: int) -> dict[str, Tensor]:
-            weights = read_layer(self.spec, layer, self.checkpoint.load)
-            return tensors_of_layer(self.spec, layer, rearrange(weights, arrangements[layer]))
+            return tensors_of_layer(self.spec, layer, rearrange(self.layer(layer), arrangements[layer]))
 
         made: dict[str, Replacement] = {}
         for layer, arrangement in enumerate(arrangements):
             spec = replace(self.spec, num_heads=arrangement.num_heads)
             shapes = layer_shapes(spec, layer, arrangement.num_kv_heads, arrangement.num_kv_heads)
-            made |= {
-                name: Replacement(shape, None, partial(_produce, read, layer, name))
-                for name, shape in shapes.items()
-            }
+            for name, shape in shapes.items():
+                made[name] = Replacement(shape, None, lambda layer=layer, name=name: read(layer)[name])
         return made
 
     def cache(self, arrangements: list[Arrangement]) -> CacheShape:
@@ -101,33 +90,12 @@ class ExportSource:
         return CacheShape(counts, counts, self.spec.head_dim, self.spec.element_bytes)
 
 
-def _produce(read: Callable[[int], dict[str, Tensor]], layer: int, name: str) -> Tensor:
-    return read(layer)[name]
-
-
 def rearrange(weights: AttentionWeights, arrangement: Arrangement) -> AttentionWeights:
     """A layer in another arrangement; it computes the same."""
-    live = torch.tensor(arrangement.live)
-    output = weights.output[list(arrangement.query)]  # [heads, head_dim, hidden_size]
+    query, key, value = map(torch.tensor, (arrangement.query, arrangement.key, arrangement.value))
+    live = torch.tensor(arrangement.live)[:, None, None]
+    output = weights.output[query]  # [heads, width_out, head_dim]
     return AttentionWeights(
-        _select(weights.query, arrangement.query),
-        _select(weights.key, arrangement.key),
-        _select(weights.value, arrangement.value),
-        torch.where(live[:, None, None], output, torch.zeros((), dtype=output.dtype)),
-    )
-
-
-def _select(projection: Projection, heads: tuple[int, ...]) -> Projection:
-    """A projection of these heads: `weight` is `[heads, head_dim, hidden_size]`, `bias` `[heads, head_dim]`."""
-    chosen = list(heads)
-    return Projection(projection.weight[chosen], None if projection.bias is None else projection.bias[chosen])
-
-
-def _heads(config: dict[str, Any], spec: ModelSpec, where: str) -> tuple[HeadMaps, ...]:
-    if spec.is_grouped:
-        try:
-            return tuple(read_layers(config["gqakit"], spec.num_layers, spec.num_heads))
-        except ValueError as error:
-            raise CheckpointError(f"{where}: {error}") from error
-    maps = [tuple(q * heads // spec.num_heads for q in range(spec.num_heads)) for heads in spec.key_heads]
-    return tuple(HeadMaps(map_, map_) for map_ in maps)
+        weights.query.select(query), weights.key.select(key), weights.value.select(value),
+        torch.where(live, output, torch.zeros((), dtype=output.dtype)),
+    )  # fmt: skip

@@ -43,11 +43,11 @@ def describe_uniform(source: ExportSource, how: str = "auto") -> UniformModel:
     """
     if not source.spec.is_grouped:
         raise UsageError(
-            f"{source.checkpoint.path} is an ordinary {source.family} checkpoint already; nothing to export"
+            f"{source.path} is an ordinary {source.family} checkpoint already; nothing to export"
         )
     if source.family not in FAMILIES:
         raise FamilyError(
-            f"{source.checkpoint.path}: uniform checkpoints are exported of {', '.join(FAMILIES)}; this is a grouped "
+            f"{source.path}: uniform checkpoints are exported of {', '.join(FAMILIES)}; this is a grouped "
             f"{source.family}. Convert its source with `format=uniform`, where `gqakit inspect` lists it."
         )
     made: list[UniformModel] = []
@@ -82,7 +82,7 @@ def check_saving(source: ExportSource, model: UniformModel) -> None:
     if describe_uniform(source).arrangements[0].num_kv_heads < base:
         advice = "leave out `how`, which finds a smaller cache; or "
     raise UsageError(
-        f"{source.checkpoint.path}: as a uniform checkpoint ({model.how}) every layer has {count} KV heads, "
+        f"{source.path}: as a uniform checkpoint ({model.how}) every layer has {count} KV heads, "
         f"{count * per_head:,} bytes of KV cache per token; {before}, {base * per_head:,} bytes. All that grouping saved "
         f"(it caches {spec.cache.bytes_per_token:,}) is given back. What else to do: {advice}use an engine that takes the "
         "heads layer by layer (llama.cpp by `to=gguf`, vLLM); or convert the base model with `format=uniform`. To write "
@@ -130,7 +130,7 @@ def _config(source: ExportSource, arrangements: list[Arrangement]) -> tuple[dict
     biased = [key for key in ("attention_bias", "mlp_bias") if config.pop(key, False)]
     if biased:
         raise FamilyError(
-            f"{source.checkpoint.path}: {heads} query heads do not divide the width {source.spec.hidden_size}, as a llama "
+            f"{source.path}: {heads} query heads do not divide the width {source.spec.hidden_size}, as a llama "
             f"must, and a mistral has no biases ({', '.join(biased)} is set)"
         )
     config.pop("pretraining_tp", None)

@@ -1,17 +1,17 @@
-"""`activation_similarity`: heads that say the same on calibration text share."""
+"""`activation_similarity`: heads with similar activations on calibration text share."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from gqakit.core.similarity import flat_inner
-from gqakit.core.within_cluster import Spread
-from gqakit.grouping_methods.base import LayerHeads
-from gqakit.grouping_methods.by_within_cluster import BySpread
+from gqakit.core.within_cluster import WithinClusterError
+from gqakit.grouping_methods.base import HeadFeatures
+from gqakit.grouping_methods.by_within_cluster import ByWithinCluster
 
 
 @dataclass(frozen=True)
-class ActivationSimilarity(BySpread):
+class ActivationSimilarity(ByWithinCluster):
     """Spherical k-means on the heads' activations, `W̃ C^{1/2}` flattened, solved on their cosine matrix.
 
     `weight_similarity` with the text's second moment in place of `I`: `⟨x_h, x_g⟩ = E[k_h · k_g]`, channel with channel.
@@ -24,6 +24,6 @@ class ActivationSimilarity(BySpread):
     source = "k-means on activations; the plain variant of AsymGQA's comparison, arXiv 2406.14963"
     needs = "moments"
 
-    def objective(self, heads: LayerHeads) -> Spread:
+    def objective(self, heads: HeadFeatures) -> WithinClusterError:
         """See the class."""
-        return Spread.of_similarity(flat_inner(heads.sides))
+        return WithinClusterError.of_similarity(flat_inner(heads.sides))

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 from gqakit.core.grouping import Partition
 from gqakit.core.similarity import aligned_similarity, averaged
-from gqakit.core.within_cluster import Spread
-from gqakit.grouping_methods.base import LayerHeads, Sizes
-from gqakit.grouping_methods.by_within_cluster import BySpread
+from gqakit.core.within_cluster import WithinClusterError
+from gqakit.grouping_methods.base import HeadFeatures, Sizes
+from gqakit.grouping_methods.by_within_cluster import ByWithinCluster
 
 
 @dataclass(frozen=True)
-class AlignedSimilarity(BySpread):
+class AlignedSimilarity(ByWithinCluster):
     """Groups of equal size with the greatest similarity after Procrustes alignment.
 
     `sim(h, g) = max_R E[k_h · R k_g] / (‖k_h‖ ‖k_g‖)` over the turns `R` that leave the model's function as it is: any
@@ -21,7 +21,7 @@ class AlignedSimilarity(BySpread):
     normalisation. The cost of a group `S` is `|S| − Σ_{h,g∈S} sim(h, g) / |S|`, averaged over keys and values.
 
     Differs from the paper: turns and similarities follow from second moments instead of stored activations, and the
-    partition is found by the exact or local search of `methods.search` instead of random swaps. As in the
+    partition is found by the exact or local search of `partition_search` instead of random swaps. As in the
     paper groups are of equal size, or as equal as can be where the number does not divide.
     """
 
@@ -30,11 +30,13 @@ class AlignedSimilarity(BySpread):
     source = "Align Attention Heads Before Merging Them, arXiv 2412.20677"
     needs = "moments"
 
-    def objective(self, heads: LayerHeads) -> Spread:
+    def objective(self, heads: HeadFeatures) -> WithinClusterError:
         """See the class."""
-        return Spread(averaged(aligned_similarity, heads.sides))
+        return WithinClusterError(averaged(aligned_similarity, heads.sides))
 
-    def search(self, spread: Spread, num_groups: int, *, sizes: Sizes, rng: random.Random) -> Partition:
+    def search(
+        self, error: WithinClusterError, num_groups: int, *, sizes: Sizes, rng: random.Random
+    ) -> Partition:
         """Over balanced groups."""
-        balanced = Sizes.balanced(spread.num_heads, num_groups)  # within `sizes` wherever any partition is
-        return super().search(spread, num_groups, sizes=balanced, rng=rng)
+        balanced = Sizes.balanced(error.num_heads, num_groups)  # within `sizes` wherever any partition is
+        return super().search(error, num_groups, sizes=balanced, rng=rng)

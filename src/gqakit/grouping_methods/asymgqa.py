@@ -8,15 +8,15 @@ from typing import Literal, NamedTuple, get_args
 
 from gqakit.core.grouping import Partition
 from gqakit.core.similarity import averaged, channel_similarity
-from gqakit.core.within_cluster import Spread
-from gqakit.grouping_methods.base import LayerHeads, Sizes, cut, equal_blocks, in_range
-from gqakit.grouping_methods.by_within_cluster import BySpread
+from gqakit.core.within_cluster import WithinClusterError
+from gqakit.grouping_methods.base import HeadFeatures, Sizes, cut_evenly, in_range
+from gqakit.grouping_methods.by_within_cluster import ByWithinCluster
 
 Similarity = Literal["activation", "weight"]
 
 
 @dataclass(frozen=True)
-class AsymGQA(BySpread):
+class AsymGQA(ByWithinCluster):
     """Activation-informed asymmetric grouping; with options the symmetric and the weight-informed variant.
 
     Two heads are as similar as each channel of one is to the closest of the other, `core.similarity.channel_similarity`,
@@ -25,9 +25,9 @@ class AsymGQA(BySpread):
     The step stands if similarity within groups rises, else with probability `p_accept`; then with probability
     `p_reset` the search goes back to the best groups so far, which it returns in the end.
 
-    Similarity within groups is measured as low `Spread`, `Σ_S |S| − Σ_{h,g∈S} sim(h, g) / |S|`: heads weigh alike,
-    in whatever group. Where a move would break the limits on sizes or leave a group empty the two are swapped, so that
-    with equal sizes asked for, the asymmetric variant is the symmetric one.
+    Similarity within groups is measured as low `WithinClusterError`, `Σ_S |S| − Σ_{h,g∈S} sim(h, g) / |S|`: heads weigh
+    alike, in whatever group. Where a move would break the limits on sizes or leave a group empty the two are swapped, so
+    that with equal sizes asked for, the asymmetric variant is the symmetric one.
 
     Differs from the paper: similarities follow from second moments instead of stored activations. Its `n`, `k`,
     `p_acc` and `p_reset` are not known. The defaults were chosen on planted, smooth and random similarities,
@@ -69,23 +69,25 @@ class AsymGQA(BySpread):
         in_range("p_accept", self.p_accept, 0, 1)
         in_range("p_reset", self.p_reset, 0, 1)
 
-    def objective(self, heads: LayerHeads) -> Spread:
+    def objective(self, heads: HeadFeatures) -> WithinClusterError:
         """See the class."""
         sides = heads.sides if self.similarity == "activation" else heads.weight_sides
-        return Spread(averaged(channel_similarity, sides))
+        return WithinClusterError(averaged(channel_similarity, sides))
 
-    def search(self, spread: Spread, num_groups: int, *, sizes: Sizes, rng: random.Random) -> Partition:
+    def search(
+        self, error: WithinClusterError, num_groups: int, *, sizes: Sizes, rng: random.Random
+    ) -> Partition:
         """The search of the paper."""
-        order = list(range(spread.num_heads))
+        order = list(range(error.num_heads))
         rng.shuffle(order)
-        start = cut(order, equal_blocks(spread.num_heads, num_groups))
-        if num_groups in (1, spread.num_heads):
+        start = cut_evenly(order, num_groups)
+        if num_groups in (1, error.num_heads):
             return start
-        walk = Walk(spread.inner.tolist(), start)
+        walk = Walk(error.inner.tolist(), start)
         nearest = _nearest(walk.similarity, self.neighbours)
         best, best_gain, gain = start, 0.0, 0.0  # gains count from the start
         for _ in range(self.iterations):
-            head = rng.randrange(spread.num_heads)
+            head = rng.randrange(error.num_heads)
             change = self._step(walk, head, rng.choice(nearest[head]), sizes)
             if change is not None and (change.gain > _ROUNDING or rng.random() < self.p_accept):
                 walk.apply(change)
@@ -106,6 +108,7 @@ class AsymGQA(BySpread):
 
 
 _ROUNDING = 1e-12
+"""Gains below this are rounding, on similarities of at most 1."""
 
 
 def _nearest(similarity: list[list[float]], count: int) -> list[list[int]]:

@@ -12,6 +12,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from gqakit.core.grouping import Partition
+from gqakit.core.key_allocation import contiguous_map, equal_allocation
 from gqakit.core.statistics import HeadStats
 from gqakit.grouping_methods.configurable import Configurable
 
@@ -33,6 +34,7 @@ class Sizes:
         """The sizes that `num_groups` groups of `num_heads` heads may have; None where no partition has them.
 
         Args:
+            num_heads, num_groups: heads of the layer, and groups that they go to.
             equal: all groups of the same size.
             most: a cap on the size of a group.
         """
@@ -56,7 +58,7 @@ class Sizes:
 
 
 @dataclass(frozen=True)
-class LayerHeads:
+class HeadFeatures:
     """What a method may look at: the heads of one layer that are grouped together.
 
     These are its key heads and value heads, or with separate maps one of the two; a method need not know which.
@@ -65,10 +67,10 @@ class LayerHeads:
         num_heads: source KV heads.
         cost: the chosen merge rule's error for a candidate group (ascending head indices), in units in
             which groups add up.
-        bound: no partition into so many groups costs less; 0 where nothing is known.
+        bound: for a number of groups, what no partition into that number costs less than; 0 where nothing is known.
         inner: `[heads, heads]`, plain inner products of the heads' flattened weights, keys and values one over
             the other: all that QCQA's weight-sharing error needs.
-        sides: what calibration says of the key heads, of the value heads, or of both. Without moments, `C = I`.
+        sides: what calibration says of the key heads, of the value heads, or of both. Without calibration, `C = I`.
         plain_sides: the same with `C = I`, made when asked for.
     """
 
@@ -83,15 +85,6 @@ class LayerHeads:
     def weight_sides(self) -> tuple[HeadStats, ...]:
         """The heads' own weights in place of what they do on text."""
         return self.plain_sides()
-
-
-@dataclass(frozen=True)
-class ModelPoint:
-    """Partitions of all slots of a model, the heads that are left in all of them, and the total of the objective."""
-
-    partitions: tuple[Partition, ...]
-    heads: int
-    wse: float
 
 
 @dataclass(frozen=True)
@@ -112,7 +105,7 @@ class GroupingMethod(Configurable, ABC):
     """The only number of groups that the method makes; None for any."""
 
     @abstractmethod
-    def group(self, heads: LayerHeads, num_groups: int, *, sizes: Sizes, rng: random.Random) -> Partition:
+    def group(self, heads: HeadFeatures, num_groups: int, *, sizes: Sizes, rng: random.Random) -> Partition:
         """A partition into exactly `num_groups` groups.
 
         Args:
@@ -122,7 +115,7 @@ class GroupingMethod(Configurable, ABC):
             rng: the only source of randomness.
         """
 
-    def groups(self, heads: LayerHeads, counts: Mapping[int, Sizes], *, seed: str) -> dict[int, Partition]:
+    def groups(self, heads: HeadFeatures, counts: Mapping[int, Sizes], *, seed: str) -> dict[int, Partition]:
         """A partition for each number of groups; the same for a number whatever else is asked for.
 
         Args:
@@ -135,28 +128,11 @@ class GroupingMethod(Configurable, ABC):
             for count, sizes in counts.items()
         }
 
-    @property
-    def whole_model(self) -> bool:
-        """Whether `model_front` decides, for all layers at once, and no allocation."""
-        return False
-
-    def model_front(
-        self, inners: Sequence[Tensor], counts: Sequence[Mapping[int, Sizes]], *, seed: str
-    ) -> list[ModelPoint]:
-        """For a method of the whole model: the points worth choosing from, fewest heads first.
-
-        Args:
-            inners: of each slot what `LayerHeads.inner` is.
-            counts: of each slot the numbers of groups it may have, and the sizes allowed with each.
-            seed: what randomness starts from.
-        """
-        raise NotImplementedError(f"{self.name} looks at one layer at a time")
-
-    def objective(self, heads: LayerHeads) -> Cost:
+    def objective(self, heads: HeadFeatures) -> Cost:
         """The additive cost of a group that this method keeps small, for Pareto fronts and comparisons."""
         return heads.cost
 
-    def gap(self, heads: LayerHeads, partition: Partition) -> float | None:
+    def gap(self, heads: HeadFeatures, partition: Partition) -> float | None:
         """How much of a partition's cost the search may have missed at most, as a share of it.
 
         0 where it is certain to be the best; None for a method that does not minimise `heads.cost`.
@@ -164,20 +140,14 @@ class GroupingMethod(Configurable, ABC):
         return None
 
 
-def equal_blocks(num_heads: int, num_groups: int) -> list[int]:
-    """Sizes of `num_groups` blocks that cover the heads, as equal as can be, larger ones first."""
-    size, more = divmod(num_heads, num_groups)
-    return [size + 1] * more + [size] * (num_groups - more)
+def cut(order: Sequence[int], sizes: Sequence[int]) -> Partition:
+    """The partition whose groups are consecutive runs of `order`, of the given sizes."""
+    return Partition.of(label for _, label in sorted(zip(order, contiguous_map(sizes), strict=True)))
 
 
-def cut(order: list[int], sizes: list[int]) -> Partition:
-    """The partition whose groups are consecutive runs of `order`."""
-    groups: list[list[int]] = []
-    start = 0
-    for size in sizes:
-        groups.append(order[start : start + size])
-        start += size
-    return Partition.from_groups(groups)
+def cut_evenly(order: Sequence[int], num_groups: int) -> Partition:
+    """The same with groups as equal as can be, larger ones first."""
+    return cut(order, equal_allocation(len(order), num_groups))
 
 
 def in_range(name: str, value: float, low: float, high: float | None = None) -> None:

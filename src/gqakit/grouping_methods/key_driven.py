@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from gqakit.core import key_allocation
 from gqakit.core.grouping import Partition
-from gqakit.core.key_allocation import min_max
+from gqakit.core.key_allocation import allot, min_max
 from gqakit.core.statistics import HeadStats
-from gqakit.grouping_methods.base import GroupingMethod, LayerHeads, Sizes, cut, equal_blocks
+from gqakit.grouping_methods.base import GroupingMethod, HeadFeatures, Sizes, cut, cut_evenly
 
 
 @dataclass(frozen=True)
@@ -20,12 +18,12 @@ class KeyDriven(GroupingMethod):
     """Contiguous groups with sizes in proportion to the norm of their keys.
 
     The heads are cut into equal contiguous blocks; a block's importance is the length of its mean key head,
-    `√E‖mean_h k_h‖²`; importances are scaled to 0..1 by their least and greatest; and the blocks' sizes become
-    proportional to them. Of values alone (separate maps) the values' norms decide.
+    `n_g = √E‖mean_{h∈g} k_h‖²`; importances are scaled to 0..1, `w_g = (n_g − min n) / (max n − min n)`; and the blocks'
+    sizes become proportional to them. Of values alone (separate maps) the values' norms decide.
 
     Differs from the paper, which does this in training, in vision transformers, at every forward pass:
     the norms are averages over calibration text, not of the images that happen to be in the batch, and the groups
-    are fixed after that; a group's head is merged from the heads that now read it, not from its first block.
+    are fixed after that; a group's head is merged from the heads that now share it, not from its first block.
     Differs from the published code: the least important group keeps a head (there its share is 0), importances that
     are equal give equal sizes (there 0/0), shares are rounded by largest remainder with the first of equals going
     first (there ties go by chance).
@@ -36,24 +34,15 @@ class KeyDriven(GroupingMethod):
     source = "KDGQA, arXiv 2408.08454"
     needs = "moments"
 
-    def group(self, heads: LayerHeads, num_groups: int, *, sizes: Sizes, rng: random.Random) -> Partition:
+    def group(self, heads: HeadFeatures, num_groups: int, *, sizes: Sizes, rng: random.Random) -> Partition:
         """See the class."""
-        importance = block_lengths(heads.sides[0], num_groups)
-        return cut(list(range(heads.num_heads)), allot(importance, heads.num_heads, sizes))
+        weights = min_max(block_lengths(heads.sides[0], num_groups))
+        return cut(range(heads.num_heads), allot(weights, heads.num_heads, sizes.least, sizes.most))
 
 
 def block_lengths(stats: HeadStats, num_groups: int) -> list[float]:
-    """`√E‖mean_h k_h‖²` of each of the equal contiguous blocks."""
-    inner = torch.einsum("haga->hg", stats.gram)  # E[k_h · k_g]
-    blocks = cut(list(range(stats.num_heads)), equal_blocks(stats.num_heads, num_groups)).groups
+    """`n_g = √E‖mean_{h∈g} k_h‖²` of each of the equal contiguous blocks."""
+    inner = torch.einsum("haga->hg", stats.gram)  # E[k_h · k_g], [heads, heads]
+    blocks = cut_evenly(range(stats.num_heads), num_groups).groups
     means = [inner[list(block)][:, list(block)].mean() for block in blocks]
     return [float(mean.clamp_min(0).sqrt()) for mean in means]
-
-
-def allot(importance: Sequence[float], num_heads: int, sizes: Sizes) -> list[int]:
-    """Group sizes in proportion to min-max scaled importances, within `sizes`, by largest remainder.
-
-    Raises:
-        ValueError: when an importance is not finite.
-    """
-    return list(key_allocation.allot(min_max(importance), num_heads, sizes.least, sizes.most))

@@ -6,12 +6,12 @@ import random
 from dataclasses import dataclass
 
 from gqakit.core.grouping import Partition
-from gqakit.grouping_methods.base import GroupingMethod, LayerHeads, Sizes
+from gqakit.grouping_methods.base import GroupingMethod, HeadFeatures, Sizes
 
 
 @dataclass(frozen=True)
 class MQA(GroupingMethod):
-    """All heads in one group, so it only fits a budget of one head a layer."""
+    """All heads in one group, so it only fits a budget of one KV head per layer."""
 
     name = "mqa"
     summary = "all heads in one group (multi-query attention)"
@@ -19,6 +19,6 @@ class MQA(GroupingMethod):
     needs = "nothing"
     only_count = 1
 
-    def group(self, heads: LayerHeads, num_groups: int, *, sizes: Sizes, rng: random.Random) -> Partition:
+    def group(self, heads: HeadFeatures, num_groups: int, *, sizes: Sizes, rng: random.Random) -> Partition:
         """See the class."""
         return Partition.single(heads.num_heads)

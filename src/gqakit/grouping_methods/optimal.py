@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from gqakit.core.grouping import Partition
-from gqakit.grouping_methods.base import GroupingMethod, LayerHeads, Sizes
+from gqakit.grouping_methods.base import GroupingMethod, HeadFeatures, Sizes
 from gqakit.grouping_methods.partition_search import EXACT_HEADS, best_partition, exact_partitions
 
 
@@ -15,7 +15,7 @@ from gqakit.grouping_methods.partition_search import EXACT_HEADS, best_partition
 class Optimal(GroupingMethod):
     """Minimises the merge rule's own error: exactly up to 12 heads, by local search beyond.
 
-    What local search may have missed is bounded by `LayerHeads.bound`, and the plan states the gap.
+    What local search may have missed is bounded through `HeadFeatures.bound`, and the plan states the gap.
     """
 
     name = "optimal"
@@ -24,17 +24,17 @@ class Optimal(GroupingMethod):
     needs = "moments"
     allocation = "knapsack"
 
-    def group(self, heads: LayerHeads, num_groups: int, *, sizes: Sizes, rng: random.Random) -> Partition:
+    def group(self, heads: HeadFeatures, num_groups: int, *, sizes: Sizes, rng: random.Random) -> Partition:
         """See the class."""
         return best_partition(heads.num_heads, num_groups, heads.cost, sizes=sizes, rng=rng)
 
-    def groups(self, heads: LayerHeads, counts: Mapping[int, Sizes], *, seed: str) -> dict[int, Partition]:
+    def groups(self, heads: HeadFeatures, counts: Mapping[int, Sizes], *, seed: str) -> dict[int, Partition]:
         """All numbers of groups from one table of costs, where the search is exact."""
         if heads.num_heads <= EXACT_HEADS:
             return exact_partitions(heads.num_heads, counts, heads.cost)
         return super().groups(heads, counts, seed=seed)
 
-    def gap(self, heads: LayerHeads, partition: Partition) -> float | None:
+    def gap(self, heads: HeadFeatures, partition: Partition) -> float | None:
         """0 where the search is exact, else the distance to `heads.bound`."""
         cost = sum(map(heads.cost, partition.groups))
         if heads.num_heads <= EXACT_HEADS or cost <= 0:

@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass
 
 from gqakit.core.grouping import Partition
-from gqakit.grouping_methods.base import GroupingMethod, LayerHeads, Sizes, cut, equal_blocks
+from gqakit.grouping_methods.base import GroupingMethod, HeadFeatures, Sizes, cut_evenly
 
 
 @dataclass(frozen=True)
@@ -18,8 +18,8 @@ class Random(GroupingMethod):
     source = "baseline"
     needs = "nothing"
 
-    def group(self, heads: LayerHeads, num_groups: int, *, sizes: Sizes, rng: random.Random) -> Partition:
+    def group(self, heads: HeadFeatures, num_groups: int, *, sizes: Sizes, rng: random.Random) -> Partition:
         """See the class."""
         order = list(range(heads.num_heads))
         rng.shuffle(order)
-        return cut(order, equal_blocks(heads.num_heads, num_groups))
+        return cut_evenly(order, num_groups)

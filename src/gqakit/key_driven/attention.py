@@ -24,7 +24,7 @@ from gqakit.recovery.distil.data import mixed_seed
 
 
 @dataclass(frozen=True)
-class Schedule:
+class UpdateSchedule:
     """When and from what allocations are made.
 
     Attributes:
@@ -57,7 +57,7 @@ class KeyDrivenHeads(nn.Module, ABC):
     steps: Tensor
     draws: Tensor
 
-    def __init__(self, num_heads: int, num_kv_heads: int, layer: int, schedule: Schedule) -> None:
+    def __init__(self, num_heads: int, num_kv_heads: int, layer: int, schedule: UpdateSchedule) -> None:
         super().__init__()
         self.num_heads, self.num_kv_heads, self.layer, self.schedule = (
             num_heads,
@@ -164,7 +164,7 @@ class DynamicKeyDistributed(KeyDrivenHeads):
     before: Tensor
 
     def __init__(
-        self, num_heads: int, num_kv_heads: int, layer: int, schedule: Schedule, *, by_change: bool
+        self, num_heads: int, num_kv_heads: int, layer: int, schedule: UpdateSchedule, *, by_change: bool
     ) -> None:
         super().__init__(num_heads, num_kv_heads, layer, schedule)
         self.by_change = by_change

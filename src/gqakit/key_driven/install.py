@@ -16,7 +16,7 @@ from gqakit.key_driven.attention import (
     KeyDistributed,
     KeyDrivenHeads,
     Perturbed,
-    Schedule,
+    UpdateSchedule,
 )
 from gqakit.key_driven.published import (
     PublishedDynamic,
@@ -27,7 +27,7 @@ from gqakit.models.remote_code.attention import GroupedHeads
 from gqakit.models.remote_code.heads import HeadMaps
 from gqakit.models.spec import ModelSpec
 
-Make = Callable[[int, int, int, Schedule], KeyDrivenHeads]
+Make = Callable[[int, int, int, UpdateSchedule], KeyDrivenHeads]
 
 VARIANTS: dict[str, tuple[Make, Make]] = {
     "kdgqa": (KeyDistributed, PublishedKeyDistributed),
@@ -40,7 +40,9 @@ VARIANTS: dict[str, tuple[Make, Make]] = {
 Allocation = tuple[int, ...]
 
 
-def install(model: Any, spec: ModelSpec, method: str, schedule: Schedule, *, as_published: bool) -> None:
+def install(
+    model: Any, spec: ModelSpec, method: str, schedule: UpdateSchedule, *, as_published: bool
+) -> None:
     """Give every attention layer of a grouped model the method's attention; methods without one change nothing.
 
     Raises:
@@ -69,7 +71,7 @@ def check_groups(method: str, maps: Sequence[HeadMaps]) -> None:
         if method in VARIANTS and heads != HeadMaps(equal, equal):
             raise UsageError(
                 f"method {method} begins with consecutive equal groups; layer {layer} has others ({list(labels)}). "
-                "Give the model as it was before conversion, or --method gqa"
+                "Give the model as it was before conversion, or `method=gqa`"
             )
 
 

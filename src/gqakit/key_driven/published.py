@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gqakit.core.key_allocation import published_by_norm, published_by_share
 from gqakit.errors import TrainingError
-from gqakit.key_driven.attention import KeyDrivenHeads, Schedule, diagonal
+from gqakit.key_driven.attention import KeyDrivenHeads, UpdateSchedule, diagonal
+from gqakit.key_driven.published_allocation import published_by_norm, published_by_share
 
 
 def summed_norms(key: Tensor) -> Tensor:
@@ -36,7 +36,7 @@ class PublishedHeads(KeyDrivenHeads):
             allocation = self.decide(summed_norms(key))
         except ValueError as error:
             raise TrainingError(
-                f"layer {self.layer}: {error}; leave out --as-published, which has an answer for equal norms, "
+                f"layer {self.layer}: {error}; leave out `as_published`, which has an answer for equal norms, "
                 "or lower the learning rate"
             ) from error
         if self.training:
@@ -71,7 +71,7 @@ class PublishedDynamic(PublishedHeads):
     splits: Tensor
 
     def __init__(
-        self, num_heads: int, num_kv_heads: int, layer: int, schedule: Schedule, *, by_change: bool
+        self, num_heads: int, num_kv_heads: int, layer: int, schedule: UpdateSchedule, *, by_change: bool
     ) -> None:
         super().__init__(num_heads, num_kv_heads, layer, schedule)
         self.by_change = by_change

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -13,54 +12,38 @@ from typing import Any
 import torch
 
 from gqakit import __version__
-from gqakit.checkpoint import (
-    MANIFEST_NAME,
-    Checkpoint,
-    WriteJob,
-    check_output,
-    claimed_directory,
-    write_checkpoint,
-)
+from gqakit.checkpoint import Checkpoint, WriteJob, claimed_directory, write_checkpoint
 from gqakit.checkpoint.atomic import output_errors
 from gqakit.checkpoint.jsonio import pretty
 from gqakit.conversion.files import CARD_FILE, CHECKSUM_FILE
-from gqakit.data.labelled import LabelledImages
-from gqakit.data.pixels import PixelTransform
-from gqakit.errors import OutputError, UsageError
-from gqakit.key_driven.attention import Schedule
+from gqakit.data.pixels import PROCESSOR_FILE, PixelTransform
+from gqakit.key_driven.attention import UpdateSchedule
 from gqakit.key_driven.classifier import train_all_but
 from gqakit.key_driven.install import Allocation, freeze, install
 from gqakit.key_driven.model_card import vision_card
-from gqakit.key_driven.options import KEY_DRIVEN, VisionOptions
-from gqakit.key_driven.start import Made, check_start, prepare_start, read_images_for
+from gqakit.key_driven.options import FINETUNE, KEY_DRIVEN, UPTRAIN, VisionOptions
+from gqakit.key_driven.start import SUFFIX, WORK_FILES, Made, VisionJob, prepare_start
 from gqakit.key_driven.tasks import Classes, Features, ImageTask
 from gqakit.models.load import load
-from gqakit.models.running import check_device
 from gqakit.models.shipping import shipped_code
 from gqakit.models.source import Source
+from gqakit.options import takes
 from gqakit.progress import Reporter, silent
-from gqakit.recovery.distil.devices import Prepared, accelerated, prepare, put_weights
-from gqakit.recovery.distil.loop import Loop, Pace, evaluate
-from gqakit.recovery.distil.options import UptrainOptions
-from gqakit.recovery.distil.state import Progress, Store
-from gqakit.recovery.distil.trainable import parameter_groups
+from gqakit.recovery.distil.options import StepSchedule
+from gqakit.recovery.distil.store import Progress, RunStore
+from gqakit.recovery.distil.trainer import Place, Training, Watch, evaluate, put_weights, train
+from gqakit.recovery.distil.uptrain import launched, versions
 
-RECORD_FILE, METRICS_FILE, PREPARED_FILE = (
-    "gqakit-vision.json",
-    "gqakit-vision-metrics.jsonl",
-    "prepared.json",
-)
-SUFFIX = ".vision"
-WORK_FILES = (PREPARED_FILE, *(f"{name}*" for name in ("student", "teacher", "ready", "uptrain", "finetune")))
-"""What a run writes into its directory."""
-CALIBRATION_IMAGES = 256
-FEATURE_IMAGES = 128  # of those held out, on which the distance from the source's features is told
-UPTRAIN, FINETUNE = "uptrain", "finetune"
+RECORD_FILE, METRICS_FILE = "gqakit-vision.json", "gqakit-vision-metrics.jsonl"
+FEATURE_IMAGES = 128
+"""Of those held out, on which the distance from the source's features is measured."""
 # A classifier has no part in the features, and a mask token none in images without masks.
 _NOT_TRAINED = {UPTRAIN: ("classifier", "mask_token"), FINETUNE: ("mask_token",)}
 
 Notice = Callable[[str, int, Mapping[str, float]], None]
 """Called with a phase, a step and the scores on the held-out images after it."""
+
+__all__ = ["VisionResult", "vision_train"]
 
 
 @dataclass(frozen=True)
@@ -75,7 +58,7 @@ class VisionResult:
         features: relative distance of its features from the source's, before and after uptraining, on (at most) 128 of the
             held-out images; None without that.
         allocation: for each layer, query heads of each KV head.
-        train_images, held_out_images: how many.
+        train_images, held_out_images: their numbers.
         steps: of each phase. seconds: spent in training steps.
         resumed: whether an interrupted run was continued.
     """
@@ -94,99 +77,55 @@ class VisionResult:
     resumed: bool
 
 
-def work_directory(out: Path) -> Path:
-    """Where a run is kept while it is not finished."""
-    return out.with_name(out.name + SUFFIX)
-
-
+@takes(VisionOptions)
 def vision_train(
-    model: str,
-    out: Path,
+    model: str | Path,
+    out: str | Path,
     *,
-    images: LabelledImages | str | Path,
-    test_images: LabelledImages | str | Path | None = None,
-    teacher: str | None = None,
-    options: VisionOptions | None = None,
-    device: str = "auto",
-    restart: bool = False,
-    overwrite: bool = False,
+    options: VisionOptions,
     progress: Reporter = silent,
     notice: Notice = lambda phase, step, scores: None,
 ) -> VisionResult:
     """Convert an image model, train it, and write a grouped classifier with the allocation that training came to.
 
-    Run again after an interruption, it goes on where it was saved and comes to the same result.
+    Run again after an interruption, it continues where it was saved and comes to the same result.
 
     Args:
         model: a ViT or DINOv2 checkpoint, with or without a classifier; or a conversion of one.
         out: the new directory. Until the end the run is kept beside it, in `<out>.vision`.
-        images: with classes, to train on; see `read_labelled_images`.
-        test_images: to evaluate on; None holds some of `images` out.
-        teacher: the model a conversion was made of, whose features it is uptrained towards; of a model that is
-            converted here it is that.
-        options: see `VisionOptions`.
-        device: "cpu", "cuda" or "auto".
-        restart: begin anew where an interrupted run lies.
-        overwrite: replace a checkpoint in `out`.
-        progress: see the package. notice: see `Notice`.
+        options: see `VisionOptions`; also as keywords.
+        progress: True, False or a `gqakit.progress.Reporter`. notice: see `Notice`.
 
     Raises:
         UsageError, BudgetError, CheckpointError, FamilyError, DataError: what is asked does not fit together.
         OutputError: `out` cannot be used, is in use, or cannot be written.
         TrainingError: a loss is not finite. MissingDependencyError: an extra is not installed.
     """
-    options = options or VisionOptions()
-    device = check_device(device)
-    opened = Source.open(model)
-    start, spec = opened.checkpoint, opened.spec
-    check_start(start, spec, teacher, options)
-    check_output(start, out, overwrite or (out / MANIFEST_NAME).exists())
-    train, held_out = read_images_for(images, test_images, options)
-    master = Checkpoint.open(teacher) if teacher else start
-    if out.exists() and out.resolve() == master.path.resolve():
-        raise OutputError(f"{out}: is the teacher, which is never written to. Choose another directory.")
-    job: dict[str, Any] = {
-        "model": start.fingerprint(),
-        "teacher": master.fingerprint(),
-        "images": train.sha256,
-        "held_out_images": held_out.sha256,
-        **asdict(options),
-    }
+    job = VisionJob.check(model, Path(out), options)
+    launched(job.device, alone="vision-train")
     with ExitStack() as stack:
-        work = stack.enter_context(claimed_directory(out, SUFFIX, WORK_FILES))
-        stores = {name: Store(work / name) for name in (UPTRAIN, FINETUNE)}
-        for store in stores.values():
-            with output_errors(store.directory):
-                store.directory.mkdir(exist_ok=True)
-        begun = {name: store.begin(job, restart) for name, store in stores.items()}
-        made = prepare_start(start, spec, master, work, train, job, options, device, progress)
-        accelerator = stack.enter_context(accelerated(device, "float32", ()))
-        if accelerator.num_processes > 1:
-            raise UsageError("vision-train runs in one process; start it without a launcher")
-        run = _Run(made, options, stores, begun, accelerator, progress, notice)
-        ended = run.train(train, held_out)
-        allocation = freeze(run.student, run.spec)
-        task = Classes(train, held_out, run.transform)
-        bare: Any = run.student
-        scores = ended[FINETUNE].last or {}
-        if options.as_published:  # what is written is not what was evaluated in training
-            scores = evaluate(Prepared(accelerator, bare, None, None), task, options.batch_size)
-        record = _record(model, teacher, train, held_out, options, job, ended, allocation, scores)
-        _write(run, out, record, job, stores, overwrite, progress)
-    last = ended[FINETUNE].last or {}
-    first = ended.get(UPTRAIN)
+        stack.enter_context(claimed_directory(job.out, SUFFIX, WORK_FILES))
+        stores = {name: RunStore(job.work / name) for name in (UPTRAIN, FINETUNE)}
+        begun = {name: store.begin(job.asked, options.restart) for name, store in stores.items()}
+        run = _Run(job, prepare_start(job, progress), stores, progress, notice)
+        ended = run.train()
+        allocation = freeze(run.student, run.source.spec)
+        last = ended[FINETUNE].last or {}
+        scores = (
+            run.evaluated() if options.as_published else last
+        )  # what is written was not evaluated in training
+        _write(run, _record(job, ended, allocation, scores))
+    first = ended.get(UPTRAIN, Progress())
     return VisionResult(
-        out=out,
+        out=job.out,
         method=options.method,
         accuracy=scores["accuracy"],
         loss=scores["loss"],
-        in_training=last if options.as_published else scores,
-        features=None
-        if first is None or not first.first or not first.last
-        else (first.first["features"], first.last["features"]),
+        in_training=last,
+        features=(first.first["features"], first.last["features"]) if first.first and first.last else None,
         allocation=tuple(allocation),
-        train_images=len(train),
-        held_out_images=len(held_out),
+        train_images=len(job.train),
+        held_out_images=len(job.held_out),
         steps={name: each.step for name, each in ended.items()},
         seconds=sum(each.seconds for each in ended.values()),
         resumed=any(each.step for each in begun.values()),
@@ -198,147 +137,117 @@ class _Run:
 
     def __init__(
         self,
+        job: VisionJob,
         made: Made,
-        options: VisionOptions,
-        stores: Mapping[str, Store],
-        begun: Mapping[str, Progress],
-        accelerator: Any,
+        stores: Mapping[str, RunStore],
         progress: Reporter,
         notice: Notice,
     ) -> None:
-        self.made, self.options, self.stores, self.begun = made, options, stores, begun
-        self.accelerator, self.progress, self.notice = accelerator, progress, notice
-        self.start, self.spec = Source.open(made.student)
+        self.job, self.made, self.stores, self.progress, self.notice = job, made, stores, progress, notice
+        options = job.options
+        self.source = Source.open(made.student)
         self.transform = PixelTransform(Checkpoint.open(str(made.teacher)))
         self.student: Any = load(made.student, dtype=torch.float32)
-        schedule = Schedule(options.window, options.decay, options.seed)
-        install(self.student, self.spec, options.method, schedule, as_published=options.as_published)
+        schedule = UpdateSchedule(options.window, options.decay, options.seed)
+        install(self.student, self.source.spec, options.method, schedule, as_published=options.as_published)
 
-    def train(self, train: LabelledImages, held_out: LabelledImages) -> dict[str, Progress]:
+    def train(self) -> dict[str, Progress]:
         """Both phases; the student then has the last step's weights.
 
         The last, not the best on the held-out images: what is reported on them is then no choice made by them.
         """
         ended: dict[str, Progress] = {}
-        if self.options.uptrains:
+        if self.job.options.uptrains:
+            few = self.job.held_out.take(range(min(FEATURE_IMAGES, len(self.job.held_out))))
             teacher = load(self.made.teacher, dtype=torch.float32)
-            few = held_out.take(range(min(FEATURE_IMAGES, len(held_out))))
-            ended[UPTRAIN] = self._phase(UPTRAIN, Features(train, few, self.transform), teacher)
-        ended[FINETUNE] = self._phase(FINETUNE, Classes(train, held_out, self.transform), None)
+            ended[UPTRAIN] = self._phase(UPTRAIN, Features(self.job.train, few, self.transform), teacher)
+        ended[FINETUNE] = self._phase(FINETUNE, self._classes, None)
         return ended
 
+    def evaluated(self) -> dict[str, float]:
+        """The scores of the student as it is."""
+        place = Place(torch.device(self.job.device))
+        return evaluate(self.student, None, self._classes, self.job.options.batch_size, place)
+
+    @property
+    def _classes(self) -> Classes:
+        return Classes(self.job.train, self.job.held_out, self.transform)
+
     def _phase(self, name: str, task: ImageTask, teacher: Any) -> Progress:
-        phase = self.options.phase(name, task.sizes[0])
-        begun, store = self.begun[name], self.stores[name]
-        if begun.step < phase.max_steps:
-            begun = self._loop(name, task, teacher, phase, begun)
-        weights, _ = store.load_state(begun.step)
-        put_weights(self.student, weights)
+        options, store = self.job.options.phase(name, task.sizes[0]), self.stores[name]
+        begun = store.progress()
+        if begun.step < options.max_steps:
+            train_all_but(self.student, _NOT_TRAINED[name])
+            schedule = StepSchedule.of(options, task.sizes[0])
+            job: Any = Training(self.student, teacher, task, options, schedule, store, self.job.device)
+            left = (schedule.max_steps - begun.step) * options.per_device_train_batch_size
+            with self.progress(name, left, "images") as advance:
+                begun = train(job, Watch(advance, lambda step, scores: self.notice(name, step, scores)))
+        put_weights(self.student, store.weights(begun.step))
         return begun
 
-    def _loop(self, name: str, task: Any, teacher: Any, phase: UptrainOptions, begun: Progress) -> Progress:
-        train_all_but(self.student, _NOT_TRAINED[name])
-        optimizer = torch.optim.AdamW(
-            parameter_groups(self.student, phase.weight_decay),
-            lr=phase.learning_rate,
-            betas=(phase.adam_beta1, phase.adam_beta2),
-            eps=phase.adam_epsilon,
-            fused=True,  # a small model's step is short, and its optimiser a fifth of it otherwise
-        )
-        prepared = prepare(self.accelerator, self.student, teacher, optimizer, ())
-        pace = Pace.of(phase, task.sizes[0], phase.per_device_batch_size)
-        left = (pace.max_steps - begun.step) * phase.per_device_batch_size
-        with self.progress(name, left, "images") as advance:
-            loop = Loop(
-                prepared,
-                task,
-                phase,
-                pace,
-                self.stores[name],
-                advance,
-                lambda step, scores: self.notice(name, step, scores),
-            )
-            return loop.run(begun)
 
-
-def _write(
-    run: _Run,
-    out: Path,
-    record: Mapping[str, Any],
-    job: Mapping[str, Any],
-    stores: Mapping[str, Store],
-    overwrite: bool,
-    progress: Reporter,
-) -> None:
+def _write(run: _Run, record: Mapping[str, Any]) -> None:
     """The frozen student as a checkpoint, by way of transformers' own names for its tensors."""
-    ready = work_directory(out) / "ready"
+    job = run.job
+    ready = job.work / "ready"
     with output_errors(ready):
         shutil.rmtree(ready, ignore_errors=True)
-        run.accelerator.unwrap_model(run.student).to("cpu").save_pretrained(str(ready))
+        run.student.to("cpu").save_pretrained(str(ready))
     final = Checkpoint.open(str(ready))
-    metrics = b"".join(stores[name].metrics() for name in (UPTRAIN, FINETUNE))
     files = {
         RECORD_FILE: pretty(record),
-        METRICS_FILE: metrics,
+        METRICS_FILE: b"".join(run.stores[name].metrics() for name in (UPTRAIN, FINETUNE)),
         CARD_FILE: vision_card(record).encode(),
         **shipped_code(),
     }
-    processor = run.start.path.with_name("teacher") / "preprocessor_config.json"
+    processor = run.made.teacher / PROCESSOR_FILE
     if processor.is_file():
         files[processor.name] = processor.read_bytes()
-    with progress("write", final.nbytes, "bytes") as advance:
+    with run.progress("write", final.nbytes, "bytes") as advance:
         write_checkpoint(
             final,
-            out,
+            job.out,
             WriteJob(
                 replaced={},
                 config=final.config,
-                decides={"vision": dict(job)},
+                decides={"vision": job.asked},
                 extra_files=files,
                 checksum_file=CHECKSUM_FILE,
             ),
-            overwrite=overwrite,
+            overwrite=job.options.overwrite,
             progress=advance,
         )
 
 
 def _record(
-    model: str,
-    teacher: str | None,
-    train: LabelledImages,
-    held_out: LabelledImages,
-    options: VisionOptions,
-    job: Mapping[str, Any],
+    job: VisionJob,
     ended: Mapping[str, Progress],
     allocation: list[Allocation],
     scores: Mapping[str, float],
 ) -> dict[str, Any]:
     """The content of `gqakit-vision.json`."""
-    import accelerate
-    import transformers
-
+    asked, train_images, held_out = job.asked, job.train, job.held_out
     return {
         "gqakit_version": __version__,
-        "model": {"name": Path(model).name, "fingerprint": job["model"]},
-        "teacher": {"name": Path(teacher or model).name, "fingerprint": job["teacher"]},
+        "model": {"name": job.source.short_name, "fingerprint": asked["model"]},
+        "teacher": {
+            "name": Path(job.options.teacher or job.source.name).name,
+            "fingerprint": asked["teacher"],
+        },
         "images": {
-            "name": train.images.name,
-            "sha256": job["images"],
-            "train": len(train),
+            "name": train_images.images.name,
+            "sha256": asked["images"],
+            "train": len(train_images),
             "held_out": len(held_out),
             "held_out_name": held_out.images.name,
-            "held_out_sha256": job["held_out_images"],
-            "classes": list(train.classes),
+            "held_out_sha256": asked["held_out_images"],
+            "classes": list(train_images.classes),
         },
-        "options": asdict(options),
-        "key_driven": options.method in KEY_DRIVEN,
+        "options": job.recorded,
+        "key_driven": job.options.method in KEY_DRIVEN,
         "allocation": [list(each) for each in allocation],
         "phases": {name: asdict(each) for name, each in ended.items()},
         "result": dict(scores),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "accelerate": accelerate.__version__,
-        },
+        "versions": versions(),
     }

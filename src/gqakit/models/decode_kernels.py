@@ -123,19 +123,14 @@ def _run(
     batch_step, head_step, step, _ = states.stride()
     cache = Cache(flat, int(states.storage_offset()), batch_step, head_step, step, batch, positions, piece)
     groups = _rows_of_head(tuple(head_of_query), given.shape[2])
-    calls = [
-        (
-            mixes,
-            given.flatten(0, 2).numpy(),
-            cache,
-            groups,
-            outs[i % len(outs)].flatten(0, 2).numpy(),
-            (i, threads),
-        )
-        for i in range(threads)
-    ]
-    others = [_pool(os.getpid(), threads - 1).submit(_share, *call) for call in calls[1:]]
-    _share(*calls[0])
+    rows = given.flatten(0, 2).numpy()  # [B · H · T, d or S]
+
+    def run(thread: int) -> None:
+        out = outs[thread % len(outs)].flatten(0, 2).numpy()
+        _share(mixes, rows, cache, groups, out, (thread, threads))
+
+    others = [_pool(os.getpid(), threads - 1).submit(run, thread) for thread in range(1, threads)]
+    run(0)
     for other in others:
         other.result()
 

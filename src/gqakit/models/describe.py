@@ -146,9 +146,15 @@ class _Section:
     def read(cls, config: Mapping[str, Any], model_type: str) -> _Section:
         try:
             section = config["gqakit"]
-            layers = section["layers"]
+            layers, stacks = section["layers"], section["stacks"]
+            if (
+                not stacks
+                or not isinstance(stacks, list)
+                or not all(isinstance(name, str) for name in stacks)
+            ):
+                raise ValueError(stacks)
             return cls(
-                tuple(section["stacks"]),
+                tuple(stacks),
                 tuple(max(layer["key_head_of_query"]) + 1 for layer in layers),
                 tuple(max(layer["value_head_of_query"]) + 1 for layer in layers),
             )

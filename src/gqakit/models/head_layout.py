@@ -47,12 +47,6 @@ class Arrangement:
         """Whether some query heads are padding."""
         return not all(self.live)
 
-    @property
-    def is_identity(self) -> bool:
-        """Whether the layer is written as it is."""
-        in_order = (self.query, self.key, self.value)
-        return not self.is_padded and all(heads == tuple(range(len(heads))) for heads in in_order)
-
 
 def groups_of(heads: HeadMaps) -> list[Group]:
     """Query heads that read the same key head and the same value head: the common refinement of the two maps.

@@ -49,7 +49,7 @@ def read_layer(spec: ModelSpec, layer: int, load: Callable[[str], Tensor]) -> At
         return weight.T if spec.family.transposed else weight
 
     def heads(tensor: Tensor) -> Tensor:
-        return tensor.unflatten(0, (-1, spec.head_dim))
+        return tensor.unflatten(0, (-1, spec.head_dim))  # [heads · d, ...] to [heads, d, ...]
 
     def bias(role: Role) -> Tensor | None:
         return heads(fetch(spec.tensor(layer, role, "bias"))) if role in spec.biased else None
@@ -62,6 +62,7 @@ def read_layer(spec: ModelSpec, layer: int, load: Callable[[str], Tensor]) -> At
         fused = bias("query")
         biases = [None] * 3 if fused is None else _cut(fused, counts, spec.layout)
     gains = [heads(fetch(spec.gain(layer, norm))) if norm else None for norm in (*spec.gain_norms, "")]
+    # [hidden size, heads · d] to [heads, hidden size, d]
     output = rows("output").unflatten(1, (-1, spec.head_dim)).movedim(1, 0)
     query, key, value = map(Projection, weights, biases, gains)
     return AttentionWeights(query, key, value, output)
@@ -72,7 +73,11 @@ def tensors_of_layer(
 ) -> dict[str, Tensor]:
     """The inverse of `read_layer`: tensors by name, contiguous.
 
-    `layout` is how q, k and v are to lie in a fused tensor, None as in the source.
+    Args:
+        spec: the source checkpoint.
+        layer: its index.
+        weights: what the layer is to have; its numbers of heads may be others than the source's.
+        layout: how q, k and v are to lie in a fused tensor; None as in the source.
     """
     layout = layout or spec.layout
     parts = (weights.query, weights.key, weights.value)
@@ -99,7 +104,7 @@ def tensors_of_layer(
 
 
 def layer_shapes(spec: ModelSpec, layer: int, key_heads: int, value_heads: int) -> dict[str, tuple[int, ...]]:
-    """The shapes of `tensors_of_layer` with so many heads."""
+    """The shapes of `tensors_of_layer` for a layer with these numbers of key heads and of value heads."""
     counts = dict(zip(_QKV, (spec.num_heads, key_heads, value_heads), strict=True))
     rows = {spec.tensor(layer, role): count * spec.head_dim for role, count in counts.items()}
     if spec.layout != "split":
@@ -141,9 +146,8 @@ def _cut(fused: Tensor, counts: tuple[int, int, int], layout: Layout) -> list[Te
     if layout == "blocks":
         return list(fused.split(counts))
     num_heads, kv_heads, _ = counts
-    turns = fused.unflatten(
-        0, (kv_heads, num_heads // kv_heads + 2)
-    )  # a KV head's queries, its key, its value
+    # For each KV head in turn its queries, its key, its value: [KV heads, queries of a head + 2, d, ...].
+    turns = fused.unflatten(0, (kv_heads, num_heads // kv_heads + 2))
     return [turns[:, :-2].flatten(0, 1), turns[:, -2], turns[:, -1]]
 
 
@@ -151,6 +155,6 @@ def _join(parts: list[Tensor], layout: Layout) -> Tensor:
     """The inverse of `_cut`, with heads and channels flattened into rows."""
     if layout == "interleaved":
         query, key, value = parts
-        turns = query.unflatten(0, (key.shape[0], -1))
+        turns = query.unflatten(0, (key.shape[0], -1))  # [KV heads, queries of a head, d, ...]
         parts = [torch.cat([turns, key.unsqueeze(1), value.unsqueeze(1)], dim=1).flatten(0, 1)]
     return torch.cat([part.flatten(0, 1) for part in parts])

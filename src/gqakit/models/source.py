@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Self
 
 from gqakit.checkpoint import Checkpoint
 from gqakit.core.attention import AttentionWeights
@@ -31,7 +32,7 @@ class Source:
     spec: ModelSpec
 
     @classmethod
-    def open(cls, model: str | Path, stacks: Sequence[str] = ()) -> Source:
+    def open(cls, model: str | Path, stacks: Sequence[str] = ()) -> Self:
         """Open a model; reads headers only.
 
         Args:

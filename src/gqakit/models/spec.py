@@ -31,10 +31,10 @@ class ModelSpec:
     Attributes:
         family: its tensors' names.
         model_type: of the config, so `gqakit_llama` for a grouped Llama.
-        sites: the attention layers, stack by stack. What is said by layer elsewhere follows this order.
+        sites: the attention layers, in the order of what is stated for each layer elsewhere.
         num_heads: query heads in every layer.
         key_heads, value_heads: KV heads of each layer.
-        head_dim: channels a head. hidden_size: model width.
+        head_dim: channels of a head. hidden_size: model width.
         channels: which channels of a key head may be mixed.
         element_bytes: bytes of one cache element at the checkpoint's precision.
         biased: the projections that have a bias.
@@ -71,13 +71,13 @@ class ModelSpec:
         return tuple(dict.fromkeys(site.stack.name for site in self.sites))
 
     @property
-    def stacks_to_tell(self) -> tuple[str, ...]:
+    def noted_stacks(self) -> tuple[str, ...]:
         """`stacks` as files note them: empty where the family has only one kind."""
         return self.stacks if len(self.family.stacks) > 1 else ()
 
     @property
     def cache(self) -> CacheShape:
-        """What is kept for a token; in an encoder, what is made for it."""
+        """What is kept per token; in an encoder, what is made per token."""
         return CacheShape(self.key_heads, self.value_heads, self.head_dim, self.element_bytes)
 
     @property
@@ -101,15 +101,14 @@ class ModelSpec:
         family = self.family
         return (family.query_norm or "", family.key_norm or "") if self.gains else ("", "")
 
-    def name(self, layer: int) -> str:
-        """A layer as messages call it: its index, with the stack where there are several."""
-        stack, index = self.sites[layer]
-        return f"{stack.name} {index}" if len(self.family.stacks) > 1 else str(index)
-
     def key(self, layer: int) -> str:
         """A layer as files call it: its index, with the stack where there are several."""
         stack, index = self.sites[layer]
         return f"{stack.name}.{index}" if len(self.family.stacks) > 1 else str(index)
+
+    def name(self, layer: int) -> str:
+        """A layer as messages call it."""
+        return self.key(layer).replace(".", " ")
 
     def tensor(self, layer: int, role: Role, kind: str = "weight") -> str:
         """Name of a projection's weight or bias in the checkpoint, whether or not it is there."""

@@ -10,8 +10,8 @@ from gqakit.core.grouping import Partition
 from gqakit.core.merging.base import MergeRule
 from gqakit.errors import PlanError
 from gqakit.grouping_methods import METHODS
-from gqakit.grouping_methods.base import GroupingMethod, LayerHeads, Sizes
-from gqakit.planning.allocation.base import Slot
+from gqakit.grouping_methods.base import GroupingMethod, HeadFeatures, Sizes
+from gqakit.planning.allocation.base import LayerEntry
 from gqakit.planning.layer_features import LayerFeatures, Side
 
 
@@ -42,7 +42,7 @@ class EntryCandidates:
     and of the `best` for it that is known.
     """
 
-    entry: Slot
+    entry: LayerEntry
     layer: int
     side: Side
     by_count: Mapping[int, Candidate]
@@ -59,11 +59,11 @@ class EntryShape:
     counts: Mapping[int, Sizes]
 
     @property
-    def entry(self) -> Slot:
+    def entry(self) -> LayerEntry:
         """As an allocation sees it."""
         name = f"layer {self.layer}" if self.side == "both" else f"{self.side}s of layer {self.layer}"
         width = 2 if self.side == "both" else 1
-        return Slot(name, self.num_heads, width, tuple(sorted(self.counts)))
+        return LayerEntry(name, self.num_heads, width, tuple(sorted(self.counts)))
 
     def candidates(
         self,
@@ -98,7 +98,7 @@ class EntryShape:
 
 
 def _references(
-    heads: LayerHeads, counts: Mapping[int, Sizes], method: GroupingMethod, found: Mapping[int, float]
+    heads: HeadFeatures, counts: Mapping[int, Sizes], method: GroupingMethod, found: Mapping[int, float]
 ) -> dict[str, dict[int, float]]:
     objective = method.objective(heads)
     neighbour = METHODS["neighbour"].groups(heads, counts, seed="")
@@ -114,7 +114,7 @@ def _references(
 
 
 def _candidates(
-    heads: LayerHeads, counts: Mapping[int, Sizes], method: GroupingMethod, seed: str
+    heads: HeadFeatures, counts: Mapping[int, Sizes], method: GroupingMethod, seed: str
 ) -> dict[int, Candidate]:
     objective = method.objective(heads)
     found: dict[int, Candidate] = {}

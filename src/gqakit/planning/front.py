@@ -12,7 +12,7 @@ from typing import Any
 from gqakit.checkpoint import write_bytes
 from gqakit.evaluation.drawing import axes_of, figure
 from gqakit.planning.allocation import ALLOCATIONS
-from gqakit.planning.allocation.base import Point
+from gqakit.planning.allocation.base import FrontPoint
 from gqakit.planning.candidates import EntryCandidates
 from gqakit.planning.planner import Planned
 
@@ -101,7 +101,7 @@ def _size(candidates: Sequence[EntryCandidates]) -> int:
     return sum(entry.entry.num_heads * entry.entry.width for entry in candidates)
 
 
-def _objective(planned: Planned, point: Point) -> float:
+def _objective(planned: Planned, point: FrontPoint) -> float:
     """What the method makes of a point; where the losses are its objective, their total."""
     if planned.plan.layer_loss == "objective":
         return point.loss

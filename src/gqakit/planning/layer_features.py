@@ -10,13 +10,13 @@ from typing import Literal
 
 import torch
 
-from gqakit.calibration.store import MomentsFile
+from gqakit.calibration.store import StatisticsFile
 from gqakit.core.attention import AttentionWeights
 from gqakit.core.merging.base import GroupCosts, MergeRule
 from gqakit.core.merging.bound import low_rank_bound
-from gqakit.core.statistics import HeadStats, LayerMoments, key_stats, value_stats, weight_inner
+from gqakit.core.statistics import HeadStats, LayerStatistics, key_stats, value_stats, weight_inner
 from gqakit.errors import PlanError
-from gqakit.grouping_methods.base import LayerHeads
+from gqakit.grouping_methods.base import HeadFeatures
 from gqakit.models.source import Source
 from gqakit.models.spec import ModelSpec
 
@@ -33,7 +33,7 @@ class LayerFeatures:
 
     spec: ModelSpec
     weights: AttentionWeights
-    statistics: LayerMoments
+    statistics: LayerStatistics
 
     @cached_property
     def key(self) -> HeadStats:
@@ -56,12 +56,12 @@ class LayerFeatures:
             return weight_inner(key) + weight_inner(value)
         return weight_inner(key if side == "key" else value)
 
-    def heads(self, rule: MergeRule, side: Side) -> LayerHeads:
+    def heads(self, rule: MergeRule, side: Side) -> HeadFeatures:
         """What a grouping method sees. Costs are errors relative to losing all heads of a side, summed over the sides."""
         sides = self.sides(side)
         scales = [max(float(stats.energy().sum()), 1e-30) for stats in sides]
-        plain = LayerFeatures(self.spec, self.weights, LayerMoments.identity(self.spec.hidden_size))
-        return LayerHeads(
+        plain = LayerFeatures(self.spec, self.weights, LayerStatistics.identity(self.spec.hidden_size))
+        return HeadFeatures(
             num_heads=self.weights.num_kv_heads,
             cost=_Relative([rule.costs(stats) for stats in sides], scales),
             bound=lambda count: sum(
@@ -83,7 +83,7 @@ class LayerFeatures:
 class LayerReader:
     """Reads layers of a source, each once while what was read fits into `KEPT_BYTES`."""
 
-    def __init__(self, source: Source, statistics: MomentsFile | None) -> None:
+    def __init__(self, source: Source, statistics: StatisticsFile | None) -> None:
         self.source, self.statistics = source, statistics
         self._kept: OrderedDict[int, LayerFeatures] = OrderedDict()
 
@@ -102,7 +102,7 @@ class LayerReader:
 
     def _read(self, layer: int) -> LayerFeatures:
         spec, file = self.source.spec, self.statistics
-        known = file.layer(spec.key(layer)) if file else LayerMoments.identity(spec.hidden_size)
+        known = file.layer(spec.key(layer)) if file else LayerStatistics.identity(spec.hidden_size)
         features = LayerFeatures(spec, self.source.layer(layer), known)
         for name, stats in (("key", features.key), ("value", features.value)):
             if not bool(torch.isfinite(stats.gram).all() and torch.isfinite(stats.metric).all()):

@@ -6,7 +6,7 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
-from gqakit.calibration.store import MomentsFile
+from gqakit.calibration.store import StatisticsFile
 from gqakit.data.batches import Content
 from gqakit.models.source import Source
 from gqakit.options import takes
@@ -55,7 +55,7 @@ def explore(
     """
     source = Source.open(model, options.stacks)
     source.check_not_grouped()
-    statistics = MomentsFile.open(options.statistics) if options.statistics else None
+    statistics = StatisticsFile.open(options.statistics) if options.statistics else None
     request = Request.check(source.spec, options, options, measurable=options.measurable)
     measure = None
     if request.loss == "measured":
@@ -70,7 +70,7 @@ def explore(
         return make_plan(source, request, statistics, lambda: advance(1), measure, whole_front=whole_front)
 
 
-def _warn_of_other_data(content: Content, statistics: MomentsFile | None) -> None:
+def _warn_of_other_data(content: Content, statistics: StatisticsFile | None) -> None:
     """Losses measured on other data than the calibration's give another plan than `convert` would make."""
     if statistics is not None and statistics.header.text_sha256 != content.sha256:
         LOG.warning(

@@ -49,7 +49,7 @@ class BudgetRecord(_Strict):
     kv_bytes_per_token: int = Field(gt=0)
 
 
-class MomentsRecord(_Strict):
+class StatisticsRecord(_Strict):
     """The calibration that the plan rests on; `convert` needs the very same."""
 
     path: str
@@ -113,7 +113,7 @@ class Plan(_Strict):
     constraints: Constraints = Constraints()
     merging: Merging
     seed: int
-    moments: MomentsRecord | None
+    moments: StatisticsRecord | None
     versions: dict[str, str]
     notes: tuple[str, ...] = ()
     layers: tuple[LayerPlan, ...]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from gqakit import __version__
-from gqakit.calibration.store import MomentsFile
+from gqakit.calibration.store import StatisticsFile
 from gqakit.core.budget import Budget, CacheShape
 from gqakit.core.grouping import Grouping, Partition
 from gqakit.core.merging import RULES
@@ -18,7 +18,7 @@ from gqakit.core.rope import Channels
 from gqakit.errors import PlanError
 from gqakit.models.source import Source
 from gqakit.models.spec import ModelSpec
-from gqakit.planning.allocation.base import Point, Slot, pick
+from gqakit.planning.allocation.base import FrontPoint, LayerEntry, pick
 from gqakit.planning.candidates import EntryCandidates, EntryShape
 from gqakit.planning.layer_features import LayerFeatures, LayerReader, Side
 from gqakit.planning.plan import (
@@ -27,9 +27,9 @@ from gqakit.planning.plan import (
     Format,
     LayerPlan,
     Merging,
-    MomentsRecord,
     Plan,
     PlanSource,
+    StatisticsRecord,
     is_uniform,
 )
 from gqakit.planning.request import Request
@@ -44,13 +44,13 @@ class Planned:
 
     plan: Plan
     candidates: tuple[EntryCandidates, ...]
-    front: tuple[Point, ...]
+    front: tuple[FrontPoint, ...]
 
 
 def make_plan(
     source: Source,
     request: Request,
-    statistics: MomentsFile | None = None,
+    statistics: StatisticsFile | None = None,
     progress: Callable[[], None] = lambda: None,
     measure: Measure | None = None,
     *,
@@ -93,7 +93,7 @@ class _Work:
     def rule(self) -> MergeRule:
         return RULES[self.request.options.merge]
 
-    def front(self, entries: Sequence[Slot]) -> list[Point]:
+    def front(self, entries: Sequence[LayerEntry]) -> list[FrontPoint]:
         """The allocation's points."""
         rng = random.Random(f"{self.request.options.seed}/allocation")
         return self.request.allocation.front(entries, tied=self.request.tied, rng=rng)
@@ -112,7 +112,7 @@ class _Work:
 
 def _decide(
     work: _Work, measure: Measure | None, whole_front: bool
-) -> tuple[list[EntryCandidates], list[Point], list[LayerPlan]]:
+) -> tuple[list[EntryCandidates], list[FrontPoint], list[LayerPlan]]:
     """Every entry's candidates first, then the split of the budget."""
     request, shapes = work.request, work.request.shapes
     if request.loss == "none" and not whole_front:
@@ -187,7 +187,7 @@ def _layer_plan(
 
 
 def _record(
-    source: Source, request: Request, statistics: MomentsFile | None, layers: Sequence[LayerPlan]
+    source: Source, request: Request, statistics: StatisticsFile | None, layers: Sequence[LayerPlan]
 ) -> Plan:
     """The plan as it is written down."""
     spec, options, allocation = source.spec, request.options, request.allocation
@@ -221,9 +221,9 @@ def _record(
     )
 
 
-def statistics_record(statistics: MomentsFile) -> MomentsRecord:
+def statistics_record(statistics: StatisticsFile) -> StatisticsRecord:
     """How a plan names the calibration that it rests on."""
-    return MomentsRecord(
+    return StatisticsRecord(
         path=str(statistics.path), fingerprint=statistics.fingerprint, tokens=statistics.header.tokens
     )
 
@@ -233,7 +233,7 @@ def _plan_source(source: Source) -> PlanSource:
     return PlanSource(
         name=source.model_id,
         model_type=spec.model_type,
-        stacks=spec.stacks_to_tell,
+        stacks=spec.noted_stacks,
         fingerprint=source.fingerprint,
         num_layers=spec.num_layers,
         num_heads=spec.num_heads,

@@ -12,16 +12,19 @@ from gqakit.core.rope import Channels
 from gqakit.core.statistics import HeadStats
 
 _ITERATIONS = 100
+"""At most, before the tolerance ends the alignment."""
 _SCORE_ITERATIONS = 4
+"""Enough to rank candidate groups: within a few percent of the final error, at a fraction of the time."""
 _TOLERANCE = 1e-10
+"""Relative gain in agreement below which rounding decides."""
 
 
 class Aligned(MergeRule):
-    """Generalised Procrustes: orthogonal `R_h` such that the `R_hᵀ k_h` agree best, then their mean.
+    """Generalised Procrustes: `min Σ_h E‖R_hᵀ k_h − s‖²` over orthogonal `R_h`, `s = mean_h R_hᵀ k_h`.
 
-    Turning a head changes nothing as long as its readers turn with it. Free channels take any orthogonal
+    Turning a head changes nothing as long as its query heads turn with it. Free channels take any orthogonal
     map, a frequency pair a rotation in its plane, a locked head none (there `aligned` is `mean`).
-    Differs from the paper: moments instead of stored activations, and starts from the member of
+    Differs from the paper: second moments instead of stored activations, and starts from the member of
     greatest energy instead of a random one.
     """
 
@@ -42,13 +45,13 @@ class Aligned(MergeRule):
         if stats.channels.locked or stats.num_heads == 1:
             return HeadMerge(rotation.mT / stats.num_heads, rotation)
         start = int(stats.energy().argmax())
-        rotation = nearest_turn(
-            stats.gram[:, :, start, :], stats.channels
-        )  # onto one member, then onto the mean
+        # Onto one member first, then onto the mean.
+        rotation = nearest_turn(stats.gram[:, :, start, :], stats.channels)  # [members, d, d]
         rotation[start] = torch.eye(rotation.shape[-1], dtype=rotation.dtype)
         agreement = -1.0
         for _ in range(iterations):
-            cross = torch.einsum("hagb,gbc->hac", stats.gram, rotation) / stats.num_heads  # E[k_h meanᵀ]
+            # E[k_h sᵀ], [members, d, d]: the R_h nearest to it agrees best with the mean s.
+            cross = torch.einsum("hagb,gbc->hac", stats.gram, rotation) / stats.num_heads
             rotation = nearest_turn(cross, stats.channels)
             previous, agreement = agreement, float((rotation * cross).sum())
             if agreement - previous <= _TOLERANCE * abs(agreement):
@@ -68,11 +71,9 @@ class AlignedNorm(Aligned):
 
 
 def nearest_turn(cross: Tensor, channels: Channels) -> Tensor:
-    """The allowed orthogonal map nearest to each `[d, d]` of `cross`."""
+    """The allowed orthogonal map nearest to each `[d, d]` of `cross`: `argmax_R trace(Rᵀ cross)`."""
     out = torch.zeros_like(cross)
-    first, second, free = (
-        torch.as_tensor(c, dtype=torch.long) for c in (channels.first, channels.second, channels.free)
-    )
+    first, second, free = channels.indices
     if len(free):
         out[:, free[:, None], free[None, :]] = polar(cross[:, free[:, None], free[None, :]])
     if len(first):

@@ -1,4 +1,4 @@
-"""What a merge rule is: a shared head out of the members of a group, and how each member is read from it."""
+"""What a merge rule is: a shared head out of the members of a group, and the map by which it stands for each member."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class HeadMerge:
     """How the members of one group become one head, as maps on head channels.
 
     The shared head is `s = Σ_h combine[h] k_h` and stands for member `h` as `k_h ≈ expand[h] s`. `expand`
-    is folded into the weights that read the head (queries or output projection), so it costs nothing.
+    is folded into the weights that the head meets next (query or output projection), so it costs nothing.
     """
 
     combine: Float[Tensor, "members head_dim head_dim"]
@@ -33,7 +33,7 @@ class GroupCosts:
     """What groups of heads cost, each worked out once; a head alone costs nothing.
 
     Args:
-        score: the costs of some groups, all of the same size, at least two heads in each.
+        score: gives the costs of groups that are all of one size, with at least two heads in each.
     """
 
     def __init__(self, score: Callable[[Sequence[Group]], list[float]]) -> None:
@@ -92,10 +92,9 @@ def residual(stats: HeadStats, merge: HeadMerge) -> float:
 
     Rotated keys stand for `k_h` and `s` where positions rotate: `e_h = R k_h − B_h R s`, averaged over distances.
     """
-    own = stats.gram.diagonal(dim1=0, dim2=2).movedim(-1, 0)  # [members, d, d]
-    cross = torch.einsum("hagb,gcb->hac", stats.gram, merge.combine)  # E[k_h sᵀ]
-    shared = torch.einsum("hab,hbc->ac", merge.combine, cross)  # E[s sᵀ]
-    own, cross, shared = stats.seen(own), stats.seen(cross), stats.seen(shared)
+    cross = torch.einsum("hagb,gcb->hac", stats.gram, merge.combine)  # E[k_h sᵀ], [members, d, d]
+    shared = torch.einsum("hab,hbc->ac", merge.combine, cross)  # E[s sᵀ], [d, d]
+    own, cross, shared = stats.after_rope(stats.own), stats.after_rope(cross), stats.after_rope(shared)
     expand = merge.expand
     error = own - expand @ cross.mT - cross @ expand.mT + expand @ shared @ expand.mT
     return max(float((error * stats.metric.mT).sum()), 0.0)

@@ -1,4 +1,4 @@
-"""Groups of the same size, side by side: the algebra of `fold` on many of them at once."""
+"""The algebra of `fold` on many groups of the same size at once."""
 
 from __future__ import annotations
 
@@ -15,8 +15,12 @@ from gqakit.core.rope import Channels
 from gqakit.core.statistics import HeadStats
 
 _TOLERANCE = 1e-5
+"""Relative gain of a round of the alternation below which no further round is worth its time."""
 _MAP_RIDGE = 1e-5
+"""Ridge on `E[R s sᵀ Rᵀ]`, as a share of its mean eigenvalue. Maps are fitted to finite text, so a
+direction in which the shared head hardly moves must not get huge entries on the strength of noise."""
 _HEAD_RIDGE = 1e-8
+"""Ridge on `N`, against singular metrics alone."""
 
 Maps = tuple[Tensor, Tensor]
 """`combine` and `expand`, each `[groups, members, d, d]`."""
@@ -37,12 +41,12 @@ class GroupBatch:
 
     @classmethod
     def of(cls, stats: HeadStats, groups: Sequence[Sequence[int]]) -> GroupBatch:
-        """The groups with these heads, all equally many."""
-        index = torch.as_tensor([list(group) for group in groups])
+        """The groups with these heads, the same number in each."""
+        index = torch.as_tensor([list(group) for group in groups])  # [groups, members]
         count, members = index.shape
-        blocks = stats.gram.permute(0, 2, 1, 3)[index[:, :, None], index[:, None, :]]
+        blocks = stats.gram.permute(0, 2, 1, 3)[index[:, :, None], index[:, None, :]]  # [groups, m, m, d, d]
         wide = members * stats.gram.shape[1]
-        gram = blocks.permute(0, 1, 3, 2, 4).reshape(count, wide, wide)
+        gram = blocks.permute(0, 1, 3, 2, 4).reshape(count, wide, wide)  # rows and columns head by head
         return cls(gram, stats.metric[index], stats.channels, _rotation(stats, index))
 
     @property
@@ -58,9 +62,9 @@ class GroupBatch:
 
     def energy(self) -> Float[Tensor, " groups"]:
         """What losing all heads of a group would cost."""
-        own = self.blocks.diagonal(dim1=1, dim2=3).movedim(-1, 1)
-        seen = own if self.rotation is None else self.rotation.forward(own)
-        return (seen * self.metric.mT).sum((1, 2, 3))
+        own = self.blocks.diagonal(dim1=1, dim2=3).movedim(-1, 1)  # [groups, members, d, d]
+        own = own if self.rotation is None else self.rotation.forward(own)
+        return (own * self.metric.mT).sum((1, 2, 3))
 
 
 def _rotation(stats: HeadStats, index: Tensor) -> Rotation | None:
@@ -68,33 +72,34 @@ def _rotation(stats: HeadStats, index: Tensor) -> Rotation | None:
         return None
     if stats.rotations is None:
         return Rotation.all_distances(stats.channels)
-    each = stats.rotations.select(index)  # tables [groups, members, d, d]
-    cos_cos, sin_sin, sin_cos = (t.mean(1, keepdim=True) for t in (each.cos_cos, each.sin_sin, each.sin_cos))
-    return Rotation(cos_cos, sin_sin, sin_cos, each.quarter)
+    return stats.rotations.select(index).mean(1, keepdim=True)  # tables [groups, 1, d, d]
 
 
 def fold_pairwise(batch: GroupBatch) -> Maps:
     """The best maps that commute with every rotation: frequency pairs and free channels solved apart."""
     combine, expand = torch.zeros_like(batch.metric), torch.zeros_like(batch.metric)
-    a, b = torch.as_tensor(batch.channels.first), torch.as_tensor(batch.channels.second)
+    a, b, free = batch.channels.indices
     pair_combine, pair_expand = _fold_pairs(batch, a, b)
     for target, value in ((combine, pair_combine), (expand, pair_expand)):
-        target[:, :, a, a], target[:, :, b, b] = value.real, value.real
+        target[:, :, a, a], target[:, :, b, b] = value.real, value.real  # x + iy acts as [[x, −y], [y, x]]
         target[:, :, b, a], target[:, :, a, b] = value.imag, -value.imag
-    if batch.channels.free:
-        free = torch.as_tensor(batch.channels.free)
+    if len(free):
         block = (slice(None), slice(None), free[:, None], free[None, :])
         combine[block], expand[block] = fold_free(batch, free)
     return combine, expand
 
 
 def fold_free(batch: GroupBatch, free: Tensor) -> Maps:
-    """The best maps on the channels `free`, which mix: `combine` and `expand`, each `[groups, members, f, f]`."""
+    """The best maps on the channels `free`, which mix: `combine` and `expand`, each `[groups, members, f, f]`.
+
+    `s = Uᵀ [M_h^{1/2} k_h]_h` and `B_h = M_h^{-1/2} U_h` with `U` the leading `f` eigenvectors of the stack's Gram matrix
+    (Eckart and Young).
+    """
     members, width = batch.members, len(free)
-    gram = batch.blocks[:, :, free][..., free]
+    gram = batch.blocks[:, :, free][..., free]  # [groups, members, f, members, f]
     root, inverse = roots(batch.metric[:, :, free[:, None], free[None, :]])
     _, vectors = eigh(weighted_gram(gram, root))
-    leading = vectors[:, :, -width:].flip(2)
+    leading = vectors[:, :, -width:].flip(2)  # [groups, members · f, rank], largest eigenvalue first
     leading = leading * _sign(leading)
     leading = leading.reshape(-1, members, width, width)  # [groups, members, f, rank]
     combine, expand = (root @ leading).mT, inverse @ leading
@@ -104,8 +109,16 @@ def fold_free(batch: GroupBatch, free: Tensor) -> Maps:
 def alternate(batch: GroupBatch, combine: Tensor, rounds: int) -> tuple[Tensor, Tensor, Tensor]:
     """Least squares for the maps given the shared head and for the shared head given the maps, in turn.
 
-    Stops when no group gains any more. Returns `combine`, `expand` and how much of each group's energy they explain,
-    up to the ridge.
+    `B_h = E[R k_h sᵀ Rᵀ] E[R s sᵀ Rᵀ]⁻¹` and `P_h = N⁻¹ E[Rᵀ B_hᵀ M_h R]`, `N = Σ_h E[Rᵀ B_hᵀ M_h B_h R]`. Stops when no
+    group gains any more.
+
+    Args:
+        batch: the groups, with a rotation.
+        combine: where to start, `[groups, members, d, d]`.
+        rounds: at most.
+
+    Returns:
+        `combine`, `expand` and how much of each group's energy they explain, `[groups]`, up to the ridge.
     """
     rotation = batch.rotation
     assert rotation is not None
@@ -113,16 +126,16 @@ def alternate(batch: GroupBatch, combine: Tensor, rounds: int) -> tuple[Tensor, 
 
     def solve_expand(combine: Tensor) -> tuple[Tensor, Tensor]:
         stacked = combine.mT.flatten(1, 2)  # [groups, members · d, d]
-        cross = (batch.gram @ stacked).view_as(combine)
-        shared = rotation.forward((stacked.mT @ cross.flatten(1, 2))[:, None])[:, 0]
+        cross = (batch.gram @ stacked).view_as(combine)  # E[k_h sᵀ], [groups, members, d, d]
+        shared = rotation.forward((stacked.mT @ cross.flatten(1, 2))[:, None])[:, 0]  # [groups, d, d]
         shared = shared + _ridge(shared, _MAP_RIDGE) * eye
-        seen = rotation.forward(cross)
-        expand = _solve_each(shared, seen.mT).mT
-        return expand, (expand @ seen.mT * batch.metric.mT).sum((1, 2, 3))
+        cross = rotation.forward(cross)
+        expand = _solve_each(shared, cross.mT).mT
+        return expand, (expand @ cross.mT * batch.metric.mT).sum((1, 2, 3))
 
     expand, explained = solve_expand(combine)
     for _ in range(rounds):
-        weighted = expand.mT @ batch.metric
+        weighted = expand.mT @ batch.metric  # B_hᵀ M_h, [groups, members, d, d]
         normal = rotation.backward((weighted @ expand).sum(1, keepdim=True))[:, 0]
         normal = normal + _ridge(normal, _HEAD_RIDGE) * eye
         combine = _solve_each(normal, rotation.backward(weighted))
@@ -134,11 +147,12 @@ def alternate(batch: GroupBatch, combine: Tensor, rounds: int) -> tuple[Tensor, 
 
 
 def _ridge(matrix: Tensor, share: float) -> Tensor:
+    """`[groups, 1, 1]`: a share of the mean eigenvalue of each matrix."""
     return share * matrix.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(1e-30)[:, None, None]
 
 
 def _solve_each(matrix: Tensor, right: Tensor) -> Tensor:
-    """`matrix⁻¹ right[m]` for `[groups, d, d]` and `[groups, members, d, d]`: one factorisation a group."""
+    """`matrix⁻¹ right[m]` for `[groups, d, d]` and `[groups, members, d, d]`: one factorisation per group."""
     groups, members, d, _ = right.shape
     side_by_side = right.transpose(1, 2).reshape(groups, d, members * d)
     return solve(matrix, side_by_side).view(groups, d, members, d).transpose(1, 2)
@@ -151,18 +165,18 @@ def _fold_pairs(batch: GroupBatch, first: Tensor, second: Tensor) -> Maps:
     def between(a: Tensor, b: Tensor) -> Tensor:  # [groups, pairs, members, members]
         return blocks[:, :, a, :, b].transpose(0, 1)
 
-    same = between(first, first) + between(second, second)
-    turned = between(second, first) - between(first, second)
-    hermitian = torch.complex(same, turned)  # E[k_h conj(k_g)]
+    real = between(first, first) + between(second, second)
+    imaginary = between(second, first) - between(first, second)
+    hermitian = torch.complex(real, imaginary)  # E[k_h conj(k_g)], [groups, pairs, members, members]
     energy = batch.metric.diagonal(dim1=2, dim2=3)
     root = ((energy[..., first] + energy[..., second]) / 2).clamp_min(0).sqrt().mT  # [groups, pairs, members]
     _, vectors = eigh(root[..., :, None] * hermitian * root[..., None, :])
     leading = vectors[..., -1]  # [groups, pairs, members]
     anchor = leading.gather(-1, leading.abs().argmax(-1, keepdim=True))
-    leading = leading * (anchor.conj() / anchor.abs())
+    leading = leading * (anchor.conj() / anchor.abs())  # eigenvectors made unique: the largest entry is real
     combine = leading.conj() * root
     expand = leading * torch.where(root > 0, 1 / root.clamp_min(1e-300), 0.0)
-    length = torch.einsum("nph,nphg,npg->np", combine, hermitian, combine.conj()).real
+    length = torch.einsum("nph,nphg,npg->np", combine, hermitian, combine.conj()).real  # E|s|² of each pair
     target = hermitian.diagonal(dim1=2, dim2=3).real.mean(-1)
     scale = _safe_scale(target, length)[..., None]
     return (combine * scale).mT, (expand / scale).mT
@@ -173,7 +187,7 @@ def balanced(combine: Tensor, expand: Tensor, gram: Tensor) -> Maps:
 
     Any invertible scale of the shared head may be undone in `expand`; this one keeps weights in the source's range.
     """
-    stacked = combine.mT.flatten(1, 2)
+    stacked = combine.mT.flatten(1, 2)  # [groups, members · d, d]
     energy = (stacked * (gram @ stacked)).sum((1, 2))
     target = gram.diagonal(dim1=1, dim2=2).sum(-1) / combine.shape[1]
     scale = _safe_scale(target, energy)[:, None, None, None]
@@ -197,13 +211,13 @@ def roots(metric: Float[Tensor, "*heads d d"]) -> tuple[Tensor, Tensor]:
     """`M^{1/2}` and its pseudo-inverse for each symmetric matrix."""
     values, vectors = eigh(metric)
     values = values.clamp_min(0)
-    floor = values.amax(-1, keepdim=True) * 1e-12
+    floor = values.amax(-1, keepdim=True) * 1e-12  # below it an eigenvalue is rounding: no query reads there
     root = values.sqrt()
     inverse = torch.where(values > floor, 1 / root.clamp_min(1e-300), 0.0)
     return (vectors * root[..., None, :]) @ vectors.mT, (vectors * inverse[..., None, :]) @ vectors.mT
 
 
 def _sign(vectors: Tensor) -> Tensor:
-    """+1 or -1 a column, so that its entry of greatest magnitude is positive: eigenvectors made unique."""
+    """+1 or -1 for each column, so that its entry of greatest magnitude is positive: eigenvectors made unique."""
     anchor = vectors.gather(-2, vectors.abs().argmax(-2, keepdim=True))
     return torch.where(anchor < 0, -1.0, 1.0).to(vectors.dtype)

@@ -1,4 +1,4 @@
-"""`fold`: the best shared head, with a free linear map per member that costs nothing."""
+"""`fold`: the best shared head, with a linear map per member that costs nothing at run time."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from gqakit.core.statistics import HeadStats
 
 
 class Fold(MergeRule):
-    """The best shared head of width `d`, in the metric of its readers.
+    """The best shared head of width `d`, in the metric of its query heads.
 
     For members `k_h` with metric `M_h`, the shared head `s = Σ_h P_h k_h` and the maps `B_h` minimise
-    `Σ_h E[e_hᵀ M_h e_h]`, `e_h = k_h − B_h s`. The maps go where the head is read: `W_Q[q] ← B_hᵀ W_Q[q]` for keys,
-    `W_O[:,q] ← W_O[:,q] B_h` for values.
+    `Σ_h E[e_hᵀ M_h e_h]`, `e_h = k_h − B_h s`. The maps go into the weights that the head meets next:
+    `W_Q[q] ← B_hᵀ W_Q[q]` for keys, `W_O[:,q] ← W_O[:,q] B_h` for values.
 
     *Without rotation* (values; keys of models with absolute positions) the solution is closed: with `U` the
     leading `d` eigenvectors of the Gram matrix of the stacked `M_h^{1/2} k_h`, `s = Uᵀ stack` and
     `B_h = M_h^{-1/2} U_h`.
 
-    *With rotary embedding* a reader sees `R k_h` and `R s`, `R` the rotation by the distance, and the error is
+    *With rotary embedding* a query meets `R k_h` and `R s`, `R` the rotation by the distance, and the error is
     averaged over the distances where attention looks. Start: each frequency pair one complex channel, solved
     alone, which holds at every distance. From there `B` given `P` and `P` given `B` are least squares in turn,
     `B_h = E[R k_h sᵀ Rᵀ] E[R s sᵀ Rᵀ]⁻¹` and `P_h = N⁻¹ E[Rᵀ B_hᵀ M_h R]`, `N = Σ_h E[Rᵀ B_hᵀ M_h B_h R]`: pairs that turn
@@ -86,8 +86,11 @@ class Fold(MergeRule):
 
 
 _ROUNDS = 60
+"""At most, before the tolerance ends the alternation."""
 _SCORE_ROUNDS = 4
+"""Enough to rank groups: the error is within a tenth of the one that the alternation settles at."""
 _BATCH_NUMBERS = 1 << 23
+"""Entries of the Gram matrices that are worked on at once: 64 MiB in float64."""
 
 
 def _only(maps: Maps) -> HeadMerge:
@@ -98,7 +101,7 @@ def _only(maps: Maps) -> HeadMerge:
 def _left_over(weighted: Tensor, group: Sequence[int], width: int) -> float:
     """What the best approximation of the rank of one head leaves of a group (Eckart and Young)."""
     index = torch.as_tensor(list(group))
-    own = weighted[index][:, :, index].reshape(len(group) * width, -1)
+    own = weighted[index][:, :, index].reshape(len(group) * width, -1)  # [m · d, m · d]
     return float(eigvalsh(own)[:-width].clamp_min(0).sum())
 
 

@@ -9,7 +9,7 @@ from gqakit.core.statistics import HeadStats
 
 
 class Mean(MergeRule):
-    """`s = mean_h k_h`, read as it is by all."""
+    """`s = mean_h k_h`, which stands for every member as it is."""
 
     name = "mean"
     summary = "average of the members"
@@ -39,8 +39,8 @@ class MeanNorm(Mean):
 
 
 def restore_norm(stats: HeadStats, merge: HeadMerge) -> HeadMerge:
-    """The same merge with the shared head rescaled to the members' mean length."""
-    own = stats.gram.diagonal(dim1=0, dim2=2).diagonal(dim1=0, dim2=1).sum(-1).clamp_min(0).sqrt()
+    """The same merge with the shared head rescaled to the members' mean length, `mean_h √E‖k_h‖² / √E‖s‖²`."""
+    own = stats.own.diagonal(dim1=1, dim2=2).sum(-1).clamp_min(0).sqrt()  # [members]
     shared = torch.einsum("hxa,hagb,gxb->", merge.combine, stats.gram, merge.combine).clamp_min(0).sqrt()
     if shared <= 1e-12 * own.mean():
         return merge  # the members cancel: there is no direction to rescale

@@ -18,11 +18,6 @@ class Medoid(MergeRule):
     def merge(self, stats: HeadStats) -> HeadMerge:
         """`P_c = I`, all other `P_h = 0`, `B_h = I`."""
         eye = identity_maps(stats)
-        candidates = [HeadMerge(_only(eye, head), eye) for head in range(stats.num_heads)]
+        member = torch.eye(stats.num_heads, dtype=eye.dtype)  # row c: 1 for member c alone
+        candidates = [HeadMerge(eye * chosen[:, None, None], eye) for chosen in member]
         return min(candidates, key=lambda merge: residual(stats, merge))
-
-
-def _only(eye: torch.Tensor, head: int) -> torch.Tensor:
-    combine = torch.zeros_like(eye)
-    combine[head] = eye[head]
-    return combine

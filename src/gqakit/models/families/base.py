@@ -101,7 +101,6 @@ class Family:
             exists, key channels cannot be mixed.
         query_norm: the same for queries.
         watched: its own attention modules call transformers' attention interface, so that calibration can look on.
-        note: what a user should know.
     """
 
     model_type: str
@@ -122,16 +121,11 @@ class Family:
     key_norm: str | None = None
     query_norm: str | None = None
     watched: bool = True
-    note: str = ""
 
     @property
     def config(self) -> str:
         """Transformers' configuration class, which is named like the base model."""
         return self.classes["AutoModel"].removesuffix("Model") + "Config"
-
-    def stack(self, name: str) -> Stack:
-        """One kind of layer by name."""
-        return next(stack for stack in self.stacks if stack.name == name)
 
 
 def classes(prefix: str, *heads: str) -> dict[str, str]:

@@ -18,7 +18,7 @@ divergence that converting one layer alone causes, measured on the model."""
 
 
 @dataclass(frozen=True)
-class Slot:
+class LayerEntry:
     """Something that gets a number of heads of its own: a layer, or with separate maps the keys or values of one.
 
     Attributes:
@@ -37,12 +37,20 @@ class Slot:
 
 
 @dataclass(frozen=True)
-class Point:
-    """One way to spend: the heads that each slot keeps, vectors in the cache for a token, and the total loss."""
+class FrontPoint:
+    """One way to spend: the heads that each entry keeps, vectors in the cache per token, and the total loss."""
 
     counts: tuple[int, ...]
     size: int
     loss: float
+
+    @classmethod
+    def of(cls, entries: Sequence[LayerEntry], counts: Sequence[int]) -> FrontPoint:
+        """With the size and the loss that follow; an entry without losses loses nothing."""
+        kept = list(zip(entries, counts, strict=True))
+        size = sum(count * entry.width for entry, count in kept)
+        loss = sum(entry.losses[entry.counts.index(count)] for entry, count in kept if entry.losses)
+        return cls(tuple(counts), size, loss)
 
 
 @dataclass(frozen=True)
@@ -61,54 +69,47 @@ class Allocation(Configurable, ABC):
     """What it weighs unless asked otherwise; `none` for an allocation that looks at no loss."""
 
     @abstractmethod
-    def front(self, slots: Sequence[Slot], *, tied: bool, rng: random.Random) -> list[Point]:
+    def front(self, entries: Sequence[LayerEntry], *, tied: bool, rng: random.Random) -> list[FrontPoint]:
         """The points worth choosing from, smallest first.
 
         Args:
-            slots: what there is to decide.
-            tied: whether all slots must keep the same number.
+            entries: what there is to decide.
+            tied: whether all of them must keep the same number.
             rng: the only source of randomness.
         """
 
 
-def pick(front: Sequence[Point], slots: Sequence[Slot], kv_ratio: float) -> Point:
+def pick(front: Sequence[FrontPoint], entries: Sequence[LayerEntry], kv_ratio: float) -> FrontPoint:
     """The largest point of a front within the budget.
 
     Args:
         front: smallest first, and each worth its size.
-        slots: what the front is about.
+        entries: what the front is about.
         kv_ratio: cache bytes after / before, an upper bound.
 
     Raises:
         BudgetError: when even the smallest is too large; names the nearest ratio that is met.
     """
-    whole = sum(slot.num_heads * slot.width for slot in slots)
+    whole = sum(entry.num_heads * entry.width for entry in entries)
     fitting = [point for point in front if fits(point.size, whole, kv_ratio)]
     if not fitting:
-        smallest = min(front, key=lambda point: point.size)
+        smallest = min(point.size for point in front)
         raise BudgetError(
             f"a kv_ratio of {kv_ratio:.4g} cannot be met: the smallest within the constraints is "
-            f"{smallest.size / whole:.4f} ({smallest.size} of {whole} key and value heads)"
+            f"{smallest / whole:.4f} ({smallest} of {whole} key and value heads)"
         )
     return fitting[-1]
 
 
-def tied_points(slots: Sequence[Slot]) -> list[Point]:
-    """A point for each number of heads that every slot can have."""
-    common = set(slots[0].counts).intersection(*(slot.counts for slot in slots))
-    return [
-        Point(
-            (count,) * len(slots),
-            sum(count * slot.width for slot in slots),
-            sum(slot.losses[slot.counts.index(count)] for slot in slots),
-        )
-        for count in sorted(common)
-    ]
+def tied_points(entries: Sequence[LayerEntry]) -> list[FrontPoint]:
+    """A point for each number of heads that every entry can have."""
+    common = set(entries[0].counts).intersection(*(entry.counts for entry in entries))
+    return [FrontPoint.of(entries, (count,) * len(entries)) for count in sorted(common)]
 
 
-def undominated(points: Sequence[Point]) -> list[Point]:
+def undominated(points: Sequence[FrontPoint]) -> list[FrontPoint]:
     """The points, in order of size, that lose less than every smaller one."""
-    kept: list[Point] = []
+    kept: list[FrontPoint] = []
     for point in sorted(points, key=lambda point: (point.size, point.loss)):
         if not kept or point.loss < kept[-1].loss:
             kept.append(point)

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gqakit.planning.allocation.base import Allocation, Point, Slot, tied_points, undominated
+from gqakit.planning.allocation.base import Allocation, FrontPoint, LayerEntry, tied_points, undominated
 
 
 @dataclass(frozen=True)
 class Knapsack(Allocation):
-    """Dynamic programming over the vectors that the cache keeps: one choice for each slot, losses add up.
+    """Dynamic programming over the vectors that the cache keeps: one choice for each entry, losses add up.
 
-    It gives the best point for every budget at once. That losses of layers add up is an assumption; layers
-    differ so much that it pays all the same (docs/results/methods.md).
+    `best(l, b) = min_n best(l − 1, b − size_l(n)) + loss_l(n)` gives the best point for every budget `b` at once. That
+    losses of layers add up is an assumption; layers differ so much that it pays all the same (docs/results/methods.md).
     """
 
     name = "knapsack"
@@ -26,30 +26,30 @@ class Knapsack(Allocation):
     needs = "model"
     loss = "measured"
 
-    def front(self, slots: Sequence[Slot], *, tied: bool, rng: random.Random) -> list[Point]:
+    def front(self, entries: Sequence[LayerEntry], *, tied: bool, rng: random.Random) -> list[FrontPoint]:
         """The points that no smaller one matches, smallest first."""
         if tied:
-            return undominated(tied_points(slots))
-        unit = math.gcd(*(slot.width for slot in slots))
-        total = sum(max(slot.counts) * slot.width for slot in slots) // unit
-        best = np.full(total + 1, np.inf)
+            return undominated(tied_points(entries))
+        unit = math.gcd(*(entry.width for entry in entries))
+        total = sum(max(entry.counts) * entry.width for entry in entries) // unit
+        best = np.full(total + 1, np.inf)  # the least loss for exactly that size
         best[0] = 0.0
-        chosen = np.zeros((len(slots), total + 1), dtype=np.int32)
-        for index, slot in enumerate(slots):
+        chosen = np.zeros((len(entries), total + 1), dtype=np.int32)
+        for index, entry in enumerate(entries):
             after = np.full(total + 1, np.inf)
-            for number, (count, loss) in enumerate(zip(slot.counts, slot.losses, strict=True)):
-                size = count * slot.width // unit
+            for number, (count, loss) in enumerate(zip(entry.counts, entry.losses, strict=True)):
+                size = count * entry.width // unit
                 candidate = best[: total + 1 - size] + loss
                 better = candidate < after[size:]
                 after[size:][better] = candidate[better]
                 chosen[index, size:][better] = number
             best = after
-        points: list[Point] = []
+        points: list[FrontPoint] = []
         for size in np.flatnonzero(np.isfinite(best)).tolist():
-            at, counts = size, [0] * len(slots)
-            for index in range(len(slots) - 1, -1, -1):
-                slot = slots[index]
-                counts[index] = slot.counts[int(chosen[index, at])]
-                at -= counts[index] * slot.width // unit
-            points.append(Point(tuple(counts), size * unit, float(best[size])))
+            at, counts = size, [0] * len(entries)
+            for index in reversed(range(len(entries))):  # back along the choices
+                entry = entries[index]
+                counts[index] = entry.counts[int(chosen[index, at])]
+                at -= counts[index] * entry.width // unit
+            points.append(FrontPoint(tuple(counts), size * unit, float(best[size])))
         return undominated(points)

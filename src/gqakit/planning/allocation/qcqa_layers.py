@@ -10,23 +10,16 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from gqakit.grouping_methods.base import in_range
-from gqakit.grouping_methods.qcqa.nsga2 import Breeding, Dice, Rows, dice_of, distinct, evolve
-from gqakit.planning.allocation.base import Allocation, Point, Slot, tied_points, undominated
+from gqakit.grouping_methods.qcqa.nsga2 import Evolution, Rng, Rows, Scores, distinct, evolve, rng_of
+from gqakit.planning.allocation.base import Allocation, FrontPoint, LayerEntry, tied_points, undominated
 
 
 @dataclass(frozen=True)
-class QCQALayers(Allocation):
-    """NSGA-II over one choice for each layer: vectors in the cache against the total of the layers' losses.
+class QCQALayers(Evolution, Allocation):
+    """NSGA-II over one choice for each entry: vectors in the cache against the total of the losses.
 
     Unlike the paper's second stage, where a layer takes its grouping or stays as it was, a layer takes any point of its own
-    front. With tied slots nothing is left to search: every common number of heads is tried.
-
-    Attributes:
-        population: chromosomes kept from one generation to the next.
-        generations: how often as many new ones are bred and scored.
-        crossover: probability that two parents are crossed.
-        mutation: probability that the choice of a layer changes; None for one layer on average.
+    front. With tied entries nothing is left to search: every common number of heads is tried.
     """
 
     name = "qcqa_layers"
@@ -35,69 +28,47 @@ class QCQALayers(Allocation):
     needs = "weights"
     loss = "objective"
 
-    population: int = 100
-    generations: int = 100
-    crossover: float = 0.9
-    mutation: float | None = None
-
-    def __post_init__(self) -> None:
-        in_range("population", self.population, 4)
-        in_range("generations", self.generations, 1)
-        in_range("crossover", self.crossover, 0, 1)
-        if self.mutation is not None:
-            in_range("mutation", self.mutation, 0, 1)
-
-    def front(self, slots: Sequence[Slot], *, tied: bool, rng: random.Random) -> list[Point]:
+    def front(self, entries: Sequence[LayerEntry], *, tied: bool, rng: random.Random) -> list[FrontPoint]:
         """The points that no smaller one found matches, smallest first.
 
         Raises:
-            ValueError: when a loss is not finite.
+            ValueError: when a loss is not finite. MissingDependencyError: without pymoo.
         """
         if tied:
-            return undominated(tied_points(slots))
-        choices = _Choices(slots, 1 / len(slots) if self.mutation is None else self.mutation)
+            return undominated(tied_points(entries))
+        choices = _Choices(entries, self.rate(len(entries)))
         seed = str(rng.getrandbits(64))
-        start = choices.start(self.population, dice_of(f"{seed}/start"))
-        found = evolve(start, Breeding(_mix, choices.mutate, _as_it_is, choices.score), self, seed=seed)
-        return undominated([Point(choices.counts(each.row), each.size, each.loss) for each in found])
-
-
-def _mix(first: Rows, second: Rows, dice: Dice) -> Rows:
-    """Each choice from one of the parents, from the first in a share that differs from child to child."""
-    return np.where(dice.random(first.shape) < dice.random((len(first), 1)), first, second)
-
-
-def _as_it_is(rows: Rows, dice: Dice) -> Rows:
-    return rows
+        start = choices.start(self.population, rng_of(f"{seed}/start"))
+        found = evolve(start, choices, self, seed=seed)
+        return undominated([FrontPoint(choices.counts(each.row), each.size, each.loss) for each in found])
 
 
 @dataclass(frozen=True)
 class _Choices:
-    """Chromosomes that hold for each slot which of its `counts` it takes."""
+    """Chromosomes `[rows, entries]` that hold for each entry which of its `counts` it takes."""
 
-    slots: Sequence[Slot]
+    entries: Sequence[LayerEntry]
     rate: float
 
     @cached_property
     def options(self) -> Rows:
-        """How many choices each slot has."""
-        return np.array([len(slot.counts) for slot in self.slots])
+        """The number of choices of each entry."""
+        return np.array([len(entry.counts) for entry in self.entries])
 
     @cached_property
     def sizes(self) -> Rows:
-        """`[slots, choices]`: vectors in the cache."""
-        return self._table([[count * slot.width for count in slot.counts] for slot in self.slots]).astype(
-            np.int64
-        )
+        """`[entries, choices]`: vectors in the cache."""
+        rows = [[count * entry.width for count in entry.counts] for entry in self.entries]
+        return self._table(rows).astype(np.int64)
 
     @cached_property
     def losses(self) -> NDArray[np.float64]:
-        """`[slots, choices]`."""
-        losses = self._table([slot.losses for slot in self.slots])
-        for slot, row in zip(self.slots, losses, strict=True):
-            if len(slot.losses) != len(slot.counts) or not np.isfinite(row).all():
+        """`[entries, choices]`."""
+        losses = self._table([entry.losses for entry in self.entries])
+        for entry, row in zip(self.entries, losses, strict=True):
+            if len(entry.losses) != len(entry.counts) or not np.isfinite(row).all():
                 raise ValueError(
-                    f"{slot.name}: losses {slot.losses} for {slot.counts} heads, want one finite for each"
+                    f"{entry.name}: losses {entry.losses} for {entry.counts} heads, want one finite for each"
                 )
         return losses
 
@@ -108,29 +79,37 @@ class _Choices:
         return table
 
     def counts(self, row: Sequence[int]) -> tuple[int, ...]:
-        """The heads that each slot keeps."""
-        return tuple(slot.counts[choice] for slot, choice in zip(self.slots, row, strict=True))
+        """The heads that each entry keeps."""
+        return tuple(entry.counts[choice] for entry, choice in zip(self.entries, row, strict=True))
 
-    def start(self, population: int, dice: Dice) -> Rows:
+    def start(self, population: int, rng: Rng) -> Rows:
         """The smallest, the largest and what lies between at even shares, then the same with chance around it."""
         shares = np.linspace(0, 1, max(population // 2, 2))[:, None]
         even = np.rint(shares * (self.options - 1)).astype(np.int64)
-        noise = dice.normal(scale=_NOISE, size=(population, len(self.slots)))
+        noise = rng.normal(scale=_NOISE, size=(population, len(self.entries)))
         around = (even[np.arange(population) % len(even)] + np.rint(noise * self.options)).astype(np.int64)
         return distinct(np.concatenate([even, around.clip(0, self.options - 1)]))[:population]
 
-    def mutate(self, rows: Rows, dice: Dice) -> Rows:
-        """Each choice, with the given probability, a step up or down or drawn anew."""
-        step = np.where(dice.random(rows.shape) < 0.5, 1, -1)
-        drawn = (dice.random(rows.shape) * self.options).astype(np.int64)
-        changed = np.where(dice.random(rows.shape) < 0.5, (rows + step).clip(0, self.options - 1), drawn)
-        return np.where(dice.random(rows.shape) < self.rate, changed, rows)
+    def cross(self, first: Rows, second: Rows, rng: Rng) -> Rows:
+        """Each choice from one of the parents, from the first in a share that differs from child to child."""
+        return np.where(rng.random(first.shape) < rng.random((len(first), 1)), first, second)
 
-    def score(self, rows: Rows) -> tuple[Rows, NDArray[np.float64]]:
+    def mutate(self, rows: Rows, rng: Rng) -> Rows:
+        """Each choice, with probability `rate`, a step up or down or drawn at random."""
+        step = np.where(rng.random(rows.shape) < 0.5, 1, -1)
+        drawn = (rng.random(rows.shape) * self.options).astype(np.int64)
+        changed = np.where(rng.random(rows.shape) < 0.5, (rows + step).clip(0, self.options - 1), drawn)
+        return np.where(rng.random(rows.shape) < self.rate, changed, rows)
+
+    def repair(self, rows: Rows, rng: Rng) -> Rows:
+        """Every row is valid."""
+        return rows
+
+    def score(self, rows: Rows) -> Scores:
         """Vectors in the cache, and the total loss."""
-        slot = np.arange(len(self.slots))
-        return self.sizes[slot, rows].sum(1), self.losses[slot, rows].sum(1)
+        entry = np.arange(len(self.entries))
+        return self.sizes[entry, rows].sum(1), self.losses[entry, rows].sum(1)
 
 
 _NOISE = 0.2
-"""Spread of the first random choices around even ones, as a share of the choices."""
+"""Deviation of the first random choices from even ones, as a share of the choices."""

@@ -6,7 +6,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gqakit.planning.allocation.base import Allocation, Point, Slot
+from gqakit.core.budget import fits
+from gqakit.planning.allocation.base import Allocation, FrontPoint, LayerEntry
 
 
 @dataclass(frozen=True)
@@ -20,22 +21,14 @@ class Uniform(Allocation):
     loss = "none"
     formats = "uniform, grouped"
 
-    def front(self, slots: Sequence[Slot], *, tied: bool, rng: random.Random) -> list[Point]:
-        """One point for each share that some slot can have."""
-        shares = sorted({count / slot.num_heads for slot in slots for count in slot.counts})
-        points: dict[tuple[int, ...], Point] = {}
-        for share in shares:
-            within = [[n for n in slot.counts if n <= slot.num_heads * share + 1e-6] for slot in slots]
+    def front(self, entries: Sequence[LayerEntry], *, tied: bool, rng: random.Random) -> list[FrontPoint]:
+        """One point for each share that some entry can have."""
+        points: dict[tuple[int, ...], FrontPoint] = {}
+        for share in sorted({count / entry.num_heads for entry in entries for count in entry.counts}):
+            within = [[n for n in entry.counts if fits(n, entry.num_heads, share)] for entry in entries]
             if not all(within):
                 continue
-            counts = tuple(max(possible) for possible in within)
-            if tied and len(set(counts)) > 1:
-                continue
-            size = sum(count * slot.width for count, slot in zip(counts, slots, strict=True))
-            loss = sum(
-                slot.losses[slot.counts.index(count)]
-                for count, slot in zip(counts, slots, strict=True)
-                if slot.losses
-            )
-            points[counts] = Point(counts, size, loss)
+            counts = tuple(map(max, within))
+            if not tied or len(set(counts)) == 1:
+                points[counts] = FrontPoint.of(entries, counts)
         return list(points.values())

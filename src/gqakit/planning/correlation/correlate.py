@@ -1,4 +1,4 @@
-"""`correlate`: is a method's score any guide to what a grouping costs the model?"""
+"""`correlate`: samples groupings of single layers, measures what they lose and asks how well each score predicts it."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gqakit.calibration.calibrate import check_not_grouped
-from gqakit.calibration.store import MomentsFile
+from gqakit.calibration.store import StatisticsFile
 from gqakit.core.grouping import Partition
 from gqakit.core.merging import RULES
-from gqakit.errors import UsageError, unknown_name
+from gqakit.errors import UsageError
 from gqakit.grouping_methods import METHODS
-from gqakit.grouping_methods.base import LayerHeads, Sizes
+from gqakit.grouping_methods.base import HeadFeatures, Sizes
+from gqakit.grouping_methods.qcqa.nsga2 import check_pymoo
 from gqakit.models.source import Source
-from gqakit.planning.candidates import LayerStats
+from gqakit.options import takes
+from gqakit.planning.correlation.options import CorrelateOptions
 from gqakit.planning.correlation.ranks import (
     Correlation,
     Picked,
@@ -23,9 +24,9 @@ from gqakit.planning.correlation.ranks import (
     rank_correlation,
     stratified_correlation,
 )
+from gqakit.planning.layer_features import LayerReader
 from gqakit.planning.layer_loss.file import Key
-from gqakit.planning.layer_loss.measure import measure_keys, what_is_measured
-from gqakit.planning.make import MeasureOptions
+from gqakit.planning.layer_loss.measure import Measurement, what_is_measured
 from gqakit.progress import Reporter, silent
 
 PROXIES = {
@@ -83,87 +84,94 @@ class Correlated:
     samples: tuple[Sample, ...]
 
 
-def correlate(
-    model: str,
-    *,
-    moments: Path,
-    merge: str = "fold",
-    kv_heads: Sequence[int] = (),
-    layers: int = 8,
-    random_groupings: int = 8,
-    stacks: Sequence[str] = (),
-    seed: int = 0,
-    measure: MeasureOptions | None = None,
-    progress: Reporter = silent,
-) -> Correlated:
+@takes(CorrelateOptions)
+def correlate(model: str | Path, options: CorrelateOptions, progress: Reporter = silent) -> Correlated:
     """Rank correlation between proxies and the measured loss, over random and searched groupings of single layers.
 
     Args:
         model: directory or hub name.
-        moments: its moments file.
-        merge: the merge rule that is used and whose error is one of the proxies.
-        kv_heads: numbers of heads to group to; every number below the source's by default.
-        layers: how many layers at most, evenly spaced from the first to the last.
-        random_groupings: for each layer and number, besides those that the methods find.
-        stacks: the kinds of attention layers to sample; those that a plan would convert by default.
-        seed: of the random groupings, of the searches and of the bootstrap.
-        measure: how losses are measured.
-        progress: see the package.
+        options: see `CorrelateOptions`; also as keywords.
+        progress: True, False or a `gqakit.progress.Reporter`.
 
     Raises:
         UsageError, PlanError, CheckpointError, FamilyError, DataError.
+        MissingDependencyError: without pymoo, since QCQA's search is among the samples.
     """
-    if merge not in RULES:
-        raise unknown_name("merge rule", merge, RULES)
-    opened = Source.open(model, stacks)
-    source, spec = opened.checkpoint, opened.spec
-    check_not_grouped(source, spec)
-    opened = MomentsFile.open(moments)
-    opened.check_source(source.fingerprint(opened.header.fingerprint), model)
+    check_pymoo()
+    source = Source.open(model, options.stacks)
+    source.check_not_grouped()
+    spec, statistics = source.spec, StatisticsFile.open(options.statistics)
+    statistics.check_source(source.fingerprint_like(statistics.header.fingerprint), source.name)
     most = min(spec.key_heads)
     if most < 2:
         raise UsageError(f"{model} has one KV head in a layer: there is nothing to group")
-    counts = list(dict.fromkeys(kv_heads)) or list(range(1, most))
+    counts = options.counts or list(range(1, most))
     if not all(1 <= count < most for count in counts):
-        raise UsageError(f"--kv-heads {counts}: to group something it must be 1 to {most - 1}")
-    measure = measure or MeasureOptions()
-    bench, losses = measure.prepare(source, spec, opened, merge)
-    chosen = _spread(spec.num_layers, layers)
-    found: list[tuple[Key, int, str, dict[str, float]]] = []
+        raise UsageError(f"`kv_heads` is {counts}: to group something it must be 1 to {most - 1}")
+    measurement = Measurement.on(
+        source, statistics, options.merge, options.read(), options.window, options, progress
+    )
+    read = LayerReader(source, statistics)
+    chosen = _evenly_spaced(spec.num_layers, options.layers)
+    found: list[_Scored] = []
     with progress("sample", len(chosen), "layers") as advance:
         for layer in chosen:
-            heads = LayerStats.read(source, spec, opened, layer).heads(RULES[merge], "both")
-            objectives = {name: METHODS[name].objective(heads) for name in PROXIES}
-            for count in counts:
-                for partition, origin in _partitions(
-                    heads, count, random_groupings, f"{seed}/{layer}/{count}"
-                ):
-                    scores = {name: sum(map(cost, partition.groups)) for name, cost in objectives.items()}
-                    found.append(((layer, "both", partition.labels), count, origin, scores))
+            found += _scored(layer, read(layer).heads(RULES[options.merge], "both"), counts, options)
             advance(1)
-    known = losses()
-    measure_keys(bench, [key for key, *_ in found], known, measure.workers, progress)
-    made = tuple(
-        Sample(spec.name(key[0]), count, origin, key[2], scores, known.known[key])
-        for key, count, origin, scores in found
+    known = measurement.measure([each.key for each in found], read)
+    samples = tuple(
+        Sample(spec.name(s.layer), s.kv_heads, s.origin, s.labels, s.proxies, known[s.key]) for s in found
     )
-    return Correlated(
-        merge,
-        what_is_measured(source),
-        picked_loss([s.loss for s in made], [s.loss for s in made], _like(made), seed),
-        tuple(_row(name, made, seed) for name in PROXIES),
-        made,
-    )
+    measured = [sample.loss for sample in samples]
+    best = picked_loss(measured, measured, _like(samples), options.seed)
+    rows = tuple(_row(name, samples, options.seed) for name in PROXIES)
+    return Correlated(options.merge, what_is_measured(source.checkpoint), best, rows, samples)
 
 
-def _spread(total: int, wanted: int) -> list[int]:
+@dataclass(frozen=True)
+class _Scored:
+    """A sample before its loss is measured."""
+
+    layer: int
+    kv_heads: int
+    origin: str
+    labels: tuple[int, ...]
+    proxies: dict[str, float]
+
+    @property
+    def key(self) -> Key:
+        """How the file of losses calls it."""
+        return self.layer, "both", self.labels
+
+
+def _scored(
+    layer: int, heads: HeadFeatures, counts: Sequence[int], options: CorrelateOptions
+) -> list[_Scored]:
+    """The groupings of one layer with what every proxy makes of them."""
+    objectives = {name: METHODS[name].objective(heads) for name in PROXIES}
+    return [
+        _Scored(
+            layer,
+            count,
+            origin,
+            partition.labels,
+            {name: sum(map(cost, partition.groups)) for name, cost in objectives.items()},
+        )
+        for count in counts
+        for partition, origin in _partitions(
+            heads, count, options.random_groupings, f"{options.seed}/{layer}/{count}"
+        )
+    ]
+
+
+def _evenly_spaced(total: int, wanted: int) -> list[int]:
     """Evenly spaced indices, the first and the last among them."""
     if wanted == 1:
         return [total // 2]
     return sorted({round(i * (total - 1) / (wanted - 1)) for i in range(wanted)})
 
 
-def _partitions(heads: LayerHeads, count: int, samples: int, seed: str) -> list[tuple[Partition, str]]:
+def _partitions(heads: HeadFeatures, count: int, samples: int, seed: str) -> list[tuple[Partition, str]]:
     """Distinct partitions: those that methods find, then random ones of any sizes."""
     sizes = Sizes.of(heads.num_heads, count)
     assert sizes is not None
@@ -172,7 +180,7 @@ def _partitions(heads: LayerHeads, count: int, samples: int, seed: str) -> list[
         partition = METHODS[name].groups(heads, {count: sizes}, seed=seed)[count]
         found.setdefault(partition, name)
     rng, searched = random.Random(seed), len(found)
-    for _ in range(50 * samples):
+    for _ in range(50 * samples):  # few heads have few partitions: give up drawing new ones in the end
         if len(found) >= searched + samples:
             break
         labels = [*range(count), *(rng.randrange(count) for _ in range(heads.num_heads - count))]
@@ -193,5 +201,5 @@ def _row(name: str, samples: Sequence[Sample], seed: int) -> ProxyRow:
 
 
 def _like(samples: Sequence[Sample]) -> list[tuple[str, int]]:
-    """What samples share that only their grouping tells apart."""
+    """Layer and number of heads of each sample: what is the same for samples that differ in their grouping alone."""
     return [(sample.layer, sample.kv_heads) for sample in samples]

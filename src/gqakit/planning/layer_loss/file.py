@@ -64,12 +64,15 @@ class LossFile:
             PlanError: when the file is about something else, or is no file of losses.
             OutputError: when it cannot be written.
         """
+        if path is not None:
+            with output_errors(path):
+                regular(path)
         if path is None or not path.exists() or not path.stat().st_size:
             opened = cls(header, path)
             opened._write(header.model_dump_json())
             return opened
         with output_errors(path):
-            text = regular(path).read_text(encoding="utf-8", errors="replace")
+            text = path.read_text(encoding="utf-8", errors="replace")
         lines = text.split("\n")
         whole, torn = lines[:-1], lines[-1]
         try:

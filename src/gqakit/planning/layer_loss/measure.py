@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gqakit.calibration.store import MomentsFile
+from gqakit.calibration.store import StatisticsFile
 from gqakit.checkpoint import Checkpoint
 from gqakit.core.apply import apply_grouping, in_source_shape
 from gqakit.core.grouping import Grouping, Partition
@@ -62,7 +62,7 @@ class Bench:
 
     def reader(self) -> LayerReader:
         """The source's layers, for a process that has none yet."""
-        statistics = MomentsFile.open(self.statistics) if self.statistics else None
+        statistics = StatisticsFile.open(self.statistics) if self.statistics else None
         return LayerReader(Source.open(self.model, self.stacks), statistics)
 
 
@@ -90,7 +90,7 @@ class Measurement:
     def on(
         cls,
         source: Source,
-        statistics: MomentsFile | None,
+        statistics: StatisticsFile | None,
         merge: str,
         content: Content,
         window: int,
@@ -115,7 +115,7 @@ class Measurement:
         )
         header = LossHeader(
             source=source.fingerprint_like(measured_on(options.losses)),
-            stacks=spec.stacks_to_tell,
+            stacks=spec.noted_stacks,
             moments=None if statistics is None else statistics.fingerprint,
             merge=merge,
             text_sha256=content.sha256,

@@ -43,7 +43,7 @@ def teacher_targets(logits: Tensor, top_k: int, temperature: float) -> Targets:
 
     Args:
         logits: `[..., V]`.
-        top_k: so many tokens a position; 0, or as many as there are, keeps the logits as they are.
+        top_k: tokens kept per position; 0, or as many as there are, keeps the logits as they are.
         temperature: that of the divergence.
     """
     if not 0 < top_k < logits.shape[-1]:
@@ -107,9 +107,9 @@ def in_chunks(logits: Tensor, positions: int, term: Term, parts: int) -> Tensor:
 
     Args:
         logits: `[B, T, V]`.
-        positions: the first so many of each window count.
+        positions: number of positions of each window that count, from the first.
         term: what to sum; its first element is what is differentiated.
-        parts: how many it reports beside that.
+        parts: number of values that it reports beside that.
 
     Returns:
         `[1 + parts]`; a gradient flows through the first element alone.

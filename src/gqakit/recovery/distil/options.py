@@ -1,24 +1,24 @@
-"""Everything one can choose about uptraining, with the Hugging Face Trainer's names where it has one. No torch here."""
+"""Options of uptraining, named as in the Hugging Face Trainer where it has them. Imports nothing heavy."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
 
-from gqakit.errors import UsageError
+from gqakit.data.options import DATA, TextOptions
+from gqakit.models.run_options import PRECISIONS, RUN, DeviceOptions
+from gqakit.options import Options, option
 
 TRAINED = ("all", "attention", "lora")
 SCHEDULES = ("cosine", "linear", "constant")
-PRECISIONS = ("float32", "bf16")
 TRACKERS = ("tensorboard", "wandb", "trackio")
-OUTPUT_DTYPES = ("same", "float32", "bfloat16", "float16")
 
-_LOSS = "Losses (by default divergence from the teacher; without a teacher cross-entropy)"
-_WHAT = "What is trained"
-_STEPS = "Optimisation"
-_DATA = "Data"
-_WATCH = "Evaluation and saving"
+LOSS = "Losses (by default divergence from the teacher; without a teacher cross-entropy)"
+WHAT = "What is trained"
+STEPS = "Optimisation"
+WATCH = "Evaluation and saving"
+OUTPUT = "Output"
 
 
 @dataclass(frozen=True)
@@ -30,125 +30,149 @@ class LossWeights:
     hidden: float
 
 
-def _option(default: Any, panel: str, help: str) -> Any:
-    return field(default=default, metadata={"panel": panel, "help": help})
+@dataclass(frozen=True)
+class TrainOptions(Options):
+    """How anything is trained: steps, learning rate, what is evaluated and saved when."""
+
+    learning_rate: float = option(1e-4, "After the warm-up.", panel=STEPS, above=0)
+    lr_scheduler_type: str = option("cosine", "After the warm-up.", panel=STEPS, choices=SCHEDULES)
+    warmup_steps: int = option(10, "Steps up to the full learning rate.", panel=STEPS, at_least=0)
+    max_steps: int = option(0, "Optimiser steps; 0 goes by the number of epochs.", panel=STEPS, at_least=0)
+    num_train_epochs: float = option(
+        1.0, "Times through the data, without a number of steps.", panel=STEPS, above=0
+    )
+    per_device_train_batch_size: int = option(
+        1, "Examples at a time, on each device.", panel=STEPS, at_least=1
+    )
+    gradient_accumulation_steps: int = option(8, "Such batches per step.", panel=STEPS, at_least=1)
+    weight_decay: float = option(
+        0.0, "AdamW's, on all weights but norms and biases.", panel=STEPS, at_least=0
+    )
+    adam_beta1: float = option(0.9, "AdamW's.", panel=STEPS, at_least=0, below=1)
+    adam_beta2: float = option(0.99, "AdamW's.", panel=STEPS, at_least=0, below=1)
+    adam_epsilon: float = option(1e-8, "AdamW's.", panel=STEPS, above=0)
+    max_grad_norm: float = option(1.0, "Clip the gradient to this norm; 0 does not.", panel=STEPS, at_least=0)
+    gradient_checkpointing: bool = option(
+        False, "Recompute activations: less memory, a third slower.", panel=STEPS
+    )
+    dtype: str = option(
+        "float32", "float32, or bfloat16: autocast over weights kept in float32.", panel=STEPS,
+        choices=tuple(name for name, full in PRECISIONS.items() if full != "float16"),
+    )  # fmt: skip
+    seed: int = option(0, "Of everything random.", panel=STEPS, at_least=0)
+
+    eval_steps: int = option(0, "Steps between evaluations; 0 for a tenth of all.", panel=WATCH, at_least=0)
+    save_steps: int = option(
+        0, "Steps between saves of what a resumed run needs; 0: when evaluating.", panel=WATCH, at_least=0
+    )
+    early_stopping_patience: int = option(
+        0, "Stop after this number of evaluations without a new best; 0 never does.", panel=WATCH, at_least=0
+    )
+    report_to: tuple[str, ...] = option(
+        (), "Also log to tensorboard, wandb or trackio; may be repeated.", panel=WATCH, many=True
+    )
+
+    def problems(self) -> Iterator[str]:
+        """Trackers that are not known."""
+        yield from super().problems()
+        for name in self.report_to or ():
+            if name not in TRACKERS:
+                yield f"`report_to` is {name!r}, expected one of {', '.join(TRACKERS)}"
+
+    @property
+    def precision(self) -> str:
+        """torch's name of the precision."""
+        return PRECISIONS[self.dtype]
+
+    def per_step(self, processes: int) -> int:
+        """Examples per optimiser step, over all processes."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps * processes
 
 
 @dataclass(frozen=True)
-class UptrainOptions:
-    """The options of a run; with the model, the teacher and the text they determine its result.
+class StepSchedule:
+    """The numbers of steps that a run goes by, all of them above zero."""
 
-    Raises:
-        UsageError: naming every value that makes no sense, all at once.
-    """
+    max_steps: int
+    eval_steps: int
+    save_steps: int
 
-    ce: float | None = _option(None, _LOSS, "Weight of the cross-entropy of the text.")
-    kl: float | None = _option(None, _LOSS, "Weight of the divergence from the teacher's predictions.")
-    hidden: float | None = _option(
-        None, _LOSS, "Weight of the relative distance from the teacher's hidden states."
+    @classmethod
+    def of(cls, options: TrainOptions, examples: int, processes: int = 1) -> StepSchedule:
+        """What the options come to for a number of training examples."""
+        steps = options.max_steps or math.ceil(
+            options.num_train_epochs * examples / options.per_step(processes)
+        )
+        every = options.eval_steps or max(1, steps // 10)
+        return cls(max(1, steps), every, options.save_steps or every)
+
+
+@dataclass(frozen=True)
+class UptrainOptions(TrainOptions, TextOptions, DeviceOptions):
+    """Everything that `uptrain` takes: with the model and the text it determines the result."""
+
+    teacher: str | None = option(
+        None, "The model to learn from, usually the one before conversion; none learns from the text alone.",
+        panel=LOSS,
+    )  # fmt: skip
+    ce: float | None = option(None, "Weight of the cross-entropy of the text.", panel=LOSS, at_least=0)
+    kl: float | None = option(
+        None, "Weight of the divergence from the teacher's predictions.", panel=LOSS, at_least=0
     )
-    temperature: float = _option(1.0, _LOSS, "Of both predictions in the divergence.")
-    top_k: int = _option(
-        0, _LOSS, "Keep so many of the teacher's tokens and one bucket for the rest; 0 for all."
+    hidden: float | None = option(
+        None, "Weight of the relative distance from the teacher's hidden states.", panel=LOSS, at_least=0
     )
-
-    train: str = _option(
-        "all", _WHAT, "all, attention (its projections alone), or lora (merged before saving)."
-    )
-    lora_rank: int = _option(16, _WHAT, "Rank of each LoRA update.")
-    lora_alpha: float = _option(32.0, _WHAT, "Updates are scaled by this / rank.")
-    lora_dropout: float = _option(0.0, _WHAT, "Before each LoRA update.")
-    lora_targets: str = _option("all", _WHAT, "all linear layers of the blocks, or those of attention.")
-
-    learning_rate: float = _option(1e-4, _STEPS, "After the warm-up.")
-    lr_scheduler_type: str = _option("cosine", _STEPS, "cosine, linear or constant; each after a warm-up.")
-    warmup_steps: int = _option(10, _STEPS, "Steps up to the full learning rate.")
-    max_steps: int = _option(0, _STEPS, "So many optimiser steps; 0 goes by --epochs.")
-    epochs: float = _option(1.0, _STEPS, "Times through the text, where --max-steps is 0.")
-    per_device_batch_size: int = _option(1, _STEPS, "Windows at a time, on each device.")
-    gradient_accumulation_steps: int = _option(8, _STEPS, "Such batches a step.")
-    weight_decay: float = _option(0.0, _STEPS, "AdamW's, on matrices.")
-    adam_beta1: float = _option(0.9, _STEPS, "AdamW's.")
-    adam_beta2: float = _option(0.99, _STEPS, "AdamW's.")
-    adam_epsilon: float = _option(1e-8, _STEPS, "AdamW's.")
-    max_grad_norm: float = _option(1.0, _STEPS, "Clip the gradient to this norm; 0 does not.")
-    gradient_checkpointing: bool = _option(
-        False, _STEPS, "Recompute activations: less memory, a third slower."
-    )
-    dtype: str = _option("float32", _STEPS, "float32, or bf16: autocast over weights kept in float32.")
-    seed: int = _option(0, _STEPS, "Of everything random.")
-
-    window: int = _option(512, _DATA, "Tokens a window.")
-    tokens: int = _option(0, _DATA, "At most so many tokens of the text; 0 for all.")
-    held_out: int = _option(
-        0, _DATA, "Windows to evaluate on, not trained on; 0 for a sixteenth, at most 16."
+    temperature: float = option(1.0, "Of both predictions in the divergence.", panel=LOSS, above=0)
+    top_k: int = option(
+        0, "Tokens of the teacher to keep, with one bucket for the rest; 0 keeps all.", panel=LOSS, at_least=0
     )
 
-    eval_steps: int = _option(0, _WATCH, "Evaluate every so many steps; 0 for a tenth of them.")
-    save_steps: int = _option(
-        0, _WATCH, "Save what a resumed run needs every so many steps; 0: when evaluating."
+    train: str = option(
+        "all", "All weights, attention's projections alone, or lora (merged before saving).", panel=WHAT,
+        choices=TRAINED,
+    )  # fmt: skip
+    lora_rank: int = option(16, "Rank of each LoRA update.", panel=WHAT, at_least=1)
+    lora_alpha: float = option(32.0, "Updates are scaled by this / rank.", panel=WHAT, above=0)
+    lora_dropout: float = option(0.0, "Before each LoRA update.", panel=WHAT, at_least=0, below=1)
+    lora_targets: str = option(
+        "all",
+        "All linear layers of the blocks, or those of attention.",
+        panel=WHAT,
+        choices=("all", "attention"),
     )
-    patience: int = _option(0, _WATCH, "Stop after so many evaluations without a new best; 0 never does.")
-    output_dtype: str = _option("same", _WATCH, "Of the new checkpoint: same, float32, bfloat16 or float16.")
 
-    def __post_init__(self) -> None:
-        problems = [*self._not_known(), *self._out_of_range()]
-        if problems:
-            raise UsageError("; ".join(problems))
+    window: int = option(512, "Tokens per window.", panel=DATA, at_least=2)
+    tokens: int = option(0, "Most tokens of the text to take; 0 for all.", panel=DATA, at_least=0)
+    held_out: int = option(
+        0, "Windows to evaluate on, not trained on; 0 for a sixteenth, at most 16.", panel=DATA, at_least=0
+    )
 
-    def _not_known(self) -> list[str]:
-        names = {
-            "train": TRAINED,
-            "lr_scheduler_type": SCHEDULES,
-            "dtype": PRECISIONS,
-            "output_dtype": OUTPUT_DTYPES,
-            "lora_targets": ("all", "attention"),
-        }
-        return [
-            f"{flag(name)} {getattr(self, name)!r} is not one of {', '.join(known)}"
-            for name, known in names.items()
-            if getattr(self, name) not in known
-        ]
+    restart: bool = option(
+        False, "Start from the beginning, or continue an interrupted run (the default).", panel=RUN,
+        flags=("--restart/--resume",),
+    )  # fmt: skip
+    output_dtype: str = option(
+        "same", "Precision of the new checkpoint.", panel=OUTPUT, choices=("same", *PRECISIONS)
+    )
+    overwrite: bool = option(False, "Replace a checkpoint in the output directory.", panel=OUTPUT)
 
-    def _out_of_range(self) -> list[str]:
-        at_least = {
-            "ce": 0, "kl": 0, "hidden": 0, "top_k": 0, "lora_rank": 1, "warmup_steps": 0, "max_steps": 0,
-            "per_device_batch_size": 1, "gradient_accumulation_steps": 1, "weight_decay": 0, "max_grad_norm": 0,
-            "window": 2, "tokens": 0, "held_out": 0, "eval_steps": 0, "save_steps": 0, "patience": 0,
-            "adam_beta1": 0, "adam_beta2": 0, "lora_dropout": 0,
-        }  # fmt: skip
-        above_zero = ("temperature", "lora_alpha", "learning_rate", "epochs", "adam_epsilon")
-        below_one = ("adam_beta1", "adam_beta2", "lora_dropout")
-        bounds = [(name, low, lambda v, low=low: v >= low, "at least") for name, low in at_least.items()]
-        bounds += [(name, 0, lambda v: v > 0, "above") for name in above_zero]
-        bounds += [(name, 1, lambda v: v < 1, "below") for name in below_one]
-        found: list[str] = []
-        for name, bound, holds, word in bounds:
-            value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and holds(value)):
-                found.append(f"{flag(name)} is {value}, expected {word} {bound}")
-        return found
+    def problems(self) -> Iterator[str]:
+        """Losses that cannot be had."""
+        yield from super().problems()
+        if self.teacher is None and (self.kl or self.hidden):
+            yield "`kl` and `hidden` compare with a teacher; give one as `teacher`"
+        given = [weight for weight in (self.ce, self.kl, self.hidden) if weight is not None]
+        if given and not any(given):
+            yield "all losses have weight 0; give `ce`, `kl` or `hidden` one above it"
 
-    def weights(self, has_teacher: bool) -> LossWeights:
-        """The weights of the losses, defaults filled in.
-
-        Raises:
-            UsageError: a loss needs a teacher and there is none, or nothing has a weight.
-        """
+    @property
+    def weights(self) -> LossWeights:
+        """The weights of the losses, defaults filled in."""
         if (self.ce, self.kl, self.hidden) == (None, None, None):
-            return LossWeights(0.0, 1.0, 0.0) if has_teacher else LossWeights(1.0, 0.0, 0.0)
-        weights = LossWeights(self.ce or 0.0, self.kl or 0.0, self.hidden or 0.0)
-        if not has_teacher and (weights.kl or weights.hidden):
-            raise UsageError("--kl and --hidden compare with a teacher; give one with --teacher")
-        if not (weights.ce or weights.kl or weights.hidden):
-            raise UsageError("all losses have weight 0; give --ce, --kl or --hidden one above it")
-        return weights
+            return LossWeights(1.0, 0.0, 0.0) if self.teacher is None else LossWeights(0.0, 1.0, 0.0)
+        return LossWeights(self.ce or 0.0, self.kl or 0.0, self.hidden or 0.0)
 
-    def steps(self, examples: int, per_step: int) -> int:
-        """Optimiser steps, for so many examples and so many a step."""
-        return self.max_steps or max(1, math.ceil(self.epochs * examples / per_step))
-
-
-def flag(name: str) -> str:
-    """A field as the command line spells it."""
-    return "--" + name.replace("_", "-")
+    @property
+    def output_precision(self) -> str | None:
+        """torch's name of the new checkpoint's precision; None for the one that it has."""
+        return None if self.output_dtype == "same" else PRECISIONS[self.output_dtype]

@@ -1,6 +1,6 @@
-"""What the training loop asks of the thing that is trained: batches in, losses out.
+"""What the training run asks of the thing that is trained: batches in, losses out.
 
-The loop knows neither text nor images. A new task (image classification, masked or sequence-to-sequence models) is one
+The run knows neither text nor images. A new task (image classification, masked or sequence-to-sequence models) is one
 class with these five members; see `gqakit.recovery.distil.language` for the one of language models.
 """
 
@@ -17,7 +17,7 @@ Batch = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Losses:
-    """Sums over the items of a batch, never means: the loop divides by the items of a whole step.
+    """Sums over the items of a batch, never means: the run divides by the items of a whole step.
 
     Attributes:
         total: what is minimised, a scalar with a gradient.
@@ -33,7 +33,7 @@ class Task(Protocol):
 
     @property
     def sizes(self) -> tuple[int, int]:
-        """How many examples there are to train on, and how many are held out."""
+        """The number of examples to train on, and of those held out."""
         ...
 
     def batch(self, indices: Sequence[int], *, held_out: bool) -> Batch:

@@ -35,7 +35,7 @@ def _with_lora(model: PreTrainedModel, spec: ModelSpec, options: UptrainOptions)
         from peft import LoraConfig, get_peft_model  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise MissingDependencyError(
-            "--train lora needs the 'train' extra: pip install 'gqakit[train]'"
+            "`train=lora` needs the 'train' extra: pip install 'gqakit[train]'"
         ) from error
     config = LoraConfig(
         r=options.lora_rank,
@@ -56,25 +56,8 @@ def lora_targets(model: PreTrainedModel, spec: ModelSpec, which: str) -> list[st
     return [name for name, module in model.named_modules() if id(module) in inside]
 
 
-def checkpoint_activations(model: Any) -> None:
-    """Keep no activations inside blocks; the backward pass computes them again."""
-    # transformers 5.23 renamed it.
-    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
-
-
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """What the optimiser gets: weight decay on matrices, none on biases and norms."""
-    training = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return [
-        {"params": chosen, "weight_decay": decay}
-        for matrix, decay in ((True, weight_decay), (False, 0.0))
-        if (chosen := [p for p in training if (p.ndim >= 2) == matrix])
-    ]
-
-
 def checkpoint_names(model: nn.Module, stored: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """For each parameter, under its first name, the names its checkpoint stores it under; tied ones may have several."""
+    """For each parameter, under its first name, the names that its checkpoint has for it; tied ones may have several."""
     stored = set(stored)
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -97,7 +80,7 @@ def check_writable(
         prepare_student(model, spec, options)
         wanted = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     if lost := [name for name in wanted if not names[name]]:
-        hint = "; --train attention may do" if options.train == "all" else ""
+        hint = "; `train=attention` may do" if options.train == "all" else ""
         raise CheckpointError(
             f"the checkpoint has no tensor named {lost[0]} ({len(lost)} such of {len(wanted)} to train), which the loaded "
             f"model has: trained weights could not be written back under the checkpoint's names{hint}"
@@ -114,7 +97,8 @@ def merged_weights(
         trained: by name, as in the model that was trained.
     """
     if options.train != "lora":
-        return dict(trained)
+        parameters = dict(model.named_parameters())
+        return {name: tensor for name, tensor in trained.items() if name in parameters}
     targets = lora_targets(model, spec, options.lora_targets)
     wrapped: Any = prepare_student(model, spec, options)
     named: dict[str, Parameter] = dict(wrapped.named_parameters())

@@ -38,22 +38,22 @@ class Block:
 
     def run(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """What attention puts out, and what leaves the block; both as `hidden`, `[1, T, D]`."""
-        seen: list[Tensor] = []
-        with _hook(self.attention, lambda module, args, output: seen.append(_first(output))):
+        outputs: list[Tensor] = []
+        with _hook(self.attention, lambda module, args, output: outputs.append(_first(output))):
             out = self._forward(hidden)
-        return seen[0], out
+        return outputs[0], out
 
     def attend(self, hidden: Tensor) -> Tensor:
         """What attention puts out; the rest of the block is not run."""
-        seen: list[Tensor] = []
+        outputs: list[Tensor] = []
 
         def stop(module: nn.Module, args: Any, output: Any) -> None:
-            seen.append(_first(output))
+            outputs.append(_first(output))
             raise _Stopped
 
         with _hook(self.attention, stop), suppress(_Stopped):
             self._forward(hidden)
-        return seen[0]
+        return outputs[0]
 
     def adds_attention(self, hidden: Tensor) -> bool:
         """Whether the block adds the attention's output to the stream as it is, and goes on from the sum.
@@ -104,25 +104,25 @@ class Blocks:
         blocks = [self._spec.block(self._model, layer) for layer in range(self._spec.num_layers)]
         inside = {id(parameter) for block in blocks for parameter in block.parameters()}
         outside = [name for name, parameter in base.named_parameters() if id(parameter) not in inside]
-        seen: list[tuple[Tensor, Call]] = []
+        entries: list[tuple[Tensor, Call]] = []  # of each block
 
         def pass_on(*args: Any, **kwargs: Any) -> Any:
             hidden = args[0] if args else kwargs.pop("hidden_states")
-            seen.append((hidden, (args[1:], kwargs)))
-            if len(seen) == len(blocks):
+            entries.append((hidden, (args[1:], kwargs)))
+            if len(entries) == len(blocks):
                 raise _Stopped
             return (hidden,) if self._tuples else hidden
 
         with self._weights(outside), _replaced_forward(blocks, pass_on):
             for window in windows:
                 for self._tuples in (False, True):  # some families' blocks return the one, some the other
-                    seen.clear()
+                    entries.clear()
                     with suppress(_Stopped):
                         base(input_ids=window[None].to(self._device), use_cache=False)
-                    if all(hidden.ndim == 3 for hidden, _ in seen):
+                    if all(hidden.ndim == 3 for hidden, _ in entries):
                         break
-                self._calls = [call for _, call in seen]
-                yield seen[0][0]
+                self._calls = [call for _, call in entries]
+                yield entries[0][0]
 
     @contextmanager
     def block(self, layer: int) -> Iterator[Block]:
@@ -163,7 +163,11 @@ class _Stopped(Exception):  # noqa: N818  # control flow, never seen outside
 
 
 def _without_weights(checkpoint: Checkpoint, device: str) -> PreTrainedModel:
-    """The model with every parameter on the meta device and every buffer (rotary frequencies) real."""
+    """The model with every parameter on the meta device and every buffer (rotary frequencies) real.
+
+    This is accelerate's `init_empty_weights`, which a repair should not need installed; torch's meta device alone would
+    lose the buffers.
+    """
     register(str(checkpoint.config.get("model_type")))
     config = AutoConfig.from_pretrained(str(checkpoint.path), local_files_only=True)
     auto = getattr(transformers, auto_class(checkpoint.config))

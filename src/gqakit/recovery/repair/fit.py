@@ -26,12 +26,11 @@ def relative_error(stream: Tensor, wanted: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """How a layer is fitted.
+class FitSchedule:
+    """The steps by which a layer is fitted.
 
     Attributes:
-        steps: of Adam.
-        batch: windows a step.
+        steps: of Adam. batch: windows per step.
         learning_rate: as a share of each tensor's root mean square, so that it suits any model. Rises over the
             first steps, then falls as a cosine to zero.
         seed: of the order of windows.
@@ -43,7 +42,7 @@ class Schedule:
     seed: int
 
     def order(self, windows: int, layer: int) -> Iterator[Tensor]:
-        """Which windows each step sees: every one once before any comes again."""
+        """Which windows each step takes: every one once before any comes again."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + layer)
         waiting = torch.empty(0, dtype=torch.int64)
         for _ in range(self.steps):
@@ -57,23 +56,30 @@ class Schedule:
         return min(1.0, (step + 1) / WARM_UP) * 0.5 * (1 + math.cos(math.pi * step / self.steps))
 
 
-def fit(
-    stream: Callable[[Tensor], Tensor],
-    parameters: list[torch.nn.Parameter],
-    read: Callable[[int], tuple[Tensor, Tensor]],
-    windows: int,
-    schedule: Schedule,
-    layer: int,
-    advance: Callable[[int], None],
-) -> None:
+@dataclass(frozen=True)
+class LayerFit:
+    """What is fitted of one layer, and to what.
+
+    Attributes:
+        layer: its index, for the order of windows and for messages.
+        parameters: of the block's attention; frozen again afterwards.
+        stream: of what enters the block, `[1, T, D]`, the stream that is fitted, likewise.
+        read: of a window, what enters and the stream that is wanted, `[1, T, D]` each.
+        windows: number of windows to fit on.
+    """
+
+    layer: int
+    parameters: list[torch.nn.Parameter]
+    stream: Callable[[Tensor], Tensor]
+    read: Callable[[int], tuple[Tensor, Tensor]]
+    windows: int
+
+
+def fit(job: LayerFit, schedule: FitSchedule, advance: Callable[[int], None]) -> None:
     """Change the parameters so that the stream is what is wanted.
 
     Args:
-        stream: what enters the block to the stream that is fitted, `[1, T, D]`.
-        parameters: of the block's attention; frozen again afterwards.
-        read: of a window, what enters and the stream that is wanted.
-        windows: how many there are to fit on.
-        schedule: how. layer: index, for the order and for messages.
+        job: the layer. schedule: the steps.
         advance: called with 1 for each step.
 
     Raises:
@@ -81,29 +87,29 @@ def fit(
     """
     groups = [
         {"params": [p], "own": schedule.learning_rate * float(p.detach().square().mean().sqrt())}
-        for p in parameters
+        for p in job.parameters
     ]
     optimiser = torch.optim.Adam(groups, lr=0.0, betas=(0.9, 0.99))
     try:
-        for parameter in parameters:
+        for parameter in job.parameters:
             parameter.requires_grad_(True)
-        for step, chosen in enumerate(schedule.order(windows, layer)):
+        for step, chosen in enumerate(schedule.order(job.windows, job.layer)):
             for group in optimiser.param_groups:
                 group["lr"] = group["own"] * schedule.factor(step)
             for window in chosen.tolist():
-                entering, wanted = read(window)
+                entering, wanted = job.read(window)
                 with torch.enable_grad():
-                    error = relative_error(stream(entering), wanted) / len(chosen)
+                    error = relative_error(job.stream(entering), wanted) / len(chosen)
                 if not bool(torch.isfinite(error.detach())):
                     raise GqakitError(
-                        f"layer {layer}, step {step}: the error is {float(error.detach())}; try a smaller "
-                        "--learning-rate"
+                        f"layer {job.layer}, step {step}: the error is {float(error.detach())}; try a smaller "
+                        "`learning_rate`"
                     )
                 error.backward()
             optimiser.step()
             optimiser.zero_grad()
             advance(1)
     finally:
-        for parameter in parameters:
+        for parameter in job.parameters:
             parameter.requires_grad_(False)
             parameter.grad = None

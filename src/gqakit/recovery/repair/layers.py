@@ -18,53 +18,21 @@ import torch
 from torch import Tensor
 
 from gqakit.checkpoint import Checkpoint
-from gqakit.errors import DataError, UsageError
-from gqakit.models.spec import ModelSpec
+from gqakit.data.text import Text
+from gqakit.errors import DataError
+from gqakit.models.source import Source
+from gqakit.planning.plan import Plan
 from gqakit.recovery.repair.blocks import Block, Blocks
-from gqakit.recovery.repair.fit import Schedule, fit, relative_error
-from gqakit.recovery.repair.store import Store
+from gqakit.recovery.repair.fit import FitSchedule, LayerFit, fit, relative_error
+from gqakit.recovery.repair.options import FitOptions
+from gqakit.recovery.repair.store import RepairStore
 
 HELD_OUT = 8
-"""One window of so many decides and is not fitted on."""
+"""One window in this many decides and is not fitted on."""
 EXACT = 1e-9
 """A relative error below this is rounding: there is nothing to fit."""
 STEP_TOKENS = 512
-"""Tokens a step, in whole windows."""
-
-
-@dataclass(frozen=True)
-class RepairOptions:
-    """How much to repair.
-
-    Attributes:
-        tokens: of text, at most, in whole windows. window: tokens a window.
-        steps: of Adam in each layer, 512 tokens each (or one window, where that is more).
-        learning_rate: relative to each tensor's root mean square.
-        seed: of the order of windows.
-
-    Raises:
-        UsageError: for a value out of range.
-    """
-
-    tokens: int = 32768
-    window: int = 512
-    steps: int = 160
-    learning_rate: float = 0.025
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        problems = [f"steps {self.steps}, expected at least 1"] if self.steps < 1 else []
-        if not 0 < self.learning_rate < math.inf:
-            problems.append(f"learning rate {self.learning_rate}, expected more than 0")
-        if self.seed < 0:
-            problems.append(f"seed {self.seed}, expected at least 0")
-        if problems:
-            raise UsageError("repair cannot work with " + "; ".join(problems))
-
-    @property
-    def schedule(self) -> Schedule:
-        """How each layer is fitted."""
-        return Schedule(self.steps, max(1, STEP_TOKENS // self.window), self.learning_rate, self.seed)
+"""Tokens per step, in whole windows."""
 
 
 @dataclass(frozen=True)
@@ -82,28 +50,39 @@ class LayerRepair:
 
 
 @dataclass(frozen=True)
-class Job:
+class RepairJob:
     """What is repaired, and on what.
 
     Attributes:
-        source, converted: the checkpoints. spec: of the source.
-        changed: whether the plan changes the layer, for every layer; others are left alone.
-        windows: token ids, `[windows, window]`; the last of them are held out.
-        options: how. device: "cpu" or "cuda".
+        source: the model that `converted` was made of. plan: how.
+        content: the text. windows: its token ids, `[windows, window]`; the last of them are held out.
+        options: how much. device: "cpu" or "cuda".
     """
 
-    source: Checkpoint
+    source: Source
     converted: Checkpoint
-    spec: ModelSpec
-    changed: tuple[bool, ...]
+    plan: Plan
+    content: Text
     windows: Tensor
-    options: RepairOptions
+    options: FitOptions
     device: str
 
     @property
+    def changed(self) -> tuple[bool, ...]:
+        """Whether the plan changes the layer, for every layer; others are left alone."""
+        return tuple(not grouping.is_identity for grouping in self.plan.groupings)
+
+    @property
     def fitted(self) -> int:
-        """How many windows are fitted on."""
+        """Number of windows that are fitted on."""
         return len(self.windows) - -(-len(self.windows) // HELD_OUT)
+
+    @property
+    def schedule(self) -> FitSchedule:
+        """How each layer is fitted."""
+        options = self.options
+        batch = max(1, STEP_TOKENS // options.window)
+        return FitSchedule(options.steps, batch, options.learning_rate, options.seed)
 
 
 def check_windows(windows: Tensor, name: str) -> None:
@@ -111,12 +90,14 @@ def check_windows(windows: Tensor, name: str) -> None:
     if len(windows) < 2:
         raise DataError(
             f"repair needs two windows of text, one to fit on and one held out; {name} gives one of "
-            f"{windows.shape[1]} tokens: give more text, more --tokens or a smaller --window"
+            f"{windows.shape[1]} tokens: give more text, more `tokens` or a smaller `window`"
         )
 
 
 @torch.no_grad()
-def repair_layers(job: Job, store: Store, done: int, advance: Callable[[int], None]) -> list[LayerRepair]:
+def repair_layers(
+    job: RepairJob, store: RepairStore, done: int, advance: Callable[[int], None]
+) -> list[LayerRepair]:
     """Repair every layer, front to back. Tensors and streams are kept in the store, layer by layer.
 
     Args:
@@ -127,7 +108,8 @@ def repair_layers(job: Job, store: Store, done: int, advance: Callable[[int], No
         GqakitError: when a fit diverges; names layer and step. DataError: when activations are not finite.
         OutputError, CheckpointError: about files.
     """
-    blocks = Blocks(job.source, job.spec, job.device), Blocks(job.converted, job.spec, job.device)
+    spec = job.source.spec
+    blocks = Blocks(job.source.checkpoint, spec, job.device), Blocks(job.converted, spec, job.device)
     for name, model in zip(("source", "converted"), blocks, strict=True):
         if done:  # the streams are there; only how blocks are called is to be learned
             for _ in model.entering(job.windows[:1]):
@@ -139,76 +121,99 @@ def repair_layers(job: Job, store: Store, done: int, advance: Callable[[int], No
     for layer in range(done):
         advance(job.options.steps if job.changed[layer] else 0)
         store.forget(layer)
-    for layer in range(done, job.spec.num_layers):
-        _repair_layer(job, store, blocks, layer, advance)
+    for layer in range(done, spec.num_layers):
+        with blocks[0].block(layer) as theirs, blocks[1].block(layer) as ours:
+            _repair_layer(_Layer(job, store, theirs, ours, layer), advance)
         store.forget(layer)
-    return [LayerRepair(**store.finished(layer)[1]) for layer in range(job.spec.num_layers)]
+    return [LayerRepair(**store.finished(layer)[1]) for layer in range(spec.num_layers)]
 
 
-def _repair_layer(
-    job: Job, store: Store, blocks: tuple[Blocks, Blocks], layer: int, advance: Callable[[int], None]
-) -> None:
-    entering = store.activations("converted", layer)
-    wanted = store.activations("wanted", layer)
-    with blocks[0].block(layer) as theirs, blocks[1].block(layer) as ours:
-        partly = _run_source(job, store, theirs, layer)
+def _repair_layer(layer: _Layer, advance: Callable[[int], None]) -> None:
+    """Fit one layer if that helps, run it, keep what leaves it and its tensors."""
+    job, ours = layer.job, layer.ours
+    partly = layer.run_source()
+    fitting = layer.fitting(partly)
+
+    def held_out_error() -> float:
+        pairs = map(fitting.read, range(job.fitted, len(job.windows)))
+        errors = [relative_error(fitting.stream(hidden), wanted) for hidden, wanted in pairs]
+        return float(torch.stack(errors).double().mean())
+
+    before = held_out_error()
+    if not math.isfinite(before):
+        raise DataError(f"layer {layer.index}: activations are not finite on this text; is the model sound?")
+    repaired, after = False, before
+    if job.changed[layer.index] and before > EXACT:
+        kept = {name: parameter.clone() for name, parameter in ours.projections.items()}
+        fit(fitting, job.schedule, advance)
+        for name, parameter in ours.projections.items():  # what counts is what can be written
+            parameter.copy_(parameter.to(job.converted.info(name).torch_dtype))
+        after = held_out_error()
+        repaired = after < before
+        if not repaired:
+            after = before
+            for name, parameter in ours.projections.items():
+                parameter.copy_(kept[name])
+    elif job.changed[layer.index]:
+        advance(job.options.steps)
+    layer.run_converted()
+    tensors = {
+        name: parameter.detach().to("cpu", job.converted.info(name).torch_dtype).contiguous()
+        for name, parameter in ours.projections.items()
+        if repaired
+    }
+    layer.store.finish(layer.index, tensors, asdict(LayerRepair(repaired, before, after)))
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """One layer of both models, with the files of the streams around it."""
+
+    job: RepairJob
+    store: RepairStore
+    theirs: Block
+    ours: Block
+    index: int
+
+    def run_source(self) -> bool:
+        """Run the source's block: the stream that is wanted of this layer, and what enters the next.
+
+        Wanted is the stream behind attention where the block has one, and this is returned; else what leaves the block,
+        which costs running its MLP as well.
+        """
+        store, device = self.store, self.job.device
+        entering, leaving = (
+            store.activations("source", self.index),
+            store.activations("source", self.index + 1),
+        )
+        wanted = store.activations("wanted", self.index)
+        partly = self.theirs.adds_attention(entering.read(0).to(device))
+        for window in range(len(self.job.windows)):
+            hidden = entering.read(window).to(device)
+            added, out = self.theirs.run(hidden)
+            wanted.write(window, hidden + added if partly else out)
+            leaving.write(window, out)
+        leaving.sync()
+        return partly
+
+    def fitting(self, partly: bool) -> LayerFit:
+        """The fit of this layer; `partly` as `run_source` says."""
+        entering = self.store.activations("converted", self.index)
+        wanted = self.store.activations("wanted", self.index)
+        ours, device = self.ours, self.job.device
 
         def read(window: int) -> tuple[Tensor, Tensor]:
-            return entering.read(window).to(job.device), wanted.read(window).to(job.device)
+            return entering.read(window).to(device), wanted.read(window).to(device)
 
         def stream(hidden: Tensor) -> Tensor:
             return hidden + ours.attend(hidden) if partly else ours.run(hidden)[1]
 
-        def held_out_error() -> float:
-            errors = [
-                relative_error(stream(hidden), target)
-                for hidden, target in map(read, range(job.fitted, len(job.windows)))
-            ]
-            return float(torch.stack(errors).double().mean())
+        return LayerFit(self.index, list(ours.projections.values()), stream, read, self.job.fitted)
 
-        before = held_out_error()
-        if not math.isfinite(before):
-            raise DataError(f"layer {layer}: activations are not finite on this text; is the model sound?")
-        repaired, after = False, before
-        if job.changed[layer] and before > EXACT:
-            kept = {name: parameter.clone() for name, parameter in ours.projections.items()}
-            parameters = list(ours.projections.values())
-            fit(stream, parameters, read, job.fitted, job.options.schedule, layer, advance)
-            for name, parameter in ours.projections.items():  # what counts is what can be written
-                parameter.copy_(parameter.to(job.converted.info(name).torch_dtype))
-            after = held_out_error()
-            repaired = after < before
-            if not repaired:
-                after = before
-                for name, parameter in ours.projections.items():
-                    parameter.copy_(kept[name])
-        elif job.changed[layer]:
-            advance(job.options.steps)
-        leaving = store.activations("converted", layer + 1)
-        for window in range(len(job.windows)):
-            leaving.write(window, ours.run(entering.read(window).to(job.device))[1])
+    def run_converted(self) -> None:
+        """Run the converted block as it is now: what enters the next."""
+        entering = self.store.activations("converted", self.index)
+        leaving = self.store.activations("converted", self.index + 1)
+        for window in range(len(self.job.windows)):
+            leaving.write(window, self.ours.run(entering.read(window).to(self.job.device))[1])
         leaving.sync()
-        tensors = {
-            name: parameter.detach().to("cpu", job.converted.info(name).torch_dtype).contiguous()
-            for name, parameter in ours.projections.items()
-            if repaired
-        }
-        store.finish(layer, tensors, asdict(LayerRepair(repaired, before, after)))
-
-
-def _run_source(job: Job, store: Store, theirs: Block, layer: int) -> bool:
-    """Run the source's block: the stream that is wanted of this layer, and what enters the next.
-
-    Wanted is the stream behind attention where the block has one, and this is returned; else what leaves the block,
-    which costs running its MLP as well.
-    """
-    entering, leaving = store.activations("source", layer), store.activations("source", layer + 1)
-    wanted = store.activations("wanted", layer)
-    partly = theirs.adds_attention(entering.read(0).to(job.device))
-    for window in range(len(job.windows)):
-        hidden = entering.read(window).to(job.device)
-        added, out = theirs.run(hidden)
-        wanted.write(window, hidden + added if partly else out)
-        leaving.write(window, out)
-    leaving.sync()
-    return partly

@@ -30,7 +30,7 @@ class Activations:
 
     Args:
         path: of the file.
-        window: tokens a window. width: values a token.
+        window: tokens per window. width: values per token.
     """
 
     path: Path
@@ -63,7 +63,7 @@ class Activations:
         return self.window * self.width * 4
 
 
-class Store:
+class RepairStore:
     """The directory of a repair under way, which `claimed_directory` made and removes.
 
     The files of layer `n` appear once whole: first the streams that enter layer `n + 1`, then its tensors. So a run
@@ -91,7 +91,7 @@ class Store:
             if not overwrite:
                 raise OutputError(
                     f"{self.path} holds an unfinished repair with other options; give the same ones to go on, or "
-                    "use --overwrite to start again"
+                    "use `overwrite=True` to start again"
                 )
         clear_claimed(self.path)
         write_bytes(marker, content)
@@ -131,7 +131,9 @@ class Store:
                 names = [name for name in file.keys() if name != "_"]  # noqa: SIM118  # it is no dict
                 return {name: file.get_tensor(name) for name in names}, record
         except (OSError, SafetensorError, KeyError, ValueError) as error:
-            raise OutputError(f"{path} cannot be read ({error}); use --overwrite to start again") from error
+            raise OutputError(
+                f"{path} cannot be read ({error}); use `overwrite=True` to start again"
+            ) from error
 
     def _layer(self, layer: int) -> Path:
         return self.path / f"layer-{layer:03d}.safetensors"

@@ -18,8 +18,8 @@ from gqakit.checkpoint import Checkpoint
 from gqakit.errors import UsageError
 from gqakit.recovery.repair import layers as training
 from gqakit.recovery.repair import repair as repairing
-from gqakit.recovery.repair.fit import Schedule
-from gqakit.recovery.repair.layers import RepairOptions
+from gqakit.recovery.repair.fit import FitSchedule
+from gqakit.recovery.repair.options import RepairOptions
 
 SIZE = ("--tokens", 1024, "--window", 64, "--steps", 6, "--no-evaluate")
 MEAN = ("--method", "neighbour", "--merge", "mean", *QUICK)
@@ -123,9 +123,9 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
     fit, seen = training.fit, []
 
     def interrupted(*args: Any) -> None:
-        seen.append(args[5])
+        seen.append(args[0].layer)
         fit(*args)
-        if args[5] == stopped_at:
+        if args[0].layer == stopped_at:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -136,7 +136,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
         assert Path("fixed.repair").is_dir()
         other = ("repair", "plain", "--source", source, "-o", "fixed", *SIZE, "--seed", 1)
         refused(7, *other, says=("unfinished repair", "--overwrite"))
-        patch.setattr(training, "fit", lambda *args: (seen.append(args[5]), fit(*args)))
+        patch.setattr(training, "fit", lambda *args: (seen.append(args[0].layer), fit(*args)))
         seen.clear()
         repaired(source)
     assert seen == list(range(stopped_at, 4))
@@ -194,7 +194,7 @@ def test_convert_and_repair_killed_go_on(model: Models, monkeypatch: pytest.Monk
     fit, seen = training.fit, []
 
     def counted(*given: Any) -> None:
-        seen.append(given[5])
+        seen.append(given[0].layer)
         if seen == [0, 1]:
             raise KeyboardInterrupt
         fit(*given)
@@ -222,10 +222,10 @@ def test_a_fit_that_diverges_stops_and_keeps_what_was_done(
     source = plain()
     fit = training.fit
 
-    def diverges(stream: Any, parameters: Any, *rest: Any) -> None:
-        if rest[3] == 2:
-            parameters[0].fill_(torch.inf)
-        fit(stream, parameters, *rest)
+    def diverges(job: Any, *rest: Any) -> None:
+        if job.layer == 2:
+            job.parameters[0].fill_(torch.inf)
+        fit(job, *rest)
 
     with monkeypatch.context() as patch:
         patch.setattr(training, "fit", diverges)
@@ -253,18 +253,21 @@ def test_what_cannot_be_repaired(model: Models, plain: Callable[..., Path]) -> N
     refused(9, "repair", "plain", "--source", source, *at, "--text", "short.txt", says=("two windows",))
     refused(7, "repair", "plain", "--source", source, "-o", "fixed", *SIZE, says=("not empty",))
     refused(7, "repair", "plain", "--source", source, "-o", "plain", *SIZE, "--overwrite")
-    refused(2, "repair", "plain", "--source", source, *at, "--steps", 0, says=("steps 0",))
-    refused(2, "repair", "plain", "--source", source, *at, "--device", "tpu", says=("tpu",))
+    refused(2, "repair", "plain", "--source", source, *at, "--steps", 0, says=("--steps is 0",))
+    wrong = gqakit("repair", "plain", "--source", source, *at, "--device", "tpu")
+    assert (wrong.code, "'tpu'" in wrong.err) == (2, True)
     edit_json(Path("plain") / "config.json", num_key_value_heads=4)
     assert gqakit("repair", "plain", "--source", source, *at).code in (4, 6)
 
 
 def test_options_are_checked_at_once() -> None:
-    with pytest.raises(UsageError, match=r"steps 0.*learning rate -1.*seed -1"):
+    with pytest.raises(
+        UsageError, match=r"`steps` is 0.*`learning_rate` is -1.*`seed` is -1.*`source` is missing"
+    ):
         RepairOptions(steps=0, learning_rate=-1, seed=-1)
 
 
 def test_every_window_is_seen_once_before_any_comes_again() -> None:
-    seen = torch.cat(list(Schedule(steps=10, batch=3, learning_rate=1.0, seed=0).order(5, layer=1)))
+    seen = torch.cat(list(FitSchedule(steps=10, batch=3, learning_rate=1.0, seed=0).order(5, layer=1)))
     for start in range(0, 30, 5):
         assert sorted(seen[start : start + 5].tolist()) == list(range(5))

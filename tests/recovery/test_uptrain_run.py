@@ -89,7 +89,7 @@ def test_an_interrupted_run_with_other_options_is_refused_unless_restarted(tiny:
     with pytest.raises(Killed):
         tiny.run("out", notice=killed_after(4))
     before = hashes(Path())
-    with pytest.raises(OutputError, match=r"learning_rate was 0\.003, is now 0\.001.*--restart"):
+    with pytest.raises(OutputError, match=r"learning_rate was 0\.003, is now 0\.001.*`restart=True`"):
         tiny.run("out", learning_rate=1e-3)
     assert {k: v for k, v in hashes(Path()).items() if not k.endswith("lock")} == {
         k: v for k, v in before.items() if not k.endswith("lock")
@@ -98,8 +98,8 @@ def test_an_interrupted_run_with_other_options_is_refused_unless_restarted(tiny:
 
 
 def test_accumulating_two_is_a_batch_of_two(tiny: Pair) -> None:
-    tiny.run("one", gradient_accumulation_steps=2, per_device_batch_size=1)
-    tiny.run("two", gradient_accumulation_steps=1, per_device_batch_size=2)
+    tiny.run("one", gradient_accumulation_steps=2, per_device_train_batch_size=1)
+    tiny.run("two", gradient_accumulation_steps=1, per_device_train_batch_size=2)
     one, two = all_tensors(Path("one")), all_tensors(Path("two"))
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=1e-4)
@@ -117,7 +117,15 @@ def test_checkpointing_gradients_changes_nothing(tiny: Pair) -> None:
 
 def test_every_loss_and_bf16(tiny: Pair) -> None:
     result = tiny.run(
-        "out", max_steps=2, ce=0.5, kl=1, hidden=0.1, top_k=20, temperature=2, dtype="bf16", patience=3
+        "out",
+        max_steps=2,
+        ce=0.5,
+        kl=1,
+        hidden=0.1,
+        top_k=20,
+        temperature=2,
+        dtype="bf16",
+        early_stopping_patience=3,
     )
     assert set(result.after) == {"loss", "perplexity", "kl", "hidden"}
     line = metrics(Path("out"))[1]
@@ -125,14 +133,14 @@ def test_every_loss_and_bf16(tiny: Pair) -> None:
 
 
 def test_no_progress_stops_early_and_keeps_the_start(tiny: Pair) -> None:
-    result = tiny.run("out", learning_rate=1e-30, max_steps=40, eval_steps=1, patience=2)
+    result = tiny.run("out", learning_rate=1e-30, max_steps=40, eval_steps=1, early_stopping_patience=2)
     assert (result.step, result.stopped_early) == (2, True)
     if result.best_step == 0:
         assert hashes(Path("out"))["model.safetensors"] == hashes(tiny.student)["model.safetensors"]
 
 
 def test_a_loss_that_is_no_number_stops_with_its_step(tiny: Pair) -> None:
-    with pytest.raises(TrainingError, match=r"step 2: the loss is nan.*state-00000001.*--learning-rate"):
+    with pytest.raises(TrainingError, match=r"step 2: the loss is nan.*checkpoint-1.*`learning_rate`"):
         tiny.run(
             "out",
             learning_rate=1e30,

@@ -12,7 +12,6 @@ from tiny_models import build
 
 from gqakit.pipeline import convert
 from gqakit.planning.make import BudgetOptions, PlanOptions
-from gqakit.recovery.distil.options import UptrainOptions
 from gqakit.recovery.distil.uptrain import UptrainResult, uptrain, work_directory
 
 SHORT: dict[str, Any] = {
@@ -38,17 +37,9 @@ class Pair:
         self, out: str | Path, *, notice: Any = None, restart: bool = False, **changes: Any
     ) -> UptrainResult:
         """One run of `SHORT` with some changes."""
-        told = {"notice": notice} if notice else {}
-        options = UptrainOptions(**{**SHORT, **changes})
-        return uptrain(
-            str(self.student),
-            Path(out),
-            teacher=str(self.teacher),
-            options=options,
-            restart=restart,
-            device="cpu",
-            **told,
-        )
+        watched = {"notice": notice} if notice else {}
+        options = {**SHORT, "teacher": str(self.teacher), "restart": restart, "device": "cpu", **changes}
+        return uptrain(self.student, out, progress=False, **watched, **options)
 
 
 @cache

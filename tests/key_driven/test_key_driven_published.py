@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_training_keydriven import GROUPS, HEADS, REST, plain, states, with_norms
+from test_key_driven_attention import GROUPS, HEADS, REST, plain, states, with_norms
 
 from gqakit.errors import TrainingError
-from gqakit.key_driven.attention import Schedule, diagonal
+from gqakit.key_driven.attention import UpdateSchedule, diagonal
 from gqakit.key_driven.published import (
     PublishedDynamic,
     PublishedKeyDistributed,
@@ -17,11 +17,11 @@ from gqakit.key_driven.published import (
 
 
 def dynamic(by_change: bool = False, window: int = 2) -> PublishedDynamic:
-    return PublishedDynamic(HEADS, GROUPS, 0, Schedule(window), by_change=by_change)
+    return PublishedDynamic(HEADS, GROUPS, 0, UpdateSchedule(window), by_change=by_change)
 
 
 def test_the_shortest_keys_lose_all_query_heads():
-    heads = PublishedKeyDistributed(HEADS, GROUPS, 0, Schedule()).train()
+    heads = PublishedKeyDistributed(HEADS, GROUPS, 0, UpdateSchedule()).train()
     query, _, value = states()
     key = with_norms(1, 2, 3)
     out = heads.attend(query, key, value, *REST)
@@ -31,7 +31,7 @@ def test_the_shortest_keys_lose_all_query_heads():
 
 
 def test_evaluation_depends_on_the_rest_of_the_batch():
-    heads = PublishedKeyDistributed(HEADS, GROUPS, 0, Schedule()).eval()
+    heads = PublishedKeyDistributed(HEADS, GROUPS, 0, UpdateSchedule()).eval()
     query, _, value = states()
     key = torch.cat([with_norms(1, 2, 3, batch=1), with_norms(9, 2, 1, batch=1)])
     alone = heads.attend(query[:1], key[:1], value[:1], *REST)
@@ -42,8 +42,8 @@ def test_evaluation_depends_on_the_rest_of_the_batch():
 def test_equal_norms_have_no_answer():
     query, key, value = states()
     key = key[:, :1].expand(-1, GROUPS, -1, -1)
-    with pytest.raises(TrainingError, match=r"layer 0: all 3 norms .* 0/0; leave out --as-published"):
-        PublishedKeyDistributed(HEADS, GROUPS, 0, Schedule()).attend(query, key, value, *REST)
+    with pytest.raises(TrainingError, match=r"layer 0: all 3 norms .* 0/0; leave out `as_published`"):
+        PublishedKeyDistributed(HEADS, GROUPS, 0, UpdateSchedule()).attend(query, key, value, *REST)
 
 
 def test_the_moving_average_keeps_the_last_value():
@@ -72,7 +72,7 @@ def test_evaluation_overwrites_what_training_goes_on_with():
 
 def test_ties_go_by_chance_that_is_seeded():
     def found(seed: int) -> list[tuple[int, ...]]:
-        heads = PublishedDynamic(8, GROUPS, 0, Schedule(1, seed=seed), by_change=False).train()
+        heads = PublishedDynamic(8, GROUPS, 0, UpdateSchedule(1, seed=seed), by_change=False).train()
         return [heads.allocate(with_norms(1, 1, 1)) for _ in range(20)]
 
     assert len(set(found(0))) == 3
@@ -94,7 +94,7 @@ def test_published_noise_is_shared_keeps_its_mean_and_loses_its_diagonal():
 
 def test_published_noise_stays_at_evaluation():
     query, key, value = states()
-    heads = PublishedPerturbed(HEADS, GROUPS, 0, Schedule()).eval()
+    heads = PublishedPerturbed(HEADS, GROUPS, 0, UpdateSchedule()).eval()
     out = heads.attend(query, key, value, *REST)
     assert not torch.allclose(out, plain(0, 0, 1, 1, 2, 2).attend(query, key, value, *REST))
     # The mean over positions and channels goes.

@@ -72,10 +72,10 @@ def test_what_does_not_fit_is_refused_before_any_work(tiny: Pair, model: Models)
     refused(3, *start, "--teacher", deep, "--hidden", 1, "--window", 32, says=("num_hidden_layers is 4",))
     refused(2, *start, "--teacher", tiny.teacher, "--window", 512, says=("takes at most 256",))
     refused(2, *start, "--kl", 1, says=("--teacher",))
-    refused(
-        2, *start, "--train", "heads", "--learning-rate", 0, says=("--train 'heads'", "--learning-rate is 0")
-    )
-    refused(2, *start, "--log", "paper", says=("unknown tracker 'paper'",))
+    wrong = gqakit(*start, "--train", "heads")
+    assert (wrong.code, "'heads'" in wrong.err) == (2, True)
+    many = ("--learning-rate", 0, "--window", 1, "--report-to", "paper")
+    refused(2, *start, *many, says=("--learning-rate is 0", "--window is 1", "--report-to is 'paper'"))
     refused(9, *start, "--text", small, "--window", 32, says=("too few for one window",))
     refused(9, *start, "--text", empty, says=("empty",))
     refused(9, *start, "--window", 32, "--tokens", 64, "--held-out", 2, says=("nothing is left to train on",))
@@ -113,7 +113,7 @@ def test_a_tracker_that_is_not_installed_names_its_package(tiny: Pair) -> None:
     try:
         import trackio  # noqa: F401 # pyright: ignore[reportMissingImports]
     except ImportError:
-        refused(10, *typed(tiny, "out"), "--log", "trackio", says=("pip install trackio",))
+        refused(10, *typed(tiny, "out"), "--report-to", "trackio", says=("pip install trackio",))
 
 
 def in_two_processes(*words: str) -> subprocess.CompletedProcess[str]:
@@ -158,7 +158,7 @@ def test_killed_and_run_again(tiny: Pair) -> None:
     running = subprocess.Popen(words, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=environment())
     store = work_directory(Path("killed"))
     until = time.monotonic() + 60
-    while not list(store.glob("state-????????")) and time.monotonic() < until:
+    while not list(store.glob("checkpoint-*/whole")) and time.monotonic() < until:
         time.sleep(0.01)
     running.send_signal(signal.SIGKILL)
     running.wait()

@@ -11,7 +11,7 @@ from gqakit.key_driven.attention import (
     KeyDistributed,
     KeyDrivenHeads,
     Perturbed,
-    Schedule,
+    UpdateSchedule,
     diagonal,
     key_norms,
     perturbation,
@@ -40,14 +40,14 @@ def plain(*labels: int) -> GroupedHeads:
 
 
 def dynamic(by_change: bool = False, window: int = 3, decay: float = 0.5) -> DynamicKeyDistributed:
-    return DynamicKeyDistributed(HEADS, GROUPS, 0, Schedule(window, decay), by_change=by_change)
+    return DynamicKeyDistributed(HEADS, GROUPS, 0, UpdateSchedule(window, decay), by_change=by_change)
 
 
 EVERY = [
-    KeyDistributed(HEADS, GROUPS, 0, Schedule()),
+    KeyDistributed(HEADS, GROUPS, 0, UpdateSchedule()),
     dynamic(False),
     dynamic(True),
-    Perturbed(HEADS, GROUPS, 0, Schedule()),
+    Perturbed(HEADS, GROUPS, 0, UpdateSchedule()),
 ]
 
 
@@ -65,7 +65,7 @@ def test_norms_are_of_each_image():
 
 
 def test_kdgqa_shares_out_by_the_batch_while_it_trains():
-    heads = KeyDistributed(HEADS, GROUPS, 0, Schedule(decay=0.5))
+    heads = KeyDistributed(HEADS, GROUPS, 0, UpdateSchedule(decay=0.5))
     query, _, value = states()
     key = with_norms(1, 2, 3)  # scaled to 0, 1/2, 1: shares 0, 2, 4, and the first is owed one
     out = heads.train().attend(query, key, value, *REST)
@@ -125,7 +125,7 @@ def test_equal_norms_are_safe(heads: KeyDrivenHeads, size: float):
     assert heads.frozen() == (2, 2, 2)
 
 
-@pytest.mark.parametrize("heads", [KeyDistributed(HEADS, GROUPS, 0, Schedule()), dynamic()])
+@pytest.mark.parametrize("heads", [KeyDistributed(HEADS, GROUPS, 0, UpdateSchedule()), dynamic()])
 def test_norms_that_are_no_numbers_are_left_out(heads: KeyDrivenHeads):
     heads.train()
     heads.allocate(with_norms(1, 2, 3))
@@ -154,16 +154,16 @@ def test_noise_has_no_mean_no_diagonal_and_the_deviation_of_its_head():
 def test_pgqa_is_plain_grouping_but_for_the_noise():
     query, key, value = states()
     expected = plain(0, 0, 1, 1, 2, 2).attend(query, key, value, *REST)
-    heads = Perturbed(HEADS, GROUPS, 3, Schedule(seed=5)).train()
+    heads = Perturbed(HEADS, GROUPS, 3, UpdateSchedule(seed=5)).train()
     first, second = (heads.attend(query, key, value, *REST) for _ in range(2))
     assert not torch.equal(first, second)
     for head, column in enumerate(diagonal((2, 2, 2))):
         assert torch.equal(first.flatten(2)[:, head, column], expected.flatten(2)[:, head, column])
-    again = Perturbed(HEADS, GROUPS, 3, Schedule(seed=5)).train()
+    again = Perturbed(HEADS, GROUPS, 3, UpdateSchedule(seed=5)).train()
     assert torch.equal(again.attend(query, key, value, *REST), first)
     again.draws.zero_()
     assert torch.equal(again.attend(query, key, value, *REST), first)  # chance is in what is saved
-    other = Perturbed(HEADS, GROUPS, 4, Schedule(seed=5)).train()
+    other = Perturbed(HEADS, GROUPS, 4, UpdateSchedule(seed=5)).train()
     assert not torch.equal(other.attend(query, key, value, *REST), first)
     mean = torch.stack([heads.attend(query, key, value, *REST) for _ in range(3000)]).mean(0)
     torch.testing.assert_close(mean, expected, atol=0.1, rtol=0)

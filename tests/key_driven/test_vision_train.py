@@ -14,16 +14,14 @@ from command import gqakit, refused, succeeds
 from family_models import HEADS, build_family
 from tiny_models import all_tensors, hashes
 from transformers import AutoModelForImageClassification
-from uptrain_runs import Killed
 
 from gqakit.checkpoint import Checkpoint, output_lock
 from gqakit.data.labelled import read_labelled_images
 from gqakit.data.pixels import PixelTransform
 from gqakit.errors import OutputError
-from gqakit.key_driven.attention import Schedule
+from gqakit.key_driven.attention import UpdateSchedule
 from gqakit.key_driven.classifier import save_classifier
 from gqakit.key_driven.install import VARIANTS, freeze, install
-from gqakit.key_driven.options import VisionOptions
 from gqakit.key_driven.train import VisionResult, vision_train, work_directory
 from gqakit.models.inspection import inspect_checkpoint, open_model
 from gqakit.models.load import load
@@ -34,7 +32,7 @@ from gqakit.planning.make import BudgetOptions, PlanOptions, plan
 SHORT: dict[str, Any] = {
     "batch_size": 8,
     "uptrain_steps": 4,
-    "steps": 8,
+    "max_steps": 8,
     "window": 3,
     "learning_rate": 1e-3,
     "eval_steps": 4,
@@ -62,10 +60,14 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+class Killed(Exception):  # noqa: N818
+    """Stands for whatever ends a process."""
+
+
 def run(source: Path, images: Path, out: str = "out", **changes: Any) -> VisionResult:
-    told = {name: changes.pop(name) for name in ("notice", "restart", "teacher") if name in changes}
-    options = VisionOptions(**{**SHORT, **changes})
-    return vision_train(str(source), Path(out), images=images, options=options, device="cpu", **told)
+    return vision_train(
+        source, out, **{**SHORT, "images": images, "device": "cpu", "progress": False, **changes}
+    )
 
 
 def killed_at(phase: str, step: int) -> Any:
@@ -85,7 +87,7 @@ def logits(model: Any, path: Path, images: Path) -> torch.Tensor:
 @pytest.mark.parametrize("family", ["vit", "dinov2"])
 def test_it_learns_and_writes_a_grouped_classifier(sources, images, family):
     result = run(
-        sources[family], images, method="kdgqa", uptrain_steps=30, steps=60, eval_steps=30, save_steps=60,
+        sources[family], images, method="kdgqa", uptrain_steps=30, max_steps=60, eval_steps=30, save_steps=60,
         uptrain_learning_rate=1e-3,
     )  # fmt: skip
     out = Path("out")
@@ -117,7 +119,7 @@ def test_it_learns_and_writes_a_grouped_classifier(sources, images, family):
 
 @pytest.mark.parametrize(("method", "as_published"), [*OURS, *PUBLISHED])
 def test_what_is_written_is_what_was_trained(sources, images, method, as_published):
-    result = run(sources["dinov2"], images, method=method, as_published=as_published, steps=7)
+    result = run(sources["dinov2"], images, method=method, as_published=as_published, max_steps=7)
     out = Path("out")
     held_out = read_labelled_images(images)
     model = load(out, dtype=torch.float32)
@@ -139,7 +141,7 @@ def test_what_is_written_is_what_was_trained(sources, images, method, as_publish
 @pytest.mark.parametrize("method", VARIANTS)
 def test_a_frozen_model_computes_what_it_did_in_memory(sources, images, method, tmp_path):
     model, spec = grouped(sources["dinov2"], tmp_path)
-    install(model, spec, method, Schedule(window=2, decay=0.5), as_published=False)
+    install(model, spec, method, UpdateSchedule(window=2, decay=0.5), as_published=False)
     transform = PixelTransform(Checkpoint.open(str(tmp_path / "student")))
     pixels = transform(read_labelled_images(images).images.pixels)
     with torch.no_grad():
@@ -162,7 +164,7 @@ def test_a_frozen_model_computes_what_it_did_in_memory(sources, images, method, 
 
 def test_kv_heads_that_nothing_reads_leave_a_published_checkpoint(sources, images, tmp_path):
     model, spec = grouped(sources["vit"], tmp_path)
-    install(model, spec, "kdgqa", Schedule(), as_published=True)
+    install(model, spec, "kdgqa", UpdateSchedule(), as_published=True)
     model.train()
     batch = PixelTransform(Checkpoint.open(str(tmp_path / "student")))(
         read_labelled_images(images).images.pixels[:12]
@@ -222,7 +224,7 @@ def test_a_killed_run_comes_to_the_same_bits(sources, images, method, as_publish
 def test_another_run_is_not_continued(sources, images):
     with pytest.raises(Killed):
         run(sources["dinov2"], images, notice=killed_at("finetune", 4))
-    with pytest.raises(OutputError, match=r"window was 3, is now 2.*--restart"):
+    with pytest.raises(OutputError, match=r"window was 3, is now 2.*`restart=True`"):
         run(sources["dinov2"], images, window=2)
     assert not run(sources["dinov2"], images, window=2, restart=True).resumed
 
@@ -270,7 +272,7 @@ def test_an_image_processor_follows_the_resolution(sources, images, tmp_path):
     ViTImageProcessor(
         size={"height": 24, "width": 24}, image_mean=[0.5] * 3, image_std=[0.5] * 3
     ).save_pretrained(source)
-    run(source, images, image_size=16, uptrain_steps=1, steps=1)
+    run(source, images, image_size=16, uptrain_steps=1, max_steps=1)
     settings = json.loads(Path("out/preprocessor_config.json").read_text())
     assert settings["size"] == {"height": 16, "width": 16}
     assert PixelTransform(Checkpoint.open("out"))(np.zeros((2, 24, 24, 3), np.uint8)).shape == (2, 3, 16, 16)
@@ -307,7 +309,7 @@ def test_the_command(sources, images):
         "dgqa-ema",
         "--window",
         "3",
-        "--steps",
+        "--max-steps",
         "6",
         "--uptrain-steps",
         "2",
@@ -332,8 +334,11 @@ def test_the_command(sources, images):
 @pytest.mark.parametrize(
     ("code", "arguments", "says"),
     [
-        (2, ["--method", "gga"], ["--method 'gga' is not one of gqa, kdgqa"]),
-        (2, ["--window", "0", "--decay", "1"], ["--window is 0, expected at least 1", "--decay is 1.0"]),
+        (
+            2,
+            ["--window", "0", "--decay", "1"],
+            ["--window is 0, expected a number at least 1", "--decay is 1.0"],
+        ),
         (2, ["--as-published"], ["--as-published is for kdgqa, dgqa-ema"]),
         (2, ["--image-size", "20"], ["--image-size 20 is no multiple", "patches of 8"]),
         (2, ["--teacher", "x"], ["--teacher is for a conversion"]),
@@ -349,7 +354,7 @@ def test_what_is_refused(sources, images, code, arguments, says):
 
 def test_what_is_refused_of_other_models(sources, images, model):
     run(sources["dinov2"], images, "made", method="kdgqa", kv_heads=2)
-    run(sources["dinov2"], images, "other", steps=1, uptrain_steps=1)
+    run(sources["dinov2"], images, "other", max_steps=1, uptrain_steps=1)
     unequal = json.loads(Path("made/config.json").read_text())
     unequal["gqakit"]["layers"][0]["key_head_of_query"] = [0, 1, 1, 1, 1, 1, 1, 1]
     Path("made/config.json").write_text(json.dumps(unequal))
@@ -371,7 +376,7 @@ def test_what_is_refused_of_other_models(sources, images, model):
 def test_a_loss_that_is_no_number_stops_the_run(sources, images):
     ran = gqakit(
         "vision-train", sources["dinov2"], "-o", "out", "--images", images, "--method", "kdgqa", "--learning-rate", "1e30",
-        "--uptrain-steps", "1", "--steps", "30", "--save-steps", "1", "--warmup-steps", "0", "--max-grad-norm", "0",
+        "--uptrain-steps", "1", "--max-steps", "30", "--save-steps", "1", "--warmup-steps", "0", "--max-grad-norm", "0",
     )  # fmt: skip
     assert ran.code == 11
     assert "the last good state is kept in" in ran.err or "no state was saved" in ran.err

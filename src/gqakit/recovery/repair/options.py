@@ -1,0 +1,46 @@
+"""Options of local repair. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from gqakit.data.options import DATA, WINDOW, TextOptions
+from gqakit.models.run_options import DeviceOptions
+from gqakit.options import REQUIRED, Options, option
+
+HOW = "How"
+AFTER = "Afterwards"
+OUTPUT = "Output"
+
+
+@dataclass(frozen=True)
+class FitOptions(Options):
+    """How much to repair."""
+
+    tokens: int = option(32768, "Most tokens of text to fit on, in whole windows.", panel=DATA, at_least=1)
+    window: int = option(WINDOW, "Tokens per window.", panel=DATA, at_least=2)
+    steps: int = option(160, "Steps of Adam per layer, 512 tokens each.", panel=HOW, at_least=1)
+    learning_rate: float = option(
+        0.025, "Of Adam, as a share of each tensor's root mean square.", panel=HOW, above=0
+    )
+    seed: int = option(0, "Of the order of windows.", panel=HOW, at_least=0)
+
+
+@dataclass(frozen=True)
+class RepairOptions(FitOptions, TextOptions, DeviceOptions):
+    """Everything that `repair` takes besides the conversion and the output."""
+
+    source: str = option(REQUIRED, "The model that it was made of: directory or hub name.", panel=HOW)
+    evaluate: bool = option(
+        True, "Measure the loss before and after, and state it in the model card.", panel=AFTER,
+        flags=("--evaluate/--no-evaluate",),
+    )  # fmt: skip
+    evaluate_text: Any = option(
+        None, "Text to measure on; may be repeated. Default: the held-out text that comes with gqakit.",
+        panel=AFTER, many=True,
+    )  # fmt: skip
+    overwrite: bool = option(
+        False, "Replace a checkpoint in the output directory, and an unfinished repair with other options.",
+        panel=OUTPUT,
+    )  # fmt: skip
