@@ -28,9 +28,16 @@ def bits(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.reshape(-1).view(torch.uint8)
 
 
-@pytest.mark.parametrize("sharded", [False, True], ids=["single", "sharded"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("target", ["uniform", "grouped"])
+@pytest.mark.parametrize(
+    ("target", "dtype", "sharded"),
+    [
+        ("uniform", torch.bfloat16, True),
+        ("uniform", torch.float32, False),
+        ("grouped", torch.float32, True),
+        ("grouped", torch.bfloat16, False),
+    ],
+    ids=str,
+)
 def test_everything_but_the_attention_is_the_sources_and_the_source_is_left_alone(
     model: Models, dtype: torch.dtype, sharded: bool, target: str
 ) -> None:

@@ -27,6 +27,8 @@ Output = Annotated[
 ]
 
 EXPERT = "--help-all"
+LONGEST_KIND = 24
+"""Choices that take more characters stand behind the help, or the column of names would be cut at 80 columns."""
 _PLAIN = {"int": int, "float": float, "str": str, "bool": bool, "Path": Path}
 _SPELLED: dict[str, str] = {"out": "--output"}
 """How the command line spells the options that are not simply named after their field."""
@@ -108,11 +110,13 @@ def _parameter(each: Field[Any]) -> inspect.Parameter:
         _SPELLED[each.name] = flags[0].partition("/")[0]
     elif default is False:  # a switch that is only ever turned on
         flags = [flag(each.name)]
+    shown = " | ".join(metadata["choices"])
+    named = f" One of {', '.join(metadata['choices'])}." if len(shown) > LONGEST_KIND else ""
     option = typer.Option(
         *flags,
-        help=metadata["help"].replace("[", "\\["),
+        help=f"{metadata['help']}{named}".replace("[", "\\["),
         rich_help_panel=metadata["panel"],
-        metavar=" | ".join(metadata["choices"]) or None,
+        metavar=None if named else shown or None,
         autocompletion=_completing(metadata["choices"]),
         hidden=metadata["expert"] and EXPERT not in sys.argv,
         show_default=default not in (None, False, inspect.Parameter.empty),
