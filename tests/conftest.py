@@ -16,6 +16,9 @@ from hypothesis import settings  # noqa: E402
 
 # Examples are the same on every run: a failure that comes and goes helps nobody.
 settings.register_profile("gqakit", derandomize=True, deadline=None, print_blob=True)
+settings.register_profile(
+    "mutation", settings.get_profile("gqakit"), max_examples=10
+)  # benchmarks/mutation.py
 settings.load_profile("gqakit")
 torch.set_num_threads(1)  # the tensors are tiny: threads only wait for each other
 
