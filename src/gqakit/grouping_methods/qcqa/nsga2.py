@@ -149,6 +149,9 @@ def evolve(start: Rows, operators: Operators, options: Evolution, *, seed: str) 
         archive.score(start)
         return archive.found()
     check_pymoo()
+    from pymoo.config import Config
+
+    Config.warnings["not_compiled"] = False  # or pymoo prints an advertisement for its compiled modules
     from gqakit.grouping_methods.qcqa.pymoo_search import run
 
     run(start, operators, options, archive, random.Random(seed).getrandbits(64))
