@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 PANELS = 4
-"""A product of rows with themselves is symmetric: made in this number of panels, from the diagonal on, it is 5/8 of the work."""
+"""A product of rows with themselves is symmetric: in this number of panels, from the diagonal on, it is 5/8 of the work."""
 
 ENOUGH = 1024
 """With this number of rows a product takes many times as long as adding it to the sum."""

@@ -105,7 +105,7 @@ def speech_batches(source: Checkpoint, speech: Speech) -> list[dict[str, Any]]:
 
 
 def opening(source: Checkpoint) -> list[int]:
-    """The tokens that a speech model's decoder is begun with: the start, then language and task where its generation config forces them."""
+    """The tokens that a speech model's decoder begins with: the start, then language and task where they are forced."""
     begin = [int(source.config.get("decoder_start_token_id") or 0)]
     path = source.path / "generation_config.json"
     forced = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

@@ -133,8 +133,8 @@ def token_windows(
     """
     if window < 2 or (tokens is not None and tokens < window):
         raise DataError(
-            f"a window of {window} tokens out of {tokens} makes no window; ask for `tokens` of at least `window`, and a "
-            "`window` of at least 2"
+            f"a window of {window} tokens out of {tokens} makes no window; ask for more `tokens`, or a "
+            "`window` of at least 2 and at most that"
         )
     content = text.content
     if (
