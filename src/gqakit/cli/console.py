@@ -27,6 +27,7 @@ class Screen:
         logging.basicConfig(level=level, stream=sys.stderr, format="%(name)s: %(message)s")
         ours = logging.INFO if verbose else logging.ERROR if quiet else logging.WARNING
         logging.getLogger("gqakit").setLevel(ours)
+        logging.getLogger("gqakit.steps").setLevel(logging.WARNING if quiet else logging.INFO)
         if not verbose:
             _calm_transformers()
 
