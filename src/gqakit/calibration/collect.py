@@ -236,17 +236,19 @@ def _attention(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    is_causal: bool | None = None,
-    position_bias: Tensor | None = None,
-    softcap: float | None = None,
-    **kwargs: Any,
+    **how: Any,
 ) -> tuple[Tensor, None]:
-    """The attention that the model computes, after a look at its queries and keys."""
+    """The attention that the model computes, after a look at its queries and keys.
+
+    What transformers' interface passes besides: `dropout`, `scaling`, `is_causal`, `position_bias`, `softcap`.
+    """
+    dropout, softcap = how.pop("dropout", 0.0), how.pop("softcap", None)
+    scaling, wants_causal = how.pop("scaling", None), how.pop("is_causal", None)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    wants_causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
+    if wants_causal is None:
+        wants_causal = getattr(module, "is_causal", True)
     causal = query.shape[2] > 1 and attention_mask is None and wants_causal
+    position_bias = how.pop("position_bias", None)
     if position_bias is not None:
         attention_mask, causal = mask_with_bias(attention_mask, position_bias, causal, query, key), False
     if module in watched:
@@ -260,7 +262,7 @@ def _attention(
     if not hasattr(module, "num_key_value_groups"):  # by which transformers' function repeats keys and values
         group = query.shape[1] // key.shape[1]
         key, value = (states.repeat_interleave(group, dim=1) for states in (key, value))  # [B, H, S, d]
-    return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scale, causal, **kwargs)
+    return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scale, causal, **how)
 
 
 def _frequencies(model: PreTrainedModel, spec: ModelSpec) -> Tensor | None:

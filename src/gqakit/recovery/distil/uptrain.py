@@ -105,11 +105,8 @@ def uptrain(
         begun = ended = store.progress()
         here.wait_for_everyone()  # nobody writes before everybody has read
         if begun.step < schedule.max_steps and not begun.stopped:
-            left = (
-                (schedule.max_steps - begun.step)
-                * options.per_step(here.num_processes)
-                * (options.window - 1)
-            )
+            examples = (schedule.max_steps - begun.step) * options.per_step(here.num_processes)
+            left = examples * (options.window - 1)
             reporter = progress if here.is_main_process else silent
             with reporter("uptrain", left, "tokens") as advance:
                 student, teacher = job.models()
