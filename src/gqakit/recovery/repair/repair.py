@@ -165,7 +165,7 @@ def run_repair(
     """`repair` for what is open already.
 
     Args:
-        job: what to do. out: the new directory. overwrite: see `RepairOptions`. progress: told of steps and bytes.
+        job: what to do. out: the new directory. overwrite: see `RepairOptions`. progress: gets steps and bytes.
 
     Returns:
         What came of each layer, and the number of layers that an interrupted run had done.
