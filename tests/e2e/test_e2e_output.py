@@ -90,10 +90,10 @@ def test_the_card_says_what_was_made_of_what_and_what_it_cost(model: Models) -> 
     ran = succeeds("convert", source, "-o", "out", "--kv-heads", 2, *SMALL, "--evaluate", "--json")
     card = (Path("out") / "README.md").read_text()
     front, body = card.removeprefix("---\n").split("\n---\n", 1)
-    assert 'base_model: "llama"' in front
+    assert "base_model: llama" in front
     assert "license: apache-2.0" in front
     assert "Licence: apache-2.0 (inherited from the base model)" in body
-    for part in ("4 KV heads in each of 4 layers", "to 2 KV heads a layer", "512 → 256 bytes"):
+    for part in ("4 KV heads in each of 4 layers", "to 2 KV heads per layer", "512 → 256 bytes"):
         assert part in body
     for part in ("`optimal`", "`fold` for keys", "seed 0", "256 tokens", "gqakit-plan.json", "No training"):
         assert part in body
