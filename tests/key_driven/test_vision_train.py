@@ -321,7 +321,7 @@ def test_the_command(sources, images):
     assert said["steps"] == {"uptrain": 2, "finetune": 6}
     assert "finetune, step 6, held out: loss" in ran.err
     shown = succeeds("inspect", "out")
-    assert "KV heads a layer" in shown.out
+    assert "KV heads per layer" in shown.out
     again = succeeds(
         "vision-train", sources["vit"], "-o", "out", "--images", images, "-q", "--overwrite", *options
     )
