@@ -4,7 +4,8 @@
 
 Statistics and losses come from different data: text from WikiText-2 valid and test, images from two parts of CIFAR-10,
 speech from sentences that `spoken.py` made (--spoken) and from the five read ones of Debian's pocketsphinx-testdata
-(--speech its `test/data` directory), with what the model hears in them. Losses stay in the scratch directory; an interrupted run goes on.
+(--speech its `test/data` directory), with what the model hears in them. Losses stay in the scratch directory; an
+interrupted run goes on.
 """
 
 from __future__ import annotations

@@ -4,8 +4,9 @@
     OMP_NUM_THREADS=1 python benchmarks/decode_model.py SOURCE CONVERTED ...
 
 Without directories the conversions are made here: one KV head per layer, once as an ordinary checkpoint and once as a
-grouped one, on the calibration text that comes with gqakit, as speed does not depend on quality. The cache is filled with random keys and values; then all
-models take turns at decoding a few tokens. Times are the processor's own, of the one thread, medians over the turns.
+grouped one, on the calibration text that comes with gqakit, as speed does not depend on quality. The cache is filled
+with random keys and values; then all models take turns at decoding a few tokens. Times are the processor's own, of the
+one thread, medians over the turns.
 """
 
 from __future__ import annotations

@@ -3,9 +3,10 @@
     python benchmarks/engine_speed.py
     python benchmarks/engine_speed.py SOURCE CONVERTED ...
 
-Without directories the conversion is made here: one KV head per layer, on the calibration text that comes with gqakit, as
-speed does not depend on quality. All are exported to GGUF and run in one process through xllamacpp (`gqakit[engines]`). Each first reads a
-prompt of random tokens; then they take turns at generating a few more. Times are the processor's, medians over the turns.
+Without directories the conversion is made here: one KV head per layer, on the calibration text that comes with gqakit,
+as speed does not depend on quality. All are exported to GGUF and run in one process through xllamacpp
+(`gqakit[engines]`). Each first reads a prompt of random tokens; then they take turns at generating a few more. Times
+are the processor's, medians over the turns.
 """
 
 from __future__ import annotations

@@ -372,11 +372,8 @@ def main() -> None:
         converter = Converter(subject, options.work)
         if "source" not in converter.scores:
             converter.scores["source"] = subject.score(converter.model)
-        stacks = (
-            ""
-            if len(converter.source.spec.family.stacks) == 1
-            else f", {' and '.join(converter.source.spec.stacks)}"
-        )
+        spec = converter.source.spec
+        stacks = "" if len(spec.family.stacks) == 1 else f", {' and '.join(spec.stacks)}"
         table = Table(f"{subject.name}{stacks}", "way", "K and V kept", *subject.headings)
         table.row("source", "1.000", *converter.scores["source"])
         for asked in options.ratio or RATIOS:
