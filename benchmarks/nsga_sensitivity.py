@@ -22,9 +22,10 @@ from common import Table, environment
 from gqakit.core.within_cluster import WithinClusterError
 from gqakit.grouping_methods.base import Sizes
 from gqakit.grouping_methods.partition_search import exact_partitions
+from gqakit.grouping_methods.qcqa.evolution import Rng, Rows, Scores, rng_of
 from gqakit.grouping_methods.qcqa.layer_search import LayerOperators, layer_front
 from gqakit.grouping_methods.qcqa.method import QCQA
-from gqakit.grouping_methods.qcqa.nsga2 import Rng, Rows, Scores, evolve, rng_of
+from gqakit.grouping_methods.qcqa.nsga2 import evolve
 from gqakit.grouping_methods.qcqa.rows import num_groups
 from gqakit.planning.allocation.base import FrontPoint, LayerEntry, pick, undominated
 from gqakit.planning.allocation.knapsack import Knapsack

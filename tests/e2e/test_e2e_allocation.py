@@ -124,18 +124,22 @@ def test_a_uniform_plan_chooses_one_number_for_all(model: Models, moments: Model
     assert {g.key.num_groups for g in plan.groupings} == {4}
 
 
-def partitions(heads: int, groups: int) -> Iterator[list[list[int]]]:
+def partitions(heads: int) -> Iterator[list[list[int]]]:
     """Every way to part heads into groups."""
-    for labels in itertools.product(range(groups), repeat=heads - 1):
-        at = (0, *labels)
-        firsts = [at.index(group) for group in range(groups) if group in at]
-        if len(firsts) == groups and firsts == sorted(firsts):
-            yield [[head for head in range(heads) if at[head] == group] for group in range(groups)]
+    if heads == 0:
+        yield []
+        return
+    last = heads - 1
+    for groups in partitions(last):
+        for index, group in enumerate(groups):
+            yield [*groups[:index], [*group, last], *groups[index + 1 :]]
+        yield [*groups, [last]]
 
 
-def sharing_error(heads: torch.Tensor, groups: list[list[int]]) -> float:
-    """The paper's weight-sharing error: squared distances of the heads `[heads, numbers]` from their group's mean."""
-    return sum(float((heads[g] - heads[g].mean(0)).square().sum()) for g in groups)
+def sharing_errors(heads: torch.Tensor) -> dict[tuple[int, ...], float]:
+    """For every group of heads `[heads, numbers]` the paper's weight-sharing error: squared distances from its mean."""
+    groups = (g for size in range(1, len(heads) + 1) for g in itertools.combinations(range(len(heads)), size))
+    return {g: float((heads[[*g]] - heads[[*g]].mean(0)).square().sum()) for g in groups}
 
 
 def test_qcqa_writes_its_fronts(model: Models, moments: Models) -> None:
@@ -165,6 +169,8 @@ def test_the_fronts_and_their_references_are_what_brute_force_finds(model: Model
     planned(source, moments(source), "--kv-ratio", 0.5, *how, "--pareto", "front.json")
     data = json.loads(Path("front.json").read_text())
     tensors = all_tensors(source)
+    every = list(partitions(8))
+    assert len(every) == 4140  # Bell's number
     least: list[list[float]] = []
     for layer in data["layers"]:
         prefix = f"model.layers.{layer['layer']}.self_attn"
@@ -175,13 +181,17 @@ def test_the_fronts_and_their_references_are_what_brute_force_finds(model: Model
             ],
             dim=1,
         )
-        least.append([])
+        errors = sharing_errors(heads)
+        best: dict[int, float] = {}
+        for groups in every:
+            total = sum(errors[tuple(group)] for group in groups)
+            best[len(groups)] = min(best.get(len(groups), math.inf), total)
         for point in layer["points"]:
             groups = [[h for h in range(8) if point["labels"][h] == g] for g in range(point["kv_heads"])]
-            assert point["objective"] == pytest.approx(sharing_error(heads, groups), rel=1e-4, abs=1e-6)
-            best = min(sharing_error(heads, each) for each in partitions(8, point["kv_heads"]))
-            assert point["best"] == pytest.approx(best, rel=1e-4, abs=1e-6)
-            least[-1].append(best)
+            found = sum(errors[tuple(group)] for group in groups)
+            assert point["objective"] == pytest.approx(found, rel=1e-4, abs=1e-6)
+            assert point["best"] == pytest.approx(best[point["kv_heads"]], rel=1e-4, abs=1e-6)
+        least.append([best[count] for count in range(1, 9)])
     spent = {0: 0.0}  # the least total for every number of heads in all: layer by layer
     for layer in least:
         sums: dict[int, float] = {}

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.models import ArgumentInfo
 
 from gqakit.cli.console import Screen
 from gqakit.options import Options
@@ -52,15 +53,17 @@ def command(
             if name not in ("screen", "options")
         ]
         added = [_parameter(each) for each in _in_order(kind)] if kind else []
-        parameters = [*own, *added, *_shared()]
+        arguments = [p for p in own if isinstance(p.annotation.__metadata__[0], ArgumentInfo)]
+        places = [p for p in own if p not in arguments]  # where results go: last, in the order of work
+        parameters = [*arguments, *added, *places, *_shared()]
 
         def run(**values: Any) -> None:
             screen = Screen(values.pop("as_json"), values.pop("quiet"), values.pop("verbose"))
             values.pop("help_all")
             given = {each.name: values.pop(each.name) for each in fields(kind)} if kind else {}
-            arguments = {**values, "options": kind(**_given(given))} if kind else values
+            values |= {"options": kind(**_given(given))} if kind else {}
             try:
-                function(screen, **arguments)
+                function(screen, **values)
             except KeyboardInterrupt:
                 screen.remark(f"interrupted{'; ' if resumes else ''}{resumes}")
                 raise typer.Exit(130) from None

@@ -184,7 +184,7 @@ class Perturbed(KeyDrivenHeads):
 def perturbation(out: Tensor, allocation: tuple[int, ...], generator: torch.Generator) -> Tensor:
     """Gaussian noise of mean 0 with each head's own deviation, 0 on the diagonal of every group's matrix.
 
-    A group's matrix has a row for each of its query heads and `T d` columns; its diagonal is one number a head.
+    A group's matrix has a row for each of its query heads and `T d` columns; its diagonal is one number per head.
 
     Args:
         out: `[B, H, T, d]`, what attention puts out. allocation: sizes of the groups.

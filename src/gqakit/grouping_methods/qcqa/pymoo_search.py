@@ -16,7 +16,7 @@ from pymoo.core.repair import Repair
 from pymoo.core.sampling import Sampling
 from pymoo.operators.selection.tournament import TournamentSelection
 
-from gqakit.grouping_methods.qcqa.nsga2 import Archive, Evolution, Operators, Rng, Rows
+from gqakit.grouping_methods.qcqa.evolution import Archive, Evolution, Operators, Rng, Rows
 
 _TRIES = 3
 """How often mating is repeated when it yields too few chromosomes that are new."""

@@ -63,7 +63,7 @@ class RepairStore:
     """The directory of a repair under way, which `claimed_directory` made and removes.
 
     The files of layer `n` appear once whole: first the streams that enter layer `n + 1`, then its tensors. So a run
-    that was killed goes on behind the last layer whose tensors are there.
+    that was killed continues behind the last layer whose tensors are there.
 
     Args:
         path: the directory. window, width: of the streams.
@@ -73,7 +73,7 @@ class RepairStore:
         self.path, self._window, self._width = path, window, width
 
     def open(self, job: Mapping[str, Any], overwrite: bool) -> int:
-        """Begin, or go on; returns the number of layers that are done.
+        """Begin, or continue; returns the number of layers that are done.
 
         Raises:
             OutputError: when the directory holds another repair and `overwrite` is not given.
@@ -86,7 +86,7 @@ class RepairStore:
                     return self._done()
             if not overwrite:
                 raise OutputError(
-                    f"{self.path} holds an unfinished repair with other options; give the same ones to go on, or "
+                    f"{self.path} holds an unfinished repair with other options; give the same ones to continue, or "
                     "use `overwrite=True` to start again"
                 )
         clear_claimed(self.path)
