@@ -3,7 +3,7 @@
     python benchmarks/repair_smollm2.py [--ratio 1/2]
 
 Converted with `optimal`, `fold`, `knapsack` and separate maps on WikiText-2 valid, repaired on the same text; scored on
-WikiText-2 test and on the Brown corpus, which neither has seen.
+WikiText-2 test and on the Brown corpus, which neither has read.
 """
 
 from __future__ import annotations
@@ -15,16 +15,12 @@ from fractions import Fraction
 import torch
 
 from brown import brown_windows
-from common import Table, arguments, environment
+from common import Table, arguments, environment, plan_within
 from gqakit.conversion.convert import convert_checkpoint
-from gqakit.core.budget import resolve_budget
 from gqakit.evaluation.language import LanguageScores, score_language
 from gqakit.models.load import load
-from gqakit.planning.make import MeasureOptions
-from gqakit.planning.options import PlanOptions
+from gqakit.planning.options import BudgetOptions, PlanOptions
 from gqakit.planning.plan import Plan
-from gqakit.planning.planner import make_plan
-from gqakit.progress import silent
 from gqakit.recovery.repair.options import RepairOptions
 from gqakit.recovery.repair.repair import repair
 from gqakit.recovery.repair.summary import summary
@@ -36,7 +32,7 @@ def main() -> None:
     parser = arguments(__doc__ or "")
     parser.add_argument("--ratio", action="append", help="KV bytes to keep (default: 1/2, 1/3, 2/3)")
     parser.add_argument("--tokens", type=int, default=RepairOptions.tokens, help="tokens to repair on")
-    parser.add_argument("--steps", type=int, default=RepairOptions.steps, help="steps a layer")
+    parser.add_argument("--steps", type=int, default=RepairOptions.steps, help="steps per layer")
     given = parser.parse_args()
     bench = Workbench.on_smollm2(given.wikitext, given.work)
     options = RepairOptions(
@@ -71,7 +67,7 @@ def main() -> None:
         )
         plan = _plan(bench, float(Fraction(ratio)))
         if not (plain / "config.json").is_file():
-            convert_checkpoint(bench.source, bench.spec, plan, bench.moments(), plain, "")
+            convert_checkpoint(bench.source, plan, bench.statistics(), plain, "")
         size = plan.budget.kv_bytes_per_token
         scores = [score_language(load(plain, dtype=torch.float32), each, bench.reference) for each in windows]
         row(ratio, size, "converted", scores, "")
@@ -91,18 +87,13 @@ def main() -> None:
 
 
 def _plan(bench: Workbench, ratio: float) -> Plan:
-    moments = bench.moments()
-    options = PlanOptions(allocation="knapsack", kv_maps="separate")
-    losses = bench.work / "losses-fold.jsonl"
-    measure = MeasureOptions([bench.wikitext / "valid.txt"], losses=losses)
-    return make_plan(
+    return plan_within(
         bench.source,
-        bench.spec,
-        resolve_budget(bench.spec.cache, kv_ratio=ratio),
-        options,
-        moments,
-        measure=measure.on(bench.source, bench.spec, moments, "fold", silent),
-    )
+        BudgetOptions(kv_ratio=ratio),
+        PlanOptions(allocation="knapsack", kv_maps="separate"),
+        bench.statistics(),
+        lambda: bench.measurement("fold"),
+    ).plan
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the training run costs beyond its models: tokens a second against a plain loop, paired in one process.
+"""What the training run costs beyond its models: tokens per second against a plain loop, paired in one process.
 
     python benchmarks/uptrain_throughput.py START [--steps 3]
 
@@ -18,8 +18,8 @@ import torch
 from torch.nn.functional import kl_div
 
 from common import arguments, environment
-from gqakit.models.inspection import open_model
 from gqakit.models.load import load
+from gqakit.models.source import Source
 from gqakit.recovery.distil.language import LanguageTask
 from gqakit.recovery.distil.options import LossWeights, StepSchedule, UptrainOptions
 from gqakit.recovery.distil.store import RunStore
@@ -40,7 +40,7 @@ def main() -> None:
     options = UptrainOptions(
         gradient_accumulation_steps=1, max_steps=chosen.steps + 1, window=chosen.window, learning_rate=1e-6
     )
-    _, spec = open_model(str(chosen.start))
+    spec = Source.open(chosen.start).spec
     teacher = load(bench.source.path, dtype=torch.float32)
     print(environment(), f"windows of {chosen.window}", flush=True)
     student = prepare_student(load(chosen.start, dtype=torch.float32), spec, options)

@@ -50,7 +50,7 @@ class Tiny:
     def settings(self):
         return {}
 
-    def moments(self):
+    def statistics(self):
         return None
 
     def measure(self, merge):
@@ -69,7 +69,7 @@ class Tiny:
 
 
 class Stopping(LanguageTask):
-    """A task that gives up after so many batches."""
+    """A task that gives up after a number of batches."""
 
     def until(self, stop_at):
         object.__setattr__(self, "left", stop_at)

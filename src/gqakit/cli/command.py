@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -129,7 +129,7 @@ def _parameter(each: Field[Any]) -> inspect.Parameter:
     )
 
 
-def _completing(choices: Sequence[str]) -> Callable[[str], list[str]] | None:
+def _completing(choices: Collection[str]) -> Callable[[str], list[str]] | None:
     """What a shell completes a value with. The options class refuses a wrong one, with near matches."""
     if not choices:
         return None
