@@ -39,6 +39,11 @@ def check_content(spec: ModelSpec, content: Content) -> None:
         )
 
 
+def kind_of_data(spec: ModelSpec) -> str:
+    """The option that names what a model runs on: text, images or audio."""
+    return _OPTION[_TAKES[spec.family.task]]
+
+
 def unit_of(spec: ModelSpec) -> str:
     """What progress counts for a model."""
     return "images" if spec.family.task == "image" else "tokens"
