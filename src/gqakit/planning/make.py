@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from gqakit.calibration.store import StatisticsFile
-from gqakit.data.batches import Content
+from gqakit.data.batches import Content, kind_of_data
+from gqakit.errors import UsageError
 from gqakit.models.source import Source
 from gqakit.options import takes
 from gqakit.planning.layer_loss.measure import Measurement
@@ -59,7 +60,7 @@ def explore(
     request = Request.check(source.spec, options, options, measurable=options.measurable)
     measure = None
     if request.loss == "measured":
-        content = options.read()
+        content = _content(source, options)
         measure = Measurement.on(
             source, statistics, options.merge, content, options.window, options, progress
         )
@@ -68,6 +69,17 @@ def explore(
         _warn_of_other_data(content, statistics)
     with progress("plan", source.spec.num_layers, "layers") as advance:
         return make_plan(source, request, statistics, lambda: advance(1), measure, whole_front=whole_front)
+
+
+def _content(source: Source, options: MakePlanOptions) -> Content:
+    """What to measure losses on."""
+    kind = kind_of_data(source.spec)
+    if kind != "text" and not options.names_data:
+        raise UsageError(
+            f"the allocation weighs what layers lose when they are converted, and a {source.spec.family.model_type} runs on "
+            f"{kind}: give it with `{kind}`, or choose `layer_loss=error` or `allocation=uniform`, which measure nothing"
+        )
+    return options.read()
 
 
 def _warn_of_other_data(content: Content, statistics: StatisticsFile | None) -> None:
