@@ -60,4 +60,5 @@ T5 = Family(
     head_dim="d_kv",
     num_kv_heads=None,
     positions="bias",
+    beside=("relative_attention_bias.weight",),
 )
