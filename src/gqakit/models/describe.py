@@ -115,12 +115,9 @@ def _check_shapes(spec: ModelSpec, shapes: Mapping[str, tuple[int, ...]]) -> Non
 
 def _prefix(family: Family, first: str, shapes: Mapping[str, tuple[int, ...]]) -> str:
     """What stands before a stack's path: what is usual, or what some class calls its base model (`transformer.`)."""
-    own = [
-        name.removesuffix(first)
-        for name in shapes
-        if name.endswith(f".{first}") and name.count(".") == first.count(".") + 1
-    ]
-    return next((each for each in (*family.prefixes, *own) if f"{each}{first}" in shapes), family.prefixes[0])
+    found = [name.removesuffix(first) for name in shapes if name.endswith(f".{first}")]
+    known = [*family.prefixes, *(prefix for prefix in found if prefix.count(".") == 1)]
+    return next((prefix for prefix in known if f"{prefix}{first}" in shapes), known[0])
 
 
 _ALWAYS_BESIDE = ("*rotary_emb.inv_freq",)
