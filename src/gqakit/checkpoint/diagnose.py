@@ -110,7 +110,9 @@ def _saving_again(directory: Path) -> str:
     names = [path.name for path in directory.iterdir()]
     beside = [each for each, patterns in _BESIDE.items() if any(_matches(name, patterns) for name in names)]
     classes = ", ".join([*named[:1], *beside] if named else ["AutoModel", *beside])
-    code = f"from transformers import {classes}; [X.from_pretrained({str(directory)!r}).save_pretrained('OUT')"
+    code = (
+        f"from transformers import {classes}; [X.from_pretrained({str(directory)!r}).save_pretrained('OUT')"
+    )
     return f'python -c "{code} for X in [{classes}]]"'
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from gqakit.calibration.store import StatisticsFile
 from gqakit.checkpoint import Replacement, WriteJob, WriteResult, write_checkpoint
 from gqakit.conversion.files import CARD_FILE, CHECKSUM_FILE, PLAN_FILE
+from gqakit.conversion.side_files import adapted_files
 from gqakit.core.apply import apply_grouping
 from gqakit.core.budget import CacheShape
 from gqakit.core.merging import RULES
@@ -125,6 +126,7 @@ def convert_checkpoint(
         for name, shape in shapes.items()
     }
     extra = {PLAN_FILE: plan.to_json().encode(), CARD_FILE: card.encode()}
+    extra |= adapted_files(source.path, source.checkpoint.config, source.spec, plan)
     if plan.format == "grouped":
         extra |= shipped_code()
     return write_checkpoint(

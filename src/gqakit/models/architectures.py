@@ -108,5 +108,6 @@ def every_auto_class(config_name: str) -> list[tuple[str, Any]]:
     for auto in (name for name in modeling_auto.__all__ if name.startswith("Auto")):
         mapping = getattr(getattr(modeling_auto, auto), "_model_mapping", None)
         kinds = mapping[config] if mapping is not None and config in mapping else ()
-        found += [(auto, kind) for kind in (kinds if isinstance(kinds, tuple) else (kinds,))]
+        each = kinds if isinstance(kinds, tuple) else (kinds,)
+        found += [(auto, kind) for kind in each if kind.config_class is config]
     return found

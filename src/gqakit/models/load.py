@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gqakit.errors import CheckpointError
-from gqakit.models.architectures import class_of, family_of
 from gqakit.models.registration import register
 
 if TYPE_CHECKING:
@@ -41,6 +40,8 @@ def load(
             are not in the checkpoint (transformers alone would fill them with random numbers), or transformers
             refuses it.
     """
+    from gqakit.models.architectures import class_of, family_of
+
     path = Path(path)
     if not (path / "config.json").is_file():
         raise CheckpointError(f"{path}: no config.json here. Expected a directory in Hugging Face layout.")
