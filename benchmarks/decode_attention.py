@@ -87,20 +87,20 @@ def _table(batch: int, positions: int, dtype: torch.dtype, seconds: float) -> No
 
 
 def _ways(batch: int, positions: int, dtype: torch.dtype) -> tuple[dict[str, Callable[[], object]], int]:
-    dice = torch.Generator().manual_seed(0)
+    rng = torch.Generator().manual_seed(0)
 
     def states(heads: int, length: int) -> Tensor:
         # Filled in place a head at a time: a large cache never exists in float32 as well.
         new = torch.empty(batch, heads, length, HEAD_DIM, dtype=dtype)
         for row in new.flatten(0, 1):
-            row.copy_(torch.randn(length, HEAD_DIM, generator=dice))
+            row.copy_(torch.randn(length, HEAD_DIM, generator=rng))
         return new
 
     count = len(GROUPS)
-    keys = _shuffled(GROUPS, dice)
+    keys = _shuffled(GROUPS, rng)
     unequal = GroupedHeads(HeadMaps(keys, keys))
-    two_maps = GroupedHeads(HeadMaps(keys, _shuffled(GROUPS, dice)))
-    shuffled = _shuffled((HEADS // count,) * count, dice)
+    two_maps = GroupedHeads(HeadMaps(keys, _shuffled(GROUPS, rng)))
+    shuffled = _shuffled((HEADS // count,) * count, rng)
     equal = GroupedHeads(HeadMaps(shuffled, shuffled))
     query, key, value = states(HEADS, 1), states(count, positions), states(count, positions)
     all_keys, all_values = states(HEADS, positions), states(HEADS, positions)
@@ -142,7 +142,7 @@ def _ways(batch: int, positions: int, dtype: torch.dtype) -> tuple[dict[str, Cal
 
 
 def _reader(size: int) -> Callable[[], object]:
-    """Reads so many bytes, each time the next ones of the buffer: `torch.dot` of two halves."""
+    """Reads that number of bytes, each time the next ones of the buffer: `torch.dot` of two halves."""
     half = size // 8
     buffer = torch.ones(max(BUFFER_BYTES // 4, 2 * half))
     blocks = [buffer[start : start + 2 * half] for start in range(0, len(buffer) - 2 * half + 1, 2 * half)]
@@ -160,9 +160,9 @@ def _fair(times: dict[str, list[float]]) -> str:
     return min((n for n in times if n.startswith("multi-head")), key=lambda n: statistics.median(times[n]))
 
 
-def _shuffled(sizes: tuple[int, ...], dice: torch.Generator) -> tuple[int, ...]:
+def _shuffled(sizes: tuple[int, ...], rng: torch.Generator) -> tuple[int, ...]:
     labels = torch.tensor([head for head, size in enumerate(sizes) for _ in range(size)])
-    return tuple(labels[torch.randperm(len(labels), generator=dice)].tolist())
+    return tuple(labels[torch.randperm(len(labels), generator=rng)].tolist())
 
 
 if __name__ == "__main__":

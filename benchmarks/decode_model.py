@@ -3,17 +3,16 @@
     OMP_NUM_THREADS=1 python benchmarks/decode_model.py
     OMP_NUM_THREADS=1 python benchmarks/decode_model.py SOURCE CONVERTED ...
 
-Without directories the conversions are made here: one KV head a layer, once as an ordinary checkpoint and once as a grouped
-one, without calibration, as speed does not depend on quality. The cache is filled with random keys and values; then all
-models take turns at decoding a few tokens. Times are the processor's own, of the one thread, medians over the turns.
+Without directories the conversions are made here: one KV head per layer, once as an ordinary checkpoint and once as a
+grouped one, on the calibration text that comes with gqakit, as speed does not depend on quality. The cache is filled
+with random keys and values; then all models take turns at decoding a few tokens. Times are the processor's own, of the
+one thread, medians over the turns.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache, StaticCache
 
-from common import Table, environment
+from common import Table, environment, third_of_smollm2
 from gqakit.models.load import load
 from zoo import SMOLLM2, fetch
 
@@ -40,7 +39,9 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
     print(environment())
-    paths = options.models or _conversions(options.work)
+    paths = options.models or [
+        fetch(SMOLLM2), *(third_of_smollm2(options.work, form) for form in ("uniform", "grouped")),
+    ]  # fmt: skip
     models = {path.name: load(path, dtype=torch.float32) for path in paths}
     header = ("cache", "batch", "positions", "model", "cache, MB", "ms a token", "tokens/s", "times as fast")
     table = Table("Decoding", *header)
@@ -48,18 +49,6 @@ def main() -> None:
         for batch in options.batch:
             for context in options.context:
                 _measure(table, models, kind, batch, context, options.rounds, options.tokens)
-
-
-def _conversions(work: Path) -> list[Path]:
-    source = fetch(SMOLLM2)
-    paths = [work / f"third-{form}" for form in ("uniform", "grouped")]
-    for path in paths:
-        if not (path / "config.json").is_file():
-            form = path.name.removeprefix("third-")
-            arguments = f"--kv-heads 1 --method neighbour --merge mean --allocation uniform --format {form} --no-evaluate"
-            command = [sys.executable, "-m", "gqakit", "convert", str(source), "-o", str(path)]
-            subprocess.run([*command, *arguments.split()], check=True)
-    return [source, *paths]
 
 
 def _measure(
@@ -96,8 +85,8 @@ def _measure(
 
 
 def _cache(model: Any, kind: str, batch: int, context: int, more: int) -> Any:
-    """A cache with so many random positions, and room for more."""
-    config, dice = model.config, torch.Generator().manual_seed(0)
+    """A cache with that number of random positions, and room for more."""
+    config, rng = model.config, torch.Generator().manual_seed(0)
     cache = (
         StaticCache(config=config, max_cache_len=context + more)
         if kind == "static"
@@ -109,9 +98,7 @@ def _cache(model: Any, kind: str, batch: int, context: int, more: int) -> Any:
             projection.out_features // attention.head_dim
             for projection in (attention.k_proj, attention.v_proj)
         ]
-        states = [
-            torch.randn(batch, heads, context, attention.head_dim, generator=dice) for heads in for_each
-        ]
+        states = [torch.randn(batch, heads, context, attention.head_dim, generator=rng) for heads in for_each]
         cache.update(states[0], states[1], index)
     return cache
 

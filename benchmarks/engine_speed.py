@@ -3,9 +3,10 @@
     python benchmarks/engine_speed.py
     python benchmarks/engine_speed.py SOURCE CONVERTED ...
 
-Without directories the conversion is made here: one KV head a layer, without calibration, as speed does not depend on
-quality. All are exported to GGUF and run in one process through xllamacpp (`gqakit[engines]`). Each first reads a
-prompt of random tokens; then they take turns at generating a few more. Times are the processor's, medians over the turns.
+Without directories the conversion is made here: one KV head per layer, on the calibration text that comes with gqakit,
+as speed does not depend on quality. All are exported to GGUF and run in one process through xllamacpp
+(`gqakit[engines]`). Each first reads a prompt of random tokens; then they take turns at generating a few more. Times
+are the processor's, medians over the turns.
 """
 
 from __future__ import annotations
@@ -14,8 +15,6 @@ import argparse
 import json
 import random
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import Any
 
 import xllamacpp as _xllamacpp
 
-from common import Table, environment
+from common import Table, environment, third_of_smollm2
 from gqakit.exporters.export import export
 from gqakit.models.source import Source
 from zoo import SMOLLM2, fetch
@@ -45,7 +44,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=tuple(BYTES), default="f16", help="of the weights")
     options = parser.parse_args()
     print(f"{environment()}, xllamacpp {xllamacpp.__version__}")
-    paths = options.models or [fetch(SMOLLM2), _third(options.work)]
+    paths = options.models or [fetch(SMOLLM2), third_of_smollm2(options.work, "grouped")]
     table = Table(
         f"llama.cpp, {options.dtype} weights, f16 cache",
         *("prompt", "model", "cache, MB", "ms a token", "tokens/s", "times as fast"),
@@ -57,17 +56,6 @@ def main() -> None:
             export(path, files[path], to="gguf", dtype=options.dtype, progress=False)
         for context in options.context:
             _measure(table, files, context, options.rounds, options.tokens)
-
-
-def _third(work: Path) -> Path:
-    path = work / "third-grouped"
-    if not (path / "config.json").is_file():
-        arguments = (
-            "--kv-heads 1 --method neighbour --merge mean --allocation uniform --format grouped --no-evaluate"
-        )
-        command = [sys.executable, "-m", "gqakit", "convert", str(fetch(SMOLLM2)), "-o", str(path)]
-        subprocess.run([*command, *arguments.split()], check=True)
-    return path
 
 
 def _measure(table: Table, files: dict[Path, Path], context: int, rounds: int, tokens: int) -> None:
@@ -107,7 +95,7 @@ def _server(file: Path, context: int) -> Any:
 
 
 def _generate(server: Any, prompt: list[int], tokens: int) -> None:
-    """Exactly so many tokens; all but the last of the prompt are in the cache from the turn before."""
+    """Exactly that number of tokens; all but the last of the prompt are in the cache from the turn before."""
     request = {
         "prompt": prompt,
         "n_predict": tokens,
@@ -117,8 +105,8 @@ def _generate(server: Any, prompt: list[int], tokens: int) -> None:
     }
     result = server.handle_completions(request)
     result = result if isinstance(result, dict) else json.loads(result)
-    if (seen := result["usage"]["completion_tokens"]) != tokens:
-        raise SystemExit(f"llama.cpp generated {seen} tokens, expected {tokens}: {result}")
+    if (made := result["usage"]["completion_tokens"]) != tokens:
+        raise SystemExit(f"llama.cpp generated {made} tokens, expected {tokens}: {result}")
 
 
 if __name__ == "__main__":

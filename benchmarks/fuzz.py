@@ -28,13 +28,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gqakit.models.remote_code.heads_gqakit import read_layers
-
 from gqakit.calibration.store import StatisticsFile
 from gqakit.checkpoint import MANIFEST_NAME, Checkpoint, WriteJob, write_checkpoint
 from gqakit.conversion.convert import convert_checkpoint
 from gqakit.errors import CheckpointError, GqakitError
 from gqakit.models.inspection import inspect
+from gqakit.models.remote_code.heads import read_layers
 from gqakit.models.source import Source
 from gqakit.planning.layer_loss.file import LossFile, LossHeader, measured_on
 from gqakit.planning.plan import Plan, diff_plans

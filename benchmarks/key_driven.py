@@ -50,7 +50,7 @@ WINDOWS = (100, 300, 500)
 METHODS = ("gqa", "kdgqa", "dgqa-ema", "dgqa-diff", "pgqa", "fold")
 PUBLISHED_WINDOW = 300
 SETTINGS = (
-    *("image_size", "batch_size", "uptrain_steps", "steps", "samples", "held_out"),
+    *("image_size", "batch_size", "uptrain_steps", "max_steps", "samples", "held_out"),
     *("uptrain_learning_rate", "learning_rate"),
 )
 FASHION = (
@@ -149,24 +149,24 @@ class Bench:
         variant = cell.variant
         out = self.chosen.work / "runs" / cell.key
         out.parent.mkdir(parents=True, exist_ok=True)
+        train, test = self.images[cell.dataset]
         options = VisionOptions(
             method=variant.method,
             window=variant.window or PUBLISHED_WINDOW,
             as_published=variant.as_published,
             seed=cell.seed,
             save_steps=100,
-            **self.settings[cell.dataset],
-        )
-        train, test = self.images[cell.dataset]
-        used = time.process_time()
-        result = vision_train(
-            str(fetch(DINOV2_SMALL)),
-            out,
             images=train,
             test_images=test,
-            options=options,
             device="cpu",
             overwrite=True,
+            **self.settings[cell.dataset],
+        )
+        used = time.process_time()
+        result = vision_train(
+            fetch(DINOV2_SMALL),
+            out,
+            options=options,
             progress=Screen().progress,
         )
         cells = self.kept[cell.dataset]
@@ -307,7 +307,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--held-out", type=int, default=1000, help="images to test on")
     parser.add_argument("--batch-size", type=int, default=6)
     parser.add_argument("--uptrain-steps", type=int, default=160)
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--max-steps", type=int, default=400)
     parser.add_argument("--uptrain-learning-rate", type=float, default=5e-5)
     parser.add_argument("--learning-rate", type=float, default=2e-5)
     parser.add_argument("--threads", type=int, default=0, help="processor threads; 0 for PyTorch's choice")

@@ -30,8 +30,6 @@ from gqakit.checkpoint import Checkpoint
 from gqakit.errors import GqakitError, OutputError
 from gqakit.exporters.export import export
 from gqakit.pipeline import convert
-from gqakit.planning.make import BudgetOptions, PlanOptions
-from gqakit.recovery.repair.layers import RepairOptions
 from gqakit.recovery.repair.repair import repair
 
 MODEL = Path(__file__).parents[1] / "tests" / "golden" / "model"
@@ -39,27 +37,30 @@ CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.
 KILLED, REFUSED = 137, 7
 Command = Callable[[bool], Any]
 
-SIZES = {"tokens": 256, "window": 32}
-FEW_STEPS = RepairOptions(tokens=256, window=32, steps=4)
-BUDGET, GROUPED = BudgetOptions(kv_ratio=0.6), PlanOptions(format="grouped")
+SIZES = {"tokens": 256, "window": 32, "evaluate": False, "progress": False}
 
 
-def _convert(overwrite: bool, how: RepairOptions | None = None) -> None:
-    options: dict[str, Any] = {**SIZES, "budget": BUDGET, "options": GROUPED, "measure": False, "repair": how}
-    convert(str(MODEL), Path("out"), overwrite=overwrite, **options)
+def _convert(overwrite: bool, **how: Any) -> None:
+    convert(
+        MODEL, "out", kv_ratio=0.6, format="grouped", measure_tokens=256, overwrite=overwrite, **SIZES, **how
+    )
+
+
+def _export(to: str, overwrite: bool) -> None:
+    export("../conversion", "out", to=to, overwrite=overwrite, progress=False)
 
 
 COMMANDS: dict[str, Command] = {
     "convert": _convert,
     "repair": lambda overwrite: repair(
-        "../conversion", Path("out"), source=str(MODEL), options=FEW_STEPS, measure=False, overwrite=overwrite
+        "../conversion", "out", source=str(MODEL), steps=4, overwrite=overwrite, **SIZES
     ),
-    "convert and repair": lambda overwrite: _convert(overwrite, FEW_STEPS),
-    "export to GGUF": lambda overwrite: export("../conversion", Path("out"), to="gguf", overwrite=overwrite),
-    "export to uniform": lambda overwrite: export(
-        "../conversion", Path("out"), to="uniform", overwrite=overwrite
+    "convert and repair": lambda overwrite: _convert(
+        overwrite, repair=True, repair_tokens=256, repair_steps=4
     ),
-    "export to ONNX": lambda overwrite: export("../conversion", Path("out"), to="onnx", overwrite=overwrite),
+    "export to GGUF": lambda overwrite: _export("gguf", overwrite),
+    "export to uniform": lambda overwrite: _export("uniform", overwrite),
+    "export to ONNX": lambda overwrite: _export("onnx", overwrite),
 }
 
 
@@ -181,7 +182,9 @@ def try_points(name: str, points: int, rng: random.Random, folder: Path) -> tupl
         return counts, [f"{name}: undisturbed it ends with {code}"]
     whole = files(folder / "whole")
     ordered = rng.sample(range(1, changes + 1), min(points - points // 2, changes))
-    kills = [{"at": at} for at in ordered] + [{"after": rng.uniform(0, took)} for _ in range(points // 2)]
+    kills: list[dict[str, Any]] = [{"at": at} for at in ordered] + [
+        {"after": rng.uniform(0, took)} for _ in range(points // 2)
+    ]
     for kill in kills:
         try:
             counts[kill_and_repeat(folder / "run", command, whole, **kill)] += 1

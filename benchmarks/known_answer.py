@@ -12,24 +12,24 @@ from pathlib import Path
 
 import torch
 
-from gqakit.checkpoint import Checkpoint, Replacement, WriteJob, write_checkpoint
+from gqakit.checkpoint import Replacement, WriteJob, write_checkpoint
 from gqakit.core.attention import AttentionWeights, Projection
-from gqakit.models.layers import read_layer, tensors_of_layer
+from gqakit.models.layers import tensors_of_layer
 from gqakit.models.source import Source
 
 
-def spread_heads(source: Checkpoint, out: Path, seed: int = 0) -> Path:
+def spread_heads(source: Source, out: Path, seed: int = 0) -> Path:
     """Write the synthetic checkpoint made of `source` (no biases) to `out`, replacing an earlier one."""
     shutil.rmtree(out, ignore_errors=True)
-    spec = Source.open(source.path).spec
+    spec = source.spec
     generator = torch.Generator().manual_seed(seed)
     replaced: dict[str, Replacement] = {}
     for layer in range(spec.num_layers):
-        spread = _spread(read_layer(spec, layer, source.load), generator)
+        spread = _spread(source.layer(layer), generator)
         for name, tensor in tensors_of_layer(spec, layer, spread).items():
             replaced[name] = Replacement(tuple(tensor.shape), None, tensor.clone)
-    config = {**source.config, "num_key_value_heads": spec.num_heads}
-    write_checkpoint(source, out, WriteJob(replaced, config, {"spread": seed}))
+    config = {**source.checkpoint.config, "num_key_value_heads": spec.num_heads}
+    write_checkpoint(source.checkpoint, out, WriteJob(replaced, config, {"spread": seed}))
     return out
 
 

@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct (3 KV heads a layer) on WikiText-2: a subject for experiments.
+"""SmolLM2-135M-Instruct (3 KV heads per layer) on WikiText-2: a subject for experiments.
 
 Conversions are distilled from the source on windows of valid, attention alone, and scored on windows of test by
 cross-entropy. A seed is an order of the training windows, and what a search starts from.
@@ -18,9 +18,7 @@ from torch import nn
 from gqakit.calibration.store import StatisticsFile
 from gqakit.models.load import load
 from gqakit.models.source import Source
-from gqakit.planning.make import MeasureOptions
 from gqakit.planning.planner import Measure
-from gqakit.progress import silent
 from gqakit.recovery.distil.language import LanguageTask
 from gqakit.recovery.distil.options import LossWeights, UptrainOptions
 from gqakit.recovery.distil.trainable import prepare_student
@@ -60,7 +58,10 @@ class Language:
         self.bench = Workbench.on_smollm2(wikitext, work)
         self.sizes, self.window, self.measured = (windows, test), window, measured
         self.options = UptrainOptions(
-            train="attention", learning_rate=1e-3, per_device_batch_size=1, gradient_accumulation_steps=4
+            train="attention",
+            learning_rate=1e-3,
+            per_device_train_batch_size=1,
+            gradient_accumulation_steps=4,
         )
 
     @property
@@ -89,17 +90,13 @@ class Language:
         """As it comes."""
         return self.bench.source.path
 
-    def moments(self) -> StatisticsFile:
+    def statistics(self) -> StatisticsFile:
         """On valid."""
-        return self.bench.moments()
+        return self.bench.statistics()
 
     def measure(self, merge: str) -> Measure:
         """On the beginning of valid."""
-        path = self.bench.wikitext / "valid.txt"
-        text = [path] if path.is_file() else ["calibration"]
-        kept = self.bench.work / f"losses-{merge}.jsonl"
-        where = MeasureOptions(text, tokens=self.measured, window=512, losses=kept, replace=True)
-        return where.on(self.bench.source, self.bench.spec, self.bench.moments(), merge, silent)
+        return self.bench.measurement(merge, tokens=self.measured, start_over=True)
 
     def student(self, path: Path) -> nn.Module:
         """A conversion with its attention to train."""

@@ -49,17 +49,19 @@ def main() -> None:
     )
     worst = 0.0
     for name, vectors in layers():
-        spread = WithinClusterError(vectors @ vectors.T)
+        error_of = WithinClusterError(vectors @ vectors.T)
         sizes = {n: Sizes(1, HEADS - n + 1) for n in range(1, HEADS + 1)}
-        evolved = {point.groups: point.wse for point in layer_front(spread.inner, sizes, QCQA(), seed="0")}
+        evolved = {point.size: point.loss for point in layer_front(error_of.inner, sizes, QCQA(), seed="0")}
         for count in COUNTS:
             rng = random.Random(f"{name}/{count}")
-            best = total(spread, local_partition(HEADS, count, spread, sizes=sizes[count], rng=rng).groups)
-            walked = total(spread, AsymGQA().search(spread, count, sizes=sizes[count], rng=rng).groups)
-            others = [evolved[count], clustered(spread, vectors, count), walked]
+            best = total(
+                error_of, local_partition(HEADS, count, error_of, sizes=sizes[count], rng=rng).groups
+            )
+            walked = total(error_of, AsymGQA().search(error_of, count, sizes=sizes[count], rng=rng).groups)
+            others = [evolved[count], clustered(error_of, vectors, count), walked]
             worst = min(worst, *(other / best - 1 for other in others))
             cells = [f"{other / best - 1:+.3%}" for other in others]
-            table.row(name, str(count), *cells, f"{1 - spread.bound(count) / best:.1%}")
+            table.row(name, str(count), *cells, f"{1 - error_of.bound(count) / best:.1%}")
     print(f"\nmost that any other is better: {-worst:.4%}")
     fold_gap()
 
@@ -87,12 +89,12 @@ def _flat(weights: AttentionWeights) -> torch.Tensor:
     return torch.cat([p.augmented().double().flatten(1) for p in (weights.key, weights.value)], 1)
 
 
-def total(spread: WithinClusterError, groups: tuple[tuple[int, ...], ...]) -> float:
+def total(error_of: WithinClusterError, groups: tuple[tuple[int, ...], ...]) -> float:
     """The score of a partition."""
-    return sum(map(spread, groups))
+    return sum(map(error_of, groups))
 
 
-def clustered(spread: WithinClusterError, vectors: torch.Tensor, count: int) -> float:
+def clustered(error_of: WithinClusterError, vectors: torch.Tensor, count: int) -> float:
     """The best of 50 runs of k-means from k-means++ starts that keep every cluster."""
     values, basis = torch.linalg.eigh(vectors @ vectors.T)
     points = (basis * values.clamp_min(0).sqrt()).numpy()  # the same distances in few dimensions
@@ -101,7 +103,7 @@ def clustered(spread: WithinClusterError, vectors: torch.Tensor, count: int) -> 
         _, labels = kmeans2(points, count, minit="++", seed=seed, iter=50, missing="warn")  # pyright: ignore[reportCallIssue]
         if len(set(labels.tolist())) == count:
             groups = tuple(tuple(np.flatnonzero(labels == g).tolist()) for g in range(count))
-            best = min(best, total(spread, groups))
+            best = min(best, total(error_of, groups))
     return best
 
 
@@ -117,7 +119,7 @@ def fold_gap() -> None:
     weights = AttentionWeights(projection(), projection(), projection(), out)
     x = torch.randn(4096, width + 1, generator=rng, dtype=torch.float64) * torch.linspace(0.05, 2, width + 1)
     distances = 1 / (1 + torch.arange(512).double()).expand(HEADS, -1)
-    moments = LayerStatistics(
+    known = LayerStatistics(
         x.T @ x / 4096, None, distances, 10000.0 ** -(torch.arange(d // 2) / (d / 2)).double()
     )
     table = Table(
@@ -129,8 +131,8 @@ def fold_gap() -> None:
         "seconds",
     )
     for name, stats in (
-        ("keys", key_stats(weights, moments, Channels.rotary(d))),
-        ("values", value_stats(weights, moments)),
+        ("keys", key_stats(weights, known, Channels.rotary(d))),
+        ("values", value_stats(weights, known)),
     ):
         cost, energy = RULES["fold"].costs(stats), float(stats.energy().sum())
         for count in (8, 16):

@@ -17,16 +17,16 @@ from unittest import mock
 
 import torch
 
-from common import Table, arguments, environment
+from common import Table, all_layers, arguments, environment
 from gqakit.calibration.store import StatisticsFile
-from gqakit.core import moments as core_moments
-from gqakit.core import rotation
+from gqakit.core import distances
+from gqakit.core import statistics as core_statistics
 from gqakit.core.grouping import Partition
 from gqakit.core.merging import RULES
 from gqakit.core.statistics import HeadStats, LayerStatistics
 from gqakit.grouping_methods.base import Sizes
 from gqakit.grouping_methods.partition_search import best_partition
-from gqakit.planning.candidates import LayerStats
+from gqakit.planning.layer_features import LayerFeatures
 from gqakit.planning.plan import Plan
 from workbench import Workbench, cross, without
 
@@ -38,7 +38,7 @@ def main() -> None:
     options = arguments(__doc__ or "").parse_args()
     bench = Workbench.on_smollm2(options.wikitext, options.work)
     windows = [bench.windows("test", 8, 512), bench.windows("test", 2, 2048)]
-    moments = bench.moments()
+    statistics = bench.statistics()
     print(environment())
 
     def measure(plan: Plan, using: StatisticsFile | None, long: bool = False) -> Cells:
@@ -50,92 +50,90 @@ def main() -> None:
 
     at_both = ("2/3: 8 x 512", "2/3: 2 x 2048", "1/3: 8 x 512", "1/3: 2 x 2048")
     table = Table("Perplexity (KL to the source), one change at a time", "change", *at_both)
-    table.row("default (fold)", *both(moments))
-    pairwise = bench.changed_moments("pairwise", without("distances", "frequencies"))
+    table.row("default (fold)", *both(statistics))
+    pairwise = bench.changed_statistics("pairwise", without("distances", "frequencies"))
     table.row("keys: one complex number a frequency pair, no distances", *both(pairwise))
-    inputs = bench.changed_moments("inputs", without("value"))
+    inputs = bench.changed_statistics("inputs", without("value"))
     table.row("values: layer input instead of what attention delivers", *both(inputs))
-    plain = bench.changed_moments("plain", without("distances", "frequencies", "value"))
+    plain = bench.changed_statistics("plain", without("distances", "frequencies", "value"))
     table.row("both of these: the plain fold", *both(plain))
-    with mock.patch.object(rotation, "TAIL", 0.0):
-        table.row("keys: distances of the window alone, nothing beyond", *both(moments))
-    table.row("keys and queries: centred second moment", *both(bench.changed_moments("centred", _centre)))
+    with mock.patch.object(distances, "TAIL", 0.0):
+        table.row("keys: distances of the window alone, nothing beyond", *both(statistics))
+    table.row("keys and queries: centred second moment", *both(bench.changed_statistics("centred", _centre)))
     with _metric(key=True):
-        table.row("keys: not weighed by the queries", *both(moments))
+        table.row("keys: not weighed by the queries", *both(statistics))
     with _metric(value=True):
-        table.row("values: not weighed by the output projection", *both(moments))
-    table.row("calibrated on gqakit's own text", *both(bench.moments("calibration")))
+        table.row("values: not weighed by the output projection", *both(statistics))
+    table.row("calibrated on gqakit's own text", *both(bench.statistics("calibration")))
     table.row("weights only (C = I)", *both(None))
 
     table = Table("Other merge rules, each with the grouping that is best for it", "merge rule", "2/3", "1/3")
     for merge in ("mean", "mean_norm", "medoid", "aligned", "aligned_norm"):
-        table.row(merge, *both(moments, long=False, merge=merge))
+        table.row(merge, *both(statistics, long=False, merge=merge))
 
     table = Table("Groupings at 2/3, fold", "grouping", "8 x 512")
     for method in ("optimal", "neighbour", "random", "weight_similarity"):
-        table.row(method, *measure(bench.plan(2, moments, method=method), moments))
-    table.row("worst", *measure(_grouped(bench, moments, 2, key=-1.0, value=-1.0), moments))
-    apart = cross(_grouped(bench, moments, 2, key=1.0), _grouped(bench, moments, 2, value=1.0))
-    table.row("optimal, keys and values apart", *measure(apart, moments))
+        table.row(method, *measure(bench.plan(2, statistics, method=method), statistics))
+    table.row("worst", *measure(_grouped(bench, statistics, 2, key=-1.0, value=-1.0), statistics))
+    apart = cross(_grouped(bench, statistics, 2, key=1.0), _grouped(bench, statistics, 2, value=1.0))
+    table.row("optimal, keys and values apart", *measure(apart, statistics))
 
     table = Table("Keys and values apart, the same in every layer", "heads of 3", "KV kept", "8 x 512")
     for keys, values in ((3, 2), (2, 3), (3, 1), (2, 2), (1, 3), (2, 1), (1, 2), (1, 1)):
-        plan = cross(_grouped(bench, moments, keys, key=1.0), _grouped(bench, moments, values, value=1.0))
-        table.row(f"{keys} key, {values} value", f"{keys + values}/6", *measure(plan, moments))
+        plan = cross(
+            _grouped(bench, statistics, keys, key=1.0), _grouped(bench, statistics, values, value=1.0)
+        )
+        table.row(f"{keys} key, {values} value", f"{keys + values}/6", *measure(plan, statistics))
 
 
-def _centre(moments: LayerStatistics) -> LayerStatistics:
-    mean = moments.input[:-1, -1]
-    centred = moments.input.clone()
+def _centre(statistics: LayerStatistics) -> LayerStatistics:
+    mean = statistics.input[:-1, -1]
+    centred = statistics.input.clone()
     centred[:-1, :-1] -= torch.outer(mean, mean)
-    return replace(moments, input=centred)
+    return replace(statistics, input=centred)
 
 
 @contextmanager
 def _metric(key: bool = False, value: bool = False) -> Iterator[None]:
     """Errors that count alike in every channel, whatever reads them."""
 
-    def plain(statistics: Any) -> Any:
+    def plain(compute: Any) -> Any:
         def changed(*args: Any) -> HeadStats:
-            stats = statistics(*args)
+            stats = compute(*args)
             eye = torch.eye(stats.metric.shape[-1], dtype=stats.metric.dtype).expand_as(stats.metric)
             return replace(stats, metric=eye.clone())
 
         return changed
 
-    with (
-        mock.patch.multiple("gqakit.planning.candidates", **_patched(plain, key, value)),
-        mock.patch.multiple("gqakit.conversion.convert", **_patched(plain, key, value)),
-    ):
+    with mock.patch.multiple("gqakit.planning.layer_features", **_patched(plain, key, value)):
         yield
 
 
 def _patched(plain: Any, key: bool, value: bool) -> dict[str, Any]:
     return {
-        "key_stats": plain(core_moments.key_stats) if key else core_moments.key_stats,
-        "value_stats": plain(core_moments.value_stats) if value else core_moments.value_stats,
+        "key_stats": plain(core_statistics.key_stats) if key else core_statistics.key_stats,
+        "value_stats": plain(core_statistics.value_stats) if value else core_statistics.value_stats,
     }
 
 
 def _grouped(
-    bench: Workbench, moments: StatisticsFile, kept: int, key: float = 0.0, value: float = 0.0
+    bench: Workbench, statistics: StatisticsFile, kept: int, key: float = 0.0, value: float = 0.0
 ) -> Plan:
     """A plan whose groups minimise a weighted sum of the relative errors of keys and of values."""
-    plan = bench.plan(kept, moments)
+    plan = bench.plan(kept, statistics)
     rule = RULES["fold"]
     layers = []
-    for index, layer in enumerate(plan.layers):
-        stats = LayerStats.read(bench.source, bench.spec, moments, index)
+    for layer, features in zip(plan.layers, all_layers(bench.source, statistics), strict=True):
 
         @cache
-        def cost(group: tuple[int, ...], stats: LayerStats = stats) -> float:
+        def cost(group: tuple[int, ...], features: LayerFeatures = features) -> float:
             total = 0.0
-            for share, side in ((key, stats.key), (value, stats.value)):
+            for share, side in ((key, features.key), (value, features.value)):
                 if share:
                     total += share * rule.error(side.select(group)) / float(side.energy().sum())
             return total
 
-        heads = stats.weights.num_kv_heads
+        heads = features.weights.num_kv_heads
         sizes = Sizes.of(heads, kept)
         assert sizes is not None
         partition = (

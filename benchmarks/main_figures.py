@@ -12,12 +12,10 @@ from pathlib import Path
 
 import torch
 
+import gqakit
 from common import Table, arguments, environment
-from gqakit.calibration.calibrate import calibrate
 from gqakit.evaluation.language import LanguageScores, score_language
 from gqakit.models.load import load
-from gqakit.pipeline import convert
-from gqakit.planning.make import BudgetOptions, PlanOptions
 from known_answer import spread_heads
 from workbench import Workbench
 
@@ -47,11 +45,11 @@ def main() -> None:
     )
     original = score_language(bench.reference, test)
     table.row(*row("original", "1", original, score_language(bench.reference, long), ""))
-    moments = bench.moments()
+    statistics = bench.statistics()
     for kept in (2, 1):
         for name, method, merge in (("neighbour mean", "neighbour", "mean"), ("fold", "optimal", "fold")):
-            plan = bench.plan(kept, moments, method=method, merge=merge)
-            short_score, long_score = bench.score(plan, moments, (test, long))
+            plan = bench.plan(kept, statistics, method=method, merge=merge)
+            short_score, long_score = bench.score(plan, statistics, (test, long))
             asked = f"<= {FLOORS[kept]:g}" if merge == "fold" else ""
             table.row(*row(name, f"{kept}/3", short_score, long_score, asked))
 
@@ -68,17 +66,19 @@ def main() -> None:
         table.row(name, f"{nll:.5f}", f"{nll - base:+.5f}")
 
     report("nine heads", spread)
-    taken = bench.work / "moments-nine-heads.safetensors"
-    calibrate(str(spread), taken, text=[bench.wikitext / "valid.txt"])
+    taken = bench.work / "statistics-nine-heads.safetensors"
+    gqakit.calibrate(spread, taken, text=bench.wikitext / "valid.txt", progress=False)
     for method, merge in (("optimal", "fold"), ("optimal", "aligned"), ("neighbour", "mean")):
         out = bench.work / "three-heads"
-        convert(
-            str(spread),
+        gqakit.convert(
+            spread,
             out,
-            budget=BudgetOptions(kv_heads=3),
-            options=PlanOptions(method=method, merge=merge),
-            moments=taken,
+            kv_heads=3,
+            method=method,
+            merge=merge,
+            statistics=taken,
             overwrite=out.exists(),
+            progress=False,
         )
         report(f"nine heads to three, {method}, {merge}", out)
 

@@ -14,20 +14,12 @@ from typing import Any
 
 import torch
 
-from common import Table, arguments, environment
-from gqakit.core.apply import apply_grouping, in_source_shape
-from gqakit.core.budget import resolve_budget
-from gqakit.core.merging import RULES
+from common import Table, all_layers, arguments, convert_in_memory, environment, plan_within
 from gqakit.evaluation.language import score_language
 from gqakit.grouping_methods import METHODS
-from gqakit.models.layers import tensors_of_layer
 from gqakit.models.load import load
-from gqakit.planning.candidates import LayerStats
-from gqakit.planning.make import MeasureOptions
-from gqakit.planning.options import PlanOptions
+from gqakit.planning.options import BudgetOptions, PlanOptions
 from gqakit.planning.plan import Plan
-from gqakit.planning.planner import make_plan
-from gqakit.progress import silent
 from workbench import Workbench
 
 RATIOS = {"2/3": 2 / 3, "1/2": 1 / 2, "1/3": 1 / 3}
@@ -79,52 +71,38 @@ class Scored:
 
     def __init__(self, bench: Workbench) -> None:
         self.bench = bench
-        self.moments = bench.moments()
+        self.statistics = bench.statistics()
         self.windows = [bench.windows("test", 8, 512)]
         self.model = load(bench.source.path, dtype=torch.float32)
-        self.stats = [
-            LayerStats.read(bench.source, bench.spec, self.moments, layer)
-            for layer in range(bench.spec.num_layers)
-        ]
+        self.layers = all_layers(bench.source, self.statistics)
         self.path = bench.work / "scores.json"
         self.scores: dict[str, str] = json.loads(self.path.read_text()) if self.path.is_file() else {}
 
     def cell(self, ratio: float, method: str, merge: str, allocation: str, maps: str, **how: Any) -> str:
         """One score; "-" where the method or the allocation does not reach the budget."""
-        asked = resolve_budget(self.bench.spec.cache, kv_ratio=ratio)
         if (method == "mqa" and (allocation, ratio) != ("knapsack", 1 / 2) and ratio > 1 / 3) or (
             allocation == "uniform" and ratio == 1 / 2
         ):
             return "-"
-        options = PlanOptions(method=method, merge=merge, allocation=allocation, kv_maps=maps, **how)  # pyright: ignore[reportArgumentType]
-        measure = None
-        if allocation == "knapsack" and options.layer_loss != "error":
-            where = MeasureOptions(
-                [self.bench.wikitext / "valid.txt"], losses=self.bench.work / f"losses-{merge}.jsonl"
-            )
-            measure = where.on(self.bench.source, self.bench.spec, self.moments, merge, silent)
-        plan = make_plan(self.bench.source, self.bench.spec, asked, options, self.moments, measure=measure)
-        return self.score(plan)
+        options = PlanOptions(method=method, merge=merge, allocation=allocation, kv_maps=maps, **how)
+        planned = plan_within(
+            self.bench.source,
+            BudgetOptions(kv_ratio=ratio),
+            options,
+            self.statistics,
+            lambda: self.bench.measurement(merge),
+        )
+        return self.score(planned.plan)
 
     def score(self, plan: Plan) -> str:
         """Perplexity and divergence of a plan, from memory where its groups and rule were scored before."""
         key = json.dumps([plan.merging.rule, [[layer.key, layer.value] for layer in plan.layers]])
         if key not in self.scores:
-            score = score_language(self.converted(plan), self.windows[0], self.bench.reference)
+            convert_in_memory(self.model, self.layers, plan)
+            score = score_language(self.model, self.windows[0], self.bench.reference)
             self.scores[key] = f"{score.perplexity:,.2f} ({score.kl:.3f})"
             self.path.write_text(json.dumps(self.scores))
         return self.scores[key]
-
-    def converted(self, plan: Plan) -> Any:
-        """The model with the plan's layers, KV heads repeated for all that share them: it computes the same."""
-        rules = RULES[plan.merging.key], RULES[plan.merging.value]
-        with torch.inference_mode():
-            for layer, (stats, grouping) in enumerate(zip(self.stats, plan.groupings, strict=True)):
-                merged = apply_grouping(stats.weights, grouping, stats.key, stats.value, *rules)
-                tensors = tensors_of_layer(self.bench.spec, layer, in_source_shape(merged, grouping))
-                for name, tensor in tensors.items():
-                    self.model.get_parameter(name).copy_(tensor)
-        return self.model
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import hashlib
 import subprocess
 from pathlib import Path
 
-from zoo import cache_directory
+from gqakit.demonstration.download import cache_directory
 
 
 def npm_archive(package: str, version: str, sha256: str) -> Path:

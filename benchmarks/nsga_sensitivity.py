@@ -22,9 +22,10 @@ from common import Table, environment
 from gqakit.core.within_cluster import WithinClusterError
 from gqakit.grouping_methods.base import Sizes
 from gqakit.grouping_methods.partition_search import exact_partitions
+from gqakit.grouping_methods.qcqa.evolution import Rng, Rows, Scores, rng_of
 from gqakit.grouping_methods.qcqa.layer_search import LayerOperators, layer_front
 from gqakit.grouping_methods.qcqa.method import QCQA
-from gqakit.grouping_methods.qcqa.nsga2 import Rng, Rows, Scores, evolve, rng_of
+from gqakit.grouping_methods.qcqa.nsga2 import evolve
 from gqakit.grouping_methods.qcqa.rows import num_groups
 from gqakit.planning.allocation.base import FrontPoint, LayerEntry, pick, undominated
 from gqakit.planning.allocation.knapsack import Knapsack
@@ -50,9 +51,9 @@ class Layer:
         """With the optimum, by dynamic programming over all sets of heads."""
         heads = len(inner)
         counts = {n: Sizes(1, heads - n + 1) for n in range(1, heads + 1)}
-        spread = WithinClusterError(inner)
-        exact = exact_partitions(heads, counts, spread)
-        return cls(name, inner, counts, {n: sum(map(spread, exact[n].groups)) for n in counts})
+        error = WithinClusterError(inner)
+        exact = exact_partitions(heads, counts, error)
+        return cls(name, inner, counts, {n: sum(map(error, exact[n].groups)) for n in counts})
 
     def front(self, options: QCQA, seed: int) -> dict[int, float]:
         """The error that a search finds for every number of groups."""
@@ -110,7 +111,7 @@ def _settings(layers: Sequence[Layer]) -> None:
     heads = len(layers[0].inner)
     for evaluations in EVALUATIONS:
         table = Table(
-            f"MiniLM-L6, {evaluations:,} evaluations a layer, {SEEDS} seeds",
+            f"MiniLM-L6, {evaluations:,} evaluations per layer, {SEEDS} seeds",
             "population x (1 + generations)",
             "crossover",
             "mutation",
@@ -143,7 +144,7 @@ def _stages(models: dict[str, list[Layer]]) -> None:
                 *(f"{share} of the heads" for share in SHARES),
             )
             optimum = _at_shares(
-                Knapsack().front(_slots(layers, [e.best for e in layers]), tied=False, rng=_rng())
+                Knapsack().front(_entries(layers, [e.best for e in layers]), tied=False, rng=_rng())
             )
             found: dict[str, list[list[float]]] = {}
             for seed in range(SEEDS):
@@ -156,10 +157,10 @@ def _stages(models: dict[str, list[Layer]]) -> None:
 
 
 def _fronts(layers: Sequence[Layer], options: QCQA, seed: int) -> Iterator[tuple[str, list[FrontPoint]]]:
-    slots = _slots(layers, [layer.front(options, seed) for layer in layers])
+    entries = _entries(layers, [layer.front(options, seed) for layer in layers])
     second = QCQALayers(options.population, options.generations, options.crossover)
-    yield "two stages", second.front(slots, tied=False, rng=_rng(seed))
-    yield "stage 1, then knapsack", Knapsack().front(slots, tied=False, rng=_rng(seed))
+    yield "two stages", second.front(entries, tied=False, rng=_rng(seed))
+    yield "stage 1, then knapsack", Knapsack().front(entries, tied=False, rng=_rng(seed))
     inners, counts = [layer.inner for layer in layers], [layer.counts for layer in layers]
     yield "one stage", undominated(model_points(inners, counts, options, seed=str(seed)))
 
@@ -220,7 +221,7 @@ def model_points(
     ]
 
 
-def _slots(layers: Sequence[Layer], errors: Sequence[dict[int, float]]) -> list[LayerEntry]:
+def _entries(layers: Sequence[Layer], errors: Sequence[dict[int, float]]) -> list[LayerEntry]:
     return [
         LayerEntry(layer.name, len(layer.inner), 1, tuple(sorted(each)), tuple(each[n] for n in sorted(each)))
         for layer, each in zip(layers, errors, strict=True)

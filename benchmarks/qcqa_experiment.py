@@ -2,12 +2,13 @@
 
     python benchmarks/qcqa_experiment.py [--subject whisper] [--seeds 3] [--show]
 
-GQA (mean of neighbours, the same number of heads in every layer) against QCQA with equal and with arbitrary groups (mean,
-layers by their weight-sharing error, as the paper has it), and gqakit's default (fold, layers by measured losses), all
-trained for the same steps at a rate that suits means; fold, which begins near the source, at a tenth of it too. SmolLM2 has
-3 KV heads a layer, so GQA has no 1/2 there and at 1/3 everything but fold is one conversion; Whisper tiny.en has 6 heads and
-is distilled on synthetic speech; MiniLM-L6 has 12 heads and is fine-tuned on movie reviews. Finished cells are kept in the
-scratch directory, so an interrupted run goes on; --show prints what there is, with a plot beside it.
+GQA (mean of neighbours, the same number of heads in every layer) against QCQA with equal and with arbitrary groups
+(mean, layers by their weight-sharing error, as the paper has it), and gqakit's default (fold, layers by measured
+losses), all trained for the same steps at a rate that suits means; fold, which begins near the source, at a tenth of it
+too. SmolLM2 has 3 KV heads per layer, so GQA has no 1/2 there and at 1/3 everything but fold is one conversion; Whisper
+tiny.en has 6 heads and is distilled on synthetic speech; MiniLM-L6 has 12 heads and is fine-tuned on movie reviews.
+Finished cells are kept in the scratch directory, so an interrupted run goes on; --show prints what there is, with a
+plot beside it.
 """
 
 from __future__ import annotations

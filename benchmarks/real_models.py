@@ -23,33 +23,37 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common import Table, arguments, environment
+from common import (
+    Table,
+    all_layers,
+    arguments,
+    convert_in_memory,
+    environment,
+    measurement,
+    plan_within,
+    text_of,
+)
 from gqakit.calibration.calibrate import calibrate
+from gqakit.calibration.options import TOKENS
 from gqakit.calibration.store import StatisticsFile
 from gqakit.checkpoint import Checkpoint
-from gqakit.core.apply import apply_grouping, in_source_shape
-from gqakit.core.budget import resolve_budget
-from gqakit.core.merging import RULES
 from gqakit.core.merging.base import MergeRule
-from gqakit.data.batches import DataSource, opening, speech_features, transcribe
+from gqakit.data.batches import Content, opening, speech_features, transcribe
+from gqakit.data.options import WINDOW
 from gqakit.data.pixels import PixelTransform
 from gqakit.data.samples import Images, Speech, read_speech
-from gqakit.data.text import read_text, token_windows
+from gqakit.data.text import token_windows
 from gqakit.errors import BudgetError
 from gqakit.evaluation.agreement import agreement, embed
 from gqakit.evaluation.language import score_language
 from gqakit.grouping_methods.base import GroupingMethod
-from gqakit.models.layers import parameters_of_layer, tensors_of_layer
 from gqakit.models.load import load
 from gqakit.models.running import load_tokenizer
 from gqakit.models.source import Source
-from gqakit.planning import planner
-from gqakit.planning.candidates import LayerStats, SlotChoices, SlotShape, choices_of_slot
-from gqakit.planning.make import MeasureOptions
-from gqakit.planning.options import PlanOptions
+from gqakit.planning.candidates import EntryCandidates, EntryShape
+from gqakit.planning.options import BudgetOptions, LossOptions, PlanOptions
 from gqakit.planning.plan import Plan
-from gqakit.planning.planner import make_plan
-from gqakit.progress import silent
+from gqakit.planning.planner import Measure
 from zoo import (
     DINOV2_SMALL,
     MINILM,
@@ -85,38 +89,44 @@ IMAGES = {
 class Subject:
     """One real model with what it is calibrated and scored on.
 
-    `score` gives the cells of a row for the running model; `headings` name them.
+    `score` gives the cells of a row for the running model; `headings` name them. `window` and `tokens` are of
+    a text to calibrate on.
     """
 
     name: str
     path: Path
-    calibrate_on: DataSource
-    weigh_on: DataSource
-    window: int
-    tokens: int
+    calibrate_on: Content
+    weigh_on: Content
     headings: tuple[str, ...]
     score: Callable[[Any], tuple[str, ...]]
+    window: int = WINDOW
+    tokens: int = TOKENS
 
 
-def remember_choices() -> None:
+_SEARCH = EntryShape.candidates
+
+
+def remember_candidates() -> None:
     """The budgets of a way share its search, which does not depend on them. Forgets what was found before."""
-    found: dict[tuple[Any, ...], SlotChoices] = {}
+    found: dict[tuple[Any, ...], EntryCandidates] = {}
 
-    def once(shape: SlotShape, read: Any, method: GroupingMethod, rule: MergeRule, *how: Any, **more: Any):
+    def once(
+        self: EntryShape,
+        read: Any,
+        method: GroupingMethod,
+        rule: MergeRule,
+        seed: int,
+        *,
+        compare: bool = False,
+    ) -> EntryCandidates:
         key = (
-            shape.layer,
-            shape.side,
-            tuple(shape.counts.items()),
-            method.name,
-            rule.name,
-            how,
-            *more.values(),
-        )
+            self.layer, self.side, tuple(self.counts.items()), method.name, rule.name, seed, compare,
+        )  # fmt: skip
         if key not in found:
-            found[key] = choices_of_slot(shape, read, method, rule, *how, **more)
+            found[key] = _SEARCH(self, read, method, rule, seed, compare=compare)
         return found[key]
 
-    planner.choices_of_slot = once
+    EntryShape.candidates = once
 
 
 class Converter:
@@ -124,23 +134,21 @@ class Converter:
 
     def __init__(self, subject: Subject, work: Path) -> None:
         self.subject, self.work = subject, work
-        remember_choices()
-        self.source, self.spec = Source.open(subject.path)
+        remember_candidates()
+        self.source = Source.open(subject.path)
         self.model = load(subject.path, dtype=torch.float32)
-        path = work / f"moments-{subject.name}.safetensors"
+        path = work / f"statistics-{subject.name}.safetensors"
         if not path.is_file():
             calibrate(
-                str(subject.path),
+                subject.path,
                 path,
                 text=subject.calibrate_on,
                 window=subject.window,
                 tokens=subject.tokens,
+                progress=False,
             )
-        self.moments = StatisticsFile.open(path)
-        self.stats = [
-            LayerStats.read(self.source, self.spec, self.moments, layer)
-            for layer in range(self.spec.num_layers)
-        ]
+        self.statistics = StatisticsFile.open(path)
+        self.layers = all_layers(self.source, self.statistics)
         self.kept = work / f"scores-{subject.name}.json"
         self.scores = json.loads(self.kept.read_text()) if self.kept.is_file() else {}
 
@@ -149,45 +157,29 @@ class Converter:
         key = f"{way} at {ratio:.4f}"
         if key not in self.scores:
             plan = self.plan(way, ratio)
-            self.put(plan)
+            convert_in_memory(self.model, self.layers, plan)
             self.scores[key] = [f"{plan.budget.kv_ratio:.3f}", *self.subject.score(self.model)]
             self.kept.write_text(json.dumps(self.scores, indent=1))
         return tuple(self.scores[key])
 
     def plan(self, way: str, ratio: float) -> Plan:
         """What a way makes of a budget."""
-        options = PlanOptions(**WAYS[way], format="grouped")
-        measure = None
-        if options.allocation == "knapsack":
-            where = MeasureOptions(
-                self.subject.weigh_on,
-                tokens=3 * self.subject.window,
-                window=self.subject.window,
-                losses=self.work / f"losses-{self.subject.name}.jsonl",
-            )
-            measure = where.on(self.source, self.spec, self.moments, options.merge, silent)
-        budget = resolve_budget(self.spec.cache, kv_ratio=ratio)
-        return make_plan(self.source, self.spec, budget, options, self.moments, measure=measure)
+        subject, options = self.subject, PlanOptions(**WAYS[way], format="grouped")
+        losses = LossOptions(
+            measure_tokens=3 * subject.window, losses=self.work / f"losses-{subject.name}.jsonl"
+        )
 
-    def put(self, plan: Plan) -> None:
-        """Overwrite the model's attention by a plan's."""
-        rules, fixed = (RULES[plan.merging.key], RULES[plan.merging.value]), self.spec.fixed_queries
-        with torch.inference_mode():
-            for layer, (stats, grouping) in enumerate(zip(self.stats, plan.groupings, strict=True)):
-                merged = apply_grouping(
-                    stats.weights, grouping, stats.key, stats.value, *rules, fixed_queries=fixed
-                )
-                same = in_source_shape(merged, grouping, fixed_queries=fixed)
-                parameters = parameters_of_layer(self.spec, self.model, layer)
-                for name, tensor in tensors_of_layer(self.spec, layer, same).items():
-                    parameters[name].copy_(tensor)
+        def measure() -> Measure:
+            return measurement(
+                self.source, self.statistics, options.merge, subject.weigh_on, losses, window=subject.window
+            )
+
+        return plan_within(self.source, BudgetOptions(kv_ratio=ratio), options, self.statistics, measure).plan
 
 
 def sentences(wikitext: Path, split: str, count: int) -> list[str]:
     """Sentences of 40 to 200 characters of a split, or of the text that comes with gqakit."""
-    path = wikitext / f"{split}.txt"
-    bundled = {"valid": "calibration", "test": "evaluation"}[split]
-    text = read_text([path] if path.is_file() else [bundled]).content
+    text = text_of(wikitext, split).content
     found = [part.strip() for part in re.split(r"(?<=[.!?])\s+|\n", text)]
     return [part for part in found if 40 <= len(part) <= 200 and not part.startswith("=")][:count]
 
@@ -209,8 +201,8 @@ def embedder(model: PackagedModel, wikitext: Path) -> Subject:
         found = agreement(embed(running, batches, "mean"), reference)
         return f"{found.cosine:.4f}", f"{found.neighbours:.1%}"
 
-    text = [wikitext / "valid.txt"] if (wikitext / "valid.txt").is_file() else ["calibration"]
-    return Subject(model.name, path, text, text, 96, 96 * 128, ("cosine", "same 5 nearest"), score)
+    text = text_of(wikitext, "valid")
+    return Subject(model.name, path, text, text, ("cosine", "same 5 nearest"), score, 96, 96 * 128)
 
 
 def dinov2(images: Path, size: int) -> Subject:
@@ -244,8 +236,6 @@ def dinov2(images: Path, size: int) -> Subject:
         path,
         images_of(images, "calibrate", size),
         images_of(images, "weigh", size),
-        1,
-        1,
         ("probe accuracy", "cosine"),
         score,
     )
@@ -290,13 +280,13 @@ def whisper(model: PackagedModel, speech: Path, spoken: Path | None) -> Subject:
 
     calibrating = read_speech([spoken]) if spoken is not None else other_recordings(speech)
     weigh = Speech(calibrating.name, calibrating.clips[:WEIGHED_CLIPS])
-    return Subject(model.name, path, calibrating, weigh, 1, 1, ("loss per token", "word errors"), score)
+    return Subject(model.name, path, calibrating, weigh, ("loss per token", "word errors"), score)
 
 
 def transcripts(speech: Path) -> dict[str, str]:
     """What is said in each of the read sentences, by recording."""
-    told = (speech / "librivox" / "transcription").read_text()
-    return {clip: said for said, clip in re.findall(r"<s> (.*) </s> \((.*)\)", told)}
+    listed = (speech / "librivox" / "transcription").read_text()
+    return {clip: said for said, clip in re.findall(r"<s> (.*) </s> \((.*)\)", listed)}
 
 
 def sentence_batches(source: Checkpoint, speech: Path) -> list[dict[str, Any]]:
@@ -342,20 +332,15 @@ def smollm2(wikitext: Path) -> Subject:
     """SmolLM2 on 8 windows of 512 tokens of WikiText-2 test."""
     path = fetch(SMOLLM2)
     tokenizer = load_tokenizer(Source.open(path).checkpoint)
-    text = {
-        split: [wikitext / f"{split}.txt"] if (wikitext / f"{split}.txt").is_file() else [bundled]
-        for split, bundled in (("valid", "calibration"), ("test", "evaluation"))
-    }
-    windows = token_windows(tokenizer, read_text(text["test"]), window=512, tokens=4096)
+    windows = token_windows(tokenizer, text_of(wikitext, "test"), window=512, tokens=4096)
     reference = load(path, dtype=torch.float32)
 
     def score(running: Any) -> tuple[str, ...]:
         found = score_language(running, windows, reference)
         return f"{found.perplexity:.2f}", f"{found.kl:.4f}"
 
-    return Subject(
-        SMOLLM2.name, path, text["valid"], text["valid"], 512, 24 * 512, ("perplexity", "KL"), score
-    )
+    valid = text_of(wikitext, "valid")
+    return Subject(SMOLLM2.name, path, valid, valid, ("perplexity", "KL"), score, 512, 24 * 512)
 
 
 def main() -> None:
@@ -387,7 +372,8 @@ def main() -> None:
         converter = Converter(subject, options.work)
         if "source" not in converter.scores:
             converter.scores["source"] = subject.score(converter.model)
-        stacks = "" if len(converter.spec.family.stacks) == 1 else f", {' and '.join(converter.spec.stacks)}"
+        spec = converter.source.spec
+        stacks = "" if len(spec.family.stacks) == 1 else f", {' and '.join(spec.stacks)}"
         table = Table(f"{subject.name}{stacks}", "way", "K and V kept", *subject.headings)
         table.row("source", "1.000", *converter.scores["source"])
         for asked in options.ratio or RATIOS:

@@ -3,7 +3,7 @@
     python benchmarks/repair_smollm2.py [--ratio 1/2]
 
 Converted with `optimal`, `fold`, `knapsack` and separate maps on WikiText-2 valid, repaired on the same text; scored on
-WikiText-2 test and on the Brown corpus, which neither has seen.
+WikiText-2 test and on the Brown corpus, which neither has read.
 """
 
 from __future__ import annotations
@@ -15,18 +15,13 @@ from fractions import Fraction
 import torch
 
 from brown import brown_windows
-from common import Table, arguments, environment
+from common import Table, arguments, environment, plan_within
 from gqakit.conversion.convert import convert_checkpoint
-from gqakit.core.budget import resolve_budget
-from gqakit.data.text import read_text
 from gqakit.evaluation.language import LanguageScores, score_language
 from gqakit.models.load import load
-from gqakit.planning.make import MeasureOptions
-from gqakit.planning.options import PlanOptions
+from gqakit.planning.options import BudgetOptions, PlanOptions
 from gqakit.planning.plan import Plan
-from gqakit.planning.planner import make_plan
-from gqakit.progress import silent
-from gqakit.recovery.repair.layers import RepairOptions
+from gqakit.recovery.repair.options import RepairOptions
 from gqakit.recovery.repair.repair import repair
 from gqakit.recovery.repair.summary import summary
 from workbench import Workbench
@@ -37,10 +32,16 @@ def main() -> None:
     parser = arguments(__doc__ or "")
     parser.add_argument("--ratio", action="append", help="KV bytes to keep (default: 1/2, 1/3, 2/3)")
     parser.add_argument("--tokens", type=int, default=RepairOptions.tokens, help="tokens to repair on")
-    parser.add_argument("--steps", type=int, default=RepairOptions.steps, help="steps a layer")
+    parser.add_argument("--steps", type=int, default=RepairOptions.steps, help="steps per layer")
     given = parser.parse_args()
-    options = RepairOptions(tokens=given.tokens, steps=given.steps)
     bench = Workbench.on_smollm2(given.wikitext, given.work)
+    options = RepairOptions(
+        source=str(bench.source.path),
+        text=str(bench.wikitext / "valid.txt"),
+        tokens=given.tokens,
+        steps=given.steps,
+        evaluate=False,
+    )
     windows = [bench.windows("test", 8, 512), brown_windows(bench.tokenizer, 512)]
     originals = [score_language(bench.reference, each) for each in windows]
     print(f"{environment()}\n{options}")
@@ -66,19 +67,16 @@ def main() -> None:
         )
         plan = _plan(bench, float(Fraction(ratio)))
         if not (plain / "config.json").is_file():
-            convert_checkpoint(bench.source, bench.spec, plan, bench.moments(), plain, "")
+            convert_checkpoint(bench.source, plan, bench.statistics(), plain, "")
         size = plan.budget.kv_bytes_per_token
         scores = [score_language(load(plain, dtype=torch.float32), each, bench.reference) for each in windows]
         row(ratio, size, "converted", scores, "")
         start, busy = time.monotonic(), time.process_time()
         result = repair(
-            str(plain),
+            plain,
             fixed,
-            source=str(bench.source.path),
-            text=read_text([bench.wikitext / "valid.txt"]),
-            options=options,
-            measure=False,
-            overwrite=fixed.exists(),
+            options=options.changed(overwrite=fixed.exists()),
+            progress=False,
         )
         seconds = f"{time.monotonic() - start:.0f} ({time.process_time() - busy:.0f} of processor)"
         scores = [score_language(load(fixed, dtype=torch.float32), each, bench.reference) for each in windows]
@@ -89,18 +87,13 @@ def main() -> None:
 
 
 def _plan(bench: Workbench, ratio: float) -> Plan:
-    moments = bench.moments()
-    options = PlanOptions(allocation="knapsack", kv_maps="separate")
-    losses = bench.work / "losses-fold.jsonl"
-    measure = MeasureOptions([bench.wikitext / "valid.txt"], losses=losses)
-    return make_plan(
+    return plan_within(
         bench.source,
-        bench.spec,
-        resolve_budget(bench.spec.cache, kv_ratio=ratio),
-        options,
-        moments,
-        measure=measure.on(bench.source, bench.spec, moments, "fold", silent),
-    )
+        BudgetOptions(kv_ratio=ratio),
+        PlanOptions(allocation="knapsack", kv_maps="separate"),
+        bench.statistics(),
+        lambda: bench.measurement("fold"),
+    ).plan
 
 
 if __name__ == "__main__":

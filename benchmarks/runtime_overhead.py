@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import time
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
-from common import Table, environment
+from common import Table, environment, paired_times
 from gqakit.models.grouped_config import grouped_config
 from gqakit.models.load import load
 from gqakit.models.source import Source
@@ -30,7 +28,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--prefill", type=int, nargs="+", default=[128, 512])
     parser.add_argument("--context", type=int, nargs="+", default=[16, 512, 2048])
-    parser.add_argument("--steps", type=int, default=8, help="decoded tokens a round")
+    parser.add_argument("--steps", type=int, default=8, help="decoded tokens per round")
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
@@ -73,21 +71,8 @@ def _decoder(model: Any, ids: torch.Tensor, context: int, steps: int) -> Any:
 
 
 def _row(table: Table, name: str, work: list[Any], steps: int, rounds: int) -> None:
-    times: list[list[float]] = [[], []]
-    for each in work:
-        each()
-    for turn in range(rounds):
-        for index in (0, 1) if turn % 2 else (1, 0):
-            start = time.thread_time()
-            work[index]()
-            times[index].append((time.thread_time() - start) / steps)
-    ratios = [ours / theirs for theirs, ours in zip(*times, strict=True)]
-    low, middle, high = statistics.quantiles(ratios, n=4)
-    table.row(
-        name,
-        *(f"{statistics.median(each) * 1e3:.1f}" for each in times),
-        f"{middle:.3f} ({low:.3f}–{high:.3f})",
-    )
+    medians, ratio = paired_times(work, rounds)
+    table.row(name, *(f"{seconds / steps * 1e3:.1f}" for seconds in medians), ratio)
 
 
 if __name__ == "__main__":

@@ -93,7 +93,7 @@ def sha256(*paths: Path) -> str:
 
 def main() -> None:
     """Print one row for each case."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--case", action="append", choices=CASES, help="one or several; all by default")
     for name in parser.parse_args().case or CASES:
         prepare, calibration, planning = CASES[name]

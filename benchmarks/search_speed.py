@@ -70,11 +70,11 @@ def _search(inners: list[Tensor]) -> None:
     start = time.perf_counter(), time.process_time()
     fronts = [layer_front(inner, counts, QCQA(), seed=str(index)) for index, inner in enumerate(inners)]
     middle = time.perf_counter(), time.process_time()
-    slots = [
+    entries = [
         LayerEntry(f"layer {index}", HEADS, 2, tuple(p.size for p in front), tuple(p.loss for p in front))
         for index, front in enumerate(fronts)
     ]
-    QCQALayers().front(slots, tied=False, rng=random.Random(0))
+    QCQALayers().front(entries, tied=False, rng=random.Random(0))
     end = time.perf_counter(), time.process_time()
     for name, since, until in (
         (f"1: groups, {LAYERS} layers of {HEADS} heads", start, middle),
@@ -86,16 +86,16 @@ def _search(inners: list[Tensor]) -> None:
 
 def _scoring(inner: Tensor) -> None:
     table = Table("Scoring one candidate", "from", "milliseconds", "ratio")
-    dice = torch.Generator().manual_seed(0)
-    labels = torch.randint(0, 8, (CANDIDATES, HEADS), generator=dice)
-    spread = WithinClusterError(inner)
-    spread.of_labels(labels)
-    fast = statistics.median(_timed(spread.of_labels, labels)[0] for _ in range(50)) / CANDIDATES
+    rng = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 8, (CANDIDATES, HEADS), generator=rng)
+    error = WithinClusterError(inner)
+    error.of_labels(labels)
+    fast = statistics.median(_timed(error.of_labels, labels)[0] for _ in range(50)) / CANDIDATES
     heads = torch.cat([projection.weight for projection in next(_layers())], dim=1)
     slow: list[float] = []
     for row in labels[:5].tolist():
         seconds, wse = _timed(_from_weights, heads, row)
-        assert abs(wse - float(spread.of_labels(torch.tensor([row])))) < 1e-4 * wse
+        assert abs(wse - float(error.of_labels(torch.tensor([row])))) < 1e-4 * wse
         slow.append(seconds)
     table.row(f"Gram matrix, {CANDIDATES} at once", f"{fast * 1e3:.4f}", "1")
     table.row(
@@ -115,14 +115,14 @@ def _from_weights(heads: Tensor, labels: list[int]) -> float:
 def _layers() -> Iterator[tuple[Projection, Projection]]:
     """Key and value projections, one layer after the other."""
     for index in range(LAYERS):
-        dice = torch.Generator().manual_seed(index)
-        key, value = (torch.randn(HEADS, HEAD_DIM, WIDTH, generator=dice) for _ in range(2))
+        rng = torch.Generator().manual_seed(index)
+        key, value = (torch.randn(HEADS, HEAD_DIM, WIDTH, generator=rng) for _ in range(2))
         yield Projection(key), Projection(value)
 
 
 def _plain_matmul() -> list[float]:
-    dice = torch.Generator().manual_seed(0)
-    a, b = (torch.randn(WIDTH, WIDTH, dtype=torch.float64, generator=dice) for _ in range(2))
+    rng = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(WIDTH, WIDTH, dtype=torch.float64, generator=rng) for _ in range(2))
     return sorted(_timed(torch.matmul, a, b)[0] for _ in range(5))[2:]
 
 

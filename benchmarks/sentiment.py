@@ -1,4 +1,4 @@
-"""MiniLM-L6 (12 heads a layer, no grouping of its own) as a classifier of short movie reviews: a subject for experiments.
+"""MiniLM-L6 (12 heads per layer, no grouping of its own) as a classifier of short movie reviews: a subject for experiments.
 
 First a source is made: the encoder with a linear classifier on the mean of its tokens, the classifier begun as a ridge
 regression on the pretrained embeddings, then both fine-tuned. That source is converted, and its conversion fine-tuned on
@@ -20,15 +20,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from common import measurement
 from gqakit.calibration.calibrate import calibrate
 from gqakit.calibration.store import StatisticsFile
 from gqakit.data.text import Text
 from gqakit.models.load import load
 from gqakit.models.running import load_tokenizer
 from gqakit.models.source import Source
-from gqakit.planning.make import MeasureOptions
+from gqakit.planning.options import LossOptions
 from gqakit.planning.planner import Measure
-from gqakit.progress import silent
 from gqakit.recovery.distil.options import UptrainOptions
 from gqakit.recovery.distil.task import Batch, Losses
 from movies import Review, short_reviews
@@ -124,7 +124,7 @@ class Sentiment:
         self.source_reviews, self.source_epochs = source_reviews, source_epochs
         self.options = UptrainOptions(
             learning_rate=1e-4,
-            per_device_batch_size=16,
+            per_device_train_batch_size=16,
             gradient_accumulation_steps=1,
             lr_scheduler_type="linear",
         )
@@ -135,7 +135,7 @@ class Sentiment:
         return {
             "fine-tuning reviews": self.reviews, "test reviews": self.test, "longest review": self.longest,
             "reviews for the source": self.source_reviews, "epochs for the source": self.source_epochs,
-            "reviews a step": self.options.per_device_batch_size, "learning rate": self.options.learning_rate,
+            "reviews a step": self.options.per_device_train_batch_size, "learning rate": self.options.learning_rate,
         }  # fmt: skip
 
     @cached_property
@@ -176,7 +176,7 @@ class Sentiment:
             task = self._task(self._parts[1])
             student = self._classifier(self.path)
             _begin(student, task)
-            train(student, None, task, self.options, self.source_epochs, 0, self.work, "source")
+            train(student, None, task, self.options, self.source_epochs, self.work, "source")
             save_file({k: v.detach() for k, v in student.head.state_dict().items()}, self._head)
             partial = self.work / "source-partial"
             shutil.rmtree(partial, ignore_errors=True)
@@ -188,20 +188,18 @@ class Sentiment:
             partial.rename(path)
         return path
 
-    def moments(self) -> StatisticsFile:
+    def statistics(self) -> StatisticsFile:
         """Of the source on its training reviews."""
-        path = self.work / "moments.safetensors"
+        path = self.work / "statistics.safetensors"
         if not path.is_file():
-            calibrate(str(self.source), path, text=self._text, tokens=128 * WINDOW, window=WINDOW)
+            calibrate(self.source, path, text=self._text, tokens=128 * WINDOW, window=WINDOW, progress=False)
         return StatisticsFile.open(path)
 
     def measure(self, merge: str) -> Measure:
         """On the source's training reviews."""
-        opened = Source.open(self.source)
-        source, spec = opened.checkpoint, opened.spec
-        kept = self.work / f"losses-{merge}.jsonl"
-        where = MeasureOptions(self._text, tokens=16 * WINDOW, window=WINDOW, losses=kept, replace=True)
-        return where.on(source, spec, self.moments(), merge, silent)
+        losses = LossOptions(measure_tokens=16 * WINDOW, losses=self.work / f"losses-{merge}.jsonl")
+        source, statistics = Source.open(self.source), self.statistics()
+        return measurement(source, statistics, merge, self._text, losses, window=WINDOW, start_over=True)
 
     def student(self, path: Path) -> nn.Module:
         """The converted encoder under the source's classifier."""

@@ -1,4 +1,4 @@
-"""Whisper tiny.en (6 heads a layer, in the decoder and between encoder and decoder): a subject for experiments.
+"""Whisper tiny.en (6 heads per layer, in the decoder and between encoder and decoder): a subject for experiments.
 
 Only those layers are converted, so the encoder runs once for each recording. Attention is distilled from the source on
 what the source hears in sentences that `spoken.py` made, or in eight short recordings, which are few. It is scored by the
@@ -19,15 +19,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.modeling_outputs import BaseModelOutput
 
+from common import measurement
 from gqakit.calibration.calibrate import calibrate
 from gqakit.calibration.store import StatisticsFile
 from gqakit.data.batches import opening, speech_batches
 from gqakit.data.samples import Speech, read_speech
 from gqakit.models.load import load
 from gqakit.models.source import Source
-from gqakit.planning.make import MeasureOptions
+from gqakit.planning.options import LossOptions
 from gqakit.planning.planner import Measure
-from gqakit.progress import silent
 from gqakit.recovery.distil.options import UptrainOptions
 from gqakit.recovery.distil.task import Batch, Losses
 from gqakit.recovery.distil.trainable import prepare_student
@@ -54,7 +54,7 @@ class SpeechTask:
 
     Attributes:
         train, held_out: batches of `encoded`, `decoder_input_ids`, `logits`.
-        opening: so many tokens begin every transcript; what comes after them is predicted.
+        opening: number of tokens that begin every transcript; what comes after them is predicted.
     """
 
     train: Sequence[Batch]
@@ -104,7 +104,10 @@ class SpokenSentences:
     def __init__(self, speech: Path, spoken: Path | None, work: Path) -> None:
         self.speech, self.spoken, self.work = speech, spoken, work
         self.options = UptrainOptions(
-            train="attention", learning_rate=1e-4, per_device_batch_size=1, gradient_accumulation_steps=4
+            train="attention",
+            learning_rate=1e-4,
+            per_device_train_batch_size=1,
+            gradient_accumulation_steps=4,
         )
 
     @property
@@ -150,21 +153,19 @@ class SpokenSentences:
         """As it comes."""
         return self.path
 
-    def moments(self) -> StatisticsFile:
+    def statistics(self) -> StatisticsFile:
         """On the recordings to train on."""
-        path = self.work / "moments.safetensors"
+        path = self.work / "statistics.safetensors"
         if not path.is_file():
-            calibrate(str(self.path), path, text=self._recordings, window=1, tokens=1)
+            calibrate(self.path, path, audio=self._recordings, progress=False)
         return StatisticsFile.open(path)
 
     def measure(self, merge: str) -> Measure:
         """On the recordings to train on."""
-        opened = Source.open(self.path)
-        source, spec = opened.checkpoint, opened.spec
         weighed = Speech(self._recordings.name, self._recordings.clips[:WEIGHED_CLIPS])
-        kept = self.work / f"losses-{merge}.jsonl"
-        where = MeasureOptions(weighed, tokens=1, window=1, losses=kept, replace=True)
-        return where.on(source, spec, self.moments(), merge, silent)
+        losses = LossOptions(losses=self.work / f"losses-{merge}.jsonl")
+        source, statistics = Source.open(self.path), self.statistics()
+        return measurement(source, statistics, merge, weighed, losses, start_over=True)
 
     def student(self, path: Path) -> nn.Module:
         """A conversion with its converted attention to train."""

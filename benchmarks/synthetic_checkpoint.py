@@ -1,4 +1,4 @@
-"""Write a random Llama checkpoint of about 2 GB, in four shards, and random moments for it.
+"""Write a random Llama checkpoint of about 2 GB, in four shards, and random statistics for it.
 
 python benchmarks/synthetic_checkpoint.py DIRECTORY
 """
@@ -21,7 +21,7 @@ SHARDS = 4
 
 
 def main() -> None:
-    """Write the checkpoint and `synthetic-moments.safetensors` beside it."""
+    """Write the checkpoint and `synthetic-statistics.safetensors` beside it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("directory", type=Path)
     directory: Path = parser.parse_args().directory
@@ -64,12 +64,12 @@ def main() -> None:
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
     (directory / "config.json").write_text(json.dumps(CONFIG, indent=2))
-    _write_moments(directory, generator)
+    _write_statistics(directory, generator)
 
 
-def _write_moments(directory: Path, generator: torch.Generator) -> None:
-    opened = Source.open(directory)
-    checkpoint, spec = opened.checkpoint, opened.spec
+def _write_statistics(directory: Path, generator: torch.Generator) -> None:
+    source = Source.open(directory)
+    spec = source.spec
 
     def moment() -> torch.Tensor:
         rows = torch.randn(4096, spec.hidden_size + 1, generator=generator)
@@ -81,7 +81,7 @@ def _write_moments(directory: Path, generator: torch.Generator) -> None:
     frequencies = 10000.0 ** (-torch.arange(0, spec.head_dim, 2) / spec.head_dim)
     header = StatisticsHeader(
         source=directory.name,
-        fingerprint=checkpoint.fingerprint(),
+        fingerprint=source.fingerprint,
         num_layers=spec.num_layers,
         width=spec.hidden_size,
         tokens=4096,
@@ -91,7 +91,7 @@ def _write_moments(directory: Path, generator: torch.Generator) -> None:
         text_sha256="",
     )
     layers = {i: LayerStatistics(moment(), moment(), distances, frequencies) for i in range(spec.num_layers)}
-    save_statistics(directory.with_name("synthetic-moments.safetensors"), header, layers)
+    save_statistics(directory.with_name("synthetic-statistics.safetensors"), header, layers)
 
 
 if __name__ == "__main__":

@@ -12,27 +12,26 @@ import re
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
-from gqakit.recovery.distil.devices import accelerated, prepare
-from gqakit.recovery.distil.loop import Loop, Pace
-from gqakit.recovery.distil.state import Store
 from torch import nn
 
+from common import plan_within
 from gqakit.calibration.store import StatisticsFile
 from gqakit.conversion.convert import convert_checkpoint
-from gqakit.core.budget import resolve_budget
 from gqakit.models.source import Source
-from gqakit.planning.options import PlanOptions
+from gqakit.planning.options import BudgetOptions, PlanOptions
 from gqakit.planning.plan import Plan
-from gqakit.planning.planner import Measure, make_plan
-from gqakit.recovery.distil.options import UptrainOptions
+from gqakit.planning.planner import Measure
+from gqakit.recovery.distil.options import StepSchedule, UptrainOptions
+from gqakit.recovery.distil.store import RunStore
 from gqakit.recovery.distil.task import Task
-from gqakit.recovery.distil.trainable import parameter_groups
+from gqakit.recovery.distil.trainer import Training
+from gqakit.recovery.distil.trainer import train as train_to_the_end
 
 Scores = Mapping[str, float]
 Ways = Mapping[str, Mapping[str, Any]]
@@ -42,7 +41,7 @@ SOURCE, WHOLE = "source", "1"
 _UNCHANGED = {"method": "neighbour", "merge": "mean", "allocation": "uniform"}
 _BY_CHANCE = ("asymgqa", "qcqa")
 REACHED = 0.95
-"""A plan that keeps less than so much of the bytes asked for is of another size: the way has none of this one."""
+"""A plan that keeps less than this share of the bytes asked for is of another size: the way has none of this one."""
 
 
 class Subject(Protocol):
@@ -66,12 +65,12 @@ class Subject(Protocol):
         """The checkpoint to convert."""
         ...
 
-    def moments(self) -> StatisticsFile | None:
-        """Its moments; None where weights alone decide."""
+    def statistics(self) -> StatisticsFile | None:
+        """Its calibration; None where weights alone decide."""
         ...
 
     def measure(self, merge: str) -> Measure:
-        """Measures what a layer's choices lose."""
+        """Measures what a layer's candidates lose."""
         ...
 
     def student(self, path: Path) -> nn.Module:
@@ -88,12 +87,33 @@ class Subject(Protocol):
 
 
 @dataclass(frozen=True)
+class Trial:
+    """What is asked for: a way with its options, a size, a seed."""
+
+    way: str
+    options: Mapping[str, Any]
+    size: str
+    seed: int
+
+    @property
+    def rate(self) -> float:
+        """The rate of training, in the subject's."""
+        return float(self.options.get("rate", 1.0))
+
+    @property
+    def plan_options(self) -> PlanOptions:
+        """Without chance in the method it is the same for all seeds."""
+        seed = self.seed if self.options["method"] in _BY_CHANCE else 0
+        return PlanOptions(**{name: v for name, v in self.options.items() if name != "rate"}, seed=seed)
+
+
+@dataclass(frozen=True)
 class Cell:
     """One way at one size with one seed.
 
     Attributes:
         kept: KV bytes that the plan keeps, of 1.
-        groups: digest of the plan's groups and of a rate of its own; equal ones are trained once a seed.
+        groups: digest of the plan's groups and of a rate of its own; equal ones are trained once per seed.
         curve: scores after 0, 1, 2, … epochs; empty where the way has no such size.
         seconds: processor time, of planning, training and scoring.
     """
@@ -159,31 +179,20 @@ def run(
         for size, way, options in asked:
             if (subject.name, way, size, seed) in cells.found:
                 continue
-            cell = run_cell(cells, subject, way, options, size, seed, epochs, work)
+            cell = run_cell(cells, subject, Trial(way, options, size, seed), epochs, work)
             cells.add(cell)
-            told = [f"{scores[subject.score]:.4f}" for scores in cell.curve]
-            shown = " ".join(told) or "has no such size"
+            scores = [f"{each[subject.score]:.4f}" for each in cell.curve]
+            shown = " ".join(scores) or "has no such size"
             print(f"{subject.name}, {way}, {size}, seed {seed}: {shown} ({cell.seconds:.0f} s)", flush=True)
 
 
-def run_cell(
-    cells: Cells,
-    subject: Subject,
-    way: str,
-    options: Mapping[str, Any],
-    size: str,
-    seed: int,
-    epochs: int,
-    work: Path,
-) -> Cell:
+def run_cell(cells: Cells, subject: Subject, trial: Trial, epochs: int, work: Path) -> Cell:
     """Plan, convert, train and score."""
     began = time.process_time()
-    opened = Source.open(subject.source)
-    source, spec = opened.checkpoint, opened.spec
-    rate = float(options.get("rate", 1.0))
-    plan = _plan(subject, way, {k: v for k, v in options.items() if k != "rate"}, size, seed, work)
-    plan.check_source(source.fingerprint(plan.source.fingerprint), str(source.path))
-    ratio, groups = plan.budget.kv_ratio, _digest(plan, rate)
+    source, seed = Source.open(subject.source), trial.seed
+    plan = _plan(subject, source, trial, work)
+    plan.check_source(source.fingerprint_like(plan.source.fingerprint), str(source.path))
+    ratio, groups = plan.budget.kv_ratio, _digest(plan, trial.rate)
     same = cells.same(subject.name, groups, seed)
     curve: tuple[Scores, ...] = ()
     if ratio < REACHED * plan.budget.kv_ratio_asked:
@@ -193,27 +202,25 @@ def run_cell(
     else:
         converted = work / "converted"
         shutil.rmtree(converted, ignore_errors=True)
-        convert_checkpoint(source, spec, plan, subject.moments(), converted, "")
+        convert_checkpoint(source, plan, subject.statistics(), converted, "")
         student, task = subject.student(converted), subject.task(seed)
-        training = replace(subject.options, learning_rate=rate * subject.options.learning_rate)
-        curve = train(student, subject.teacher(), task, training, epochs, seed, work, groups)
+        training = subject.options.changed(
+            learning_rate=trial.rate * subject.options.learning_rate, seed=seed
+        )
+        curve = train(student, subject.teacher(), task, training, epochs, work, groups)
         shutil.rmtree(converted)
-    return Cell(subject.name, way, size, seed, ratio, groups, curve, time.process_time() - began)
+    return Cell(subject.name, trial.way, trial.size, seed, ratio, groups, curve, time.process_time() - began)
 
 
-def _plan(subject: Subject, way: str, options: Mapping[str, Any], size: str, seed: int, work: Path) -> Plan:
-    """What a way makes of a size; kept, and for a method without chance the same for all seeds."""
-    chosen = PlanOptions(**options, seed=seed if options["method"] in _BY_CHANCE else 0)
-    slug = re.sub(r"[^a-z0-9]+", "-", f"{way} {size} {chosen.seed}".lower())
+def _plan(subject: Subject, source: Source, trial: Trial, work: Path) -> Plan:
+    """What a way makes of a size; kept."""
+    chosen = trial.plan_options
+    slug = re.sub(r"[^a-z0-9]+", "-", f"{trial.way} {trial.size} {chosen.seed}".lower())
     kept = work / f"plan-{slug}.json"
     if not kept.is_file():
-        opened = Source.open(subject.source)
-        source, spec = opened.checkpoint, opened.spec
-        budget = resolve_budget(spec.cache, kv_ratio=float(Fraction(size)))
-        weighs = chosen.allocation_for(budget, True).loss == "measured"
-        measure = subject.measure(chosen.merge) if weighs else None
-        made = make_plan(source, spec, budget, chosen, subject.moments(), measure=measure)
-        made.save(kept)
+        budget = BudgetOptions(kv_ratio=float(Fraction(trial.size)))
+        measure = partial(subject.measure, chosen.merge)
+        plan_within(source, budget, chosen, subject.statistics(), measure).plan.save(kept)
     return Plan.load(kept)
 
 
@@ -223,38 +230,23 @@ def train(
     task: Task,
     options: UptrainOptions,
     epochs: int,
-    seed: int,
     work: Path,
     job: str,
 ) -> tuple[Scores, ...]:
     """gqakit's training loop: the scores before it and after each epoch. Interrupted, it goes on at the last epoch."""
-    per_step = options.per_device_batch_size * options.gradient_accumulation_steps
+    per_step = options.per_step(1)
     steps = -(-task.sizes[0] // per_step)
-    options = UptrainOptions(
-        **{
-            **asdict(options),
-            "seed": seed,
-            "max_steps": steps * epochs,
-            "warmup_steps": max(1, steps * epochs // 10),
-        }
-    )
-    store = Store(work / "training")
-    store.directory.mkdir(parents=True, exist_ok=True)
+    options = options.changed(max_steps=steps * epochs, warmup_steps=max(1, steps * epochs // 10))
+    store = RunStore(work / "training")
     asked = {"job": job, **asdict(options)}
     if (store.directory / "run.json").is_file():
         kept = json.loads((store.directory / "run.json").read_text())
         begun = store.begin(asked, restart=kept != json.loads(json.dumps(asked)))
     else:
         begun = store.begin(asked, restart=False)
-    optimizer = torch.optim.AdamW(
-        parameter_groups(student, options.weight_decay),
-        lr=options.learning_rate,
-        betas=(options.adam_beta1, options.adam_beta2),
-    )
-    with accelerated("cpu", "float32", ()) as accelerator:
-        prepared = prepare(accelerator, student, teacher, optimizer, ())
-        pace = Pace(steps * epochs, steps, steps)
-        Loop(prepared, task, options, pace, store, lambda items: None, lambda step, scores: None).run(begun)
+    if begun.step < steps * epochs:
+        schedule = StepSchedule(steps * epochs, steps, steps)
+        train_to_the_end(Training(student, teacher, task, options, schedule, store, "cpu"))
     lines = [json.loads(line) for line in store.metrics().decode().splitlines()]
     shutil.rmtree(store.directory)
     return tuple(
@@ -266,6 +258,6 @@ def train(
 
 def _digest(plan: Plan, rate: float) -> str:
     merging = [plan.merging.key, plan.merging.value]
-    told = [merging, [[layer.key, layer.value] for layer in plan.layers], *([] if rate == 1 else [rate])]
-    content = json.dumps(told)
+    decides = [merging, [[layer.key, layer.value] for layer in plan.layers], *([] if rate == 1 else [rate])]
+    content = json.dumps(decides)
     return hashlib.sha256(content.encode()).hexdigest()[:16]

@@ -55,6 +55,8 @@ def main() -> None:
         warmup_steps=max(1, chosen.steps // 20),
         max_steps=chosen.steps,
         gradient_accumulation_steps=chosen.windows,
+        teacher=str(bench.source.path),
+        text=training_text(chosen.wikitext, chosen.brown_tokens),
         tokens=chosen.tokens,
         eval_steps=max(1, chosen.steps // 5),
         save_steps=max(1, chosen.steps // 20),
@@ -63,10 +65,8 @@ def main() -> None:
     if not (out / "config.json").is_file():
         screen = Screen()
         uptrain(
-            str(chosen.start),
+            chosen.start,
             out,
-            teacher=str(bench.source.path),
-            text=training_text(chosen.wikitext, chosen.brown_tokens),
             options=options,
             progress=screen.progress,
             notice=lambda step, scores: screen.remark(f"step {step}: {json.dumps(scores)}"),

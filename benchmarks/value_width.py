@@ -15,17 +15,18 @@ from collections.abc import Iterator
 
 import torch
 
-from common import Table, arguments, environment
+from common import Table, arguments, environment, plan_within
 from gqakit.core.attention import AttentionWeights, Projection
 from gqakit.core.linalg import eigh
 from gqakit.core.merging.batch import roots, weighted_gram
 from gqakit.core.statistics import value_stats
 from gqakit.evaluation.language import score_language
-from gqakit.models.layers import read_layer, tensors_of_layer
+from gqakit.models.layers import tensors_of_layer
 from gqakit.models.load import load
 from gqakit.planning.allocation import ALLOCATIONS
 from gqakit.planning.allocation.base import LayerEntry, pick
 from gqakit.planning.layer_loss.probe import LayerProbe
+from gqakit.planning.options import BudgetOptions, PlanOptions
 from methods_table import Scored
 from workbench import Workbench
 
@@ -42,18 +43,18 @@ def main() -> None:
     widths = [*range(STEP, whole + 1, STEP)]
     model = load(bench.source.path, dtype=torch.float32)
     probe = LayerProbe(model, spec, bench.windows("valid", 3, 512))
-    slots: list[LayerEntry] = []
+    entries: list[LayerEntry] = []
     for layer in range(spec.num_layers):
         losses = [probe.divergence(layer, reduced(scored, layer, width)) for width in widths[:-1]]
-        slots.append(LayerEntry(f"values of layer {layer}", whole, 1, tuple(widths), (*losses, 0.0)))
+        entries.append(LayerEntry(f"values of layer {layer}", whole, 1, tuple(widths), (*losses, 0.0)))
     table = Table("Values alone: perplexity (KL to the source)", "value bytes kept", "how", "8 x 512")
     for name, ratio in (("5/6", 5 / 6), ("2/3", 2 / 3), ("1/2", 1 / 2), ("1/3", 1 / 3)):
         even = [max(w for w in widths if w <= whole * ratio + 1e-6)] * spec.num_layers
-        spent = pick(ALLOCATIONS["knapsack"].front(slots, tied=False, rng=random.Random(0)), slots, ratio)
+        spent = pick(ALLOCATIONS["knapsack"].front(entries, tied=False, rng=random.Random(0)), entries, ratio)
         step = spec.head_dim // STEP
         multiples = [
             LayerEntry(s.name, whole, 1, s.counts[step - 1 :: step], s.losses[step - 1 :: step])
-            for s in slots
+            for s in entries
         ]
         whole_heads = pick(
             ALLOCATIONS["knapsack"].front(multiples, tied=False, rng=random.Random(0)), multiples, ratio
@@ -72,8 +73,8 @@ def main() -> None:
 def reduced(scored: Scored, layer: int, width: int) -> dict[str, torch.Tensor]:
     """The layer's tensors with all its value heads read from one latent of this width."""
     bench = scored.bench
-    weights = read_layer(bench.spec, layer, bench.source.load)
-    stats = value_stats(weights, scored.moments.layer(layer))
+    weights = bench.source.layer(layer)
+    stats = value_stats(weights, scored.statistics.layer(layer))
     heads, d = stats.gram.shape[:2]
     root, inverse = roots(stats.metric)
     _, vectors = eigh(weighted_gram(stats.gram, root))
@@ -102,40 +103,29 @@ def score(scored: Scored, model: torch.nn.Module, widths: tuple[int, ...] | list
 def original(scored: Scored, layer: int) -> dict[str, torch.Tensor]:
     """The layer as it was."""
     bench = scored.bench
-    return tensors_of_layer(bench.spec, layer, read_layer(bench.spec, layer, bench.source.load))
+    return tensors_of_layer(bench.spec, layer, bench.source.layer(layer))
 
 
 def head_rows(scored: Scored) -> Iterator[tuple[str, str, str]]:
     """What whole value heads give at the same bytes, keys untouched."""
-    from gqakit.core.budget import resolve_budget
-    from gqakit.planning.make import MeasureOptions
-    from gqakit.planning.options import PlanOptions
-    from gqakit.planning.planner import explore
-    from gqakit.progress import silent
-
     bench = scored.bench
-    measure = MeasureOptions([bench.wikitext / "valid.txt"], losses=bench.work / "losses-fold.jsonl").on(
-        bench.source, bench.spec, scored.moments, "fold", silent
-    )
-    options = PlanOptions(kv_maps="separate", allocation="knapsack")
-    planned = explore(
+    planned = plan_within(
         bench.source,
-        bench.spec,
-        resolve_budget(bench.spec.cache, kv_ratio=1.0),
-        options,
-        scored.moments,
-        measure=measure,
+        BudgetOptions(kv_ratio=1.0),
+        PlanOptions(kv_maps="separate", allocation="knapsack"),
+        scored.statistics,
+        lambda: bench.measurement("fold"),
     )
-    values = [slot for slot in planned.choices if slot.side == "value"]
-    slots = [slot.slot for slot in values]
+    values = [each for each in planned.candidates if each.side == "value"]
+    entries = [each.entry for each in values]
     for name, ratio in (("5/6", 5 / 6), ("2/3", 2 / 3), ("1/2", 1 / 2), ("1/3", 1 / 3)):
-        front = ALLOCATIONS["knapsack"].front(slots, tied=False, rng=random.Random(0))
-        kept = pick(front, slots, ratio).counts
+        front = ALLOCATIONS["knapsack"].front(entries, tied=False, rng=random.Random(0))
+        kept = pick(front, entries, ratio).counts
         layers = tuple(
             layer.model_copy(
-                update={"value": slot.by_count[n].partition.labels, "key": tuple(range(len(layer.key)))}
+                update={"value": each.by_count[n].partition.labels, "key": tuple(range(len(layer.key)))}
             )
-            for layer, slot, n in zip(planned.plan.layers, values, kept, strict=True)
+            for layer, each, n in zip(planned.plan.layers, values, kept, strict=True)
         )
         plan = planned.plan.model_copy(update={"layers": layers, "format": "grouped"})
         yield name, "heads of width d, knapsack", scored.score(plan)

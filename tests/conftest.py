@@ -18,6 +18,9 @@ from hypothesis import settings  # noqa: E402
 
 # Examples are the same on every run: a failure that comes and goes helps nobody.
 settings.register_profile("gqakit", derandomize=True, deadline=None, print_blob=True)
+settings.register_profile(
+    "mutation", settings.get_profile("gqakit"), max_examples=10
+)  # benchmarks/mutation.py
 settings.load_profile("gqakit")
 # The digests of large files are kept in the user's cache; tests have one of their own, kept between runs.
 os.environ.setdefault("GQAKIT_CACHE", os.path.join(tempfile.gettempdir(), "gqakit-tests-cache"))

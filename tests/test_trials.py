@@ -38,7 +38,7 @@ class Tiny:
 
     name, score, higher = "tiny", "perplexity", False
     options = UptrainOptions(
-        learning_rate=1e-2, per_device_batch_size=2, gradient_accumulation_steps=1, ce=1.0
+        learning_rate=1e-2, per_device_train_batch_size=2, gradient_accumulation_steps=1, ce=1.0
     )
 
     def __init__(self, source):
@@ -50,7 +50,7 @@ class Tiny:
     def settings(self):
         return {}
 
-    def moments(self):
+    def statistics(self):
         return None
 
     def measure(self, merge):
@@ -69,7 +69,7 @@ class Tiny:
 
 
 class Stopping(LanguageTask):
-    """A task that gives up after so many batches."""
+    """A task that gives up after a number of batches."""
 
     def until(self, stop_at):
         object.__setattr__(self, "left", stop_at)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from gqakit import errors
+from gqakit import errors as errors
 from gqakit.models.load import load
 from gqakit.models.registration import register_lazily
 
@@ -60,7 +60,6 @@ __all__ = [
     "convert",
     "correlate",
     "demo",
-    "errors",
     "evaluate",
     "export",
     "families",

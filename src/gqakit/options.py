@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import wraps
 from pathlib import Path
@@ -35,7 +35,7 @@ def option(
     help: str,
     *,
     panel: str = "Options",
-    choices: Sequence[str] = (),
+    choices: Collection[str] = (),
     flags: Sequence[str] = (),
     expert: bool = False,
     many: bool = False,
@@ -47,7 +47,7 @@ def option(
         default: its value where it is not given, the only place where this stands; or `REQUIRED`.
         help: one sentence for `--help`.
         panel: the heading that `--help` lists it under.
-        choices: the values that it may have.
+        choices: the values that it may have; a registry counts what is added to it later.
         flags: how the command line spells it, such as `("--output", "-o")`; made of the field's name by default.
         expert: only shown by `--help-all`.
         many: may be given several times on the command line.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -38,10 +39,15 @@ from gqakit.planning.layer_loss.measure import Measurement
 from gqakit.planning.plan import Plan
 from gqakit.planning.planner import make_plan
 from gqakit.planning.request import Request
-from gqakit.progress import Reporter, silent
+from gqakit.progress import Reporter, duration, silent
 from gqakit.recovery.repair.layers import LayerRepair
 from gqakit.recovery.repair.options import FitOptions
 from gqakit.recovery.repair.repair import repair_job, repair_windows, run_repair
+
+STEPS = logging.getLogger("gqakit.steps")
+"""Says what is about to be done, and how long it will take; the command line shows it."""
+LONG = 60.0
+"""Seconds of a step that are worth a word beforehand."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +105,7 @@ def convert(
     """
     started = time.monotonic()
     job = Conversion.check(model, Path(out), options, progress)
+    STEPS.info("Steps: %s.", ", ".join(job.steps()))
     statistics = job.calibrated()
     plan = job.planned(statistics)
     with output_lock(job.out) if not options.dry_run else nullcontext():
@@ -188,6 +195,34 @@ class Conversion:
         """How to measure: a long calibration window need not fit the held-out text."""
         return EvaluateOptions(window=min(self.options.window, WINDOW), device=self.options.device)
 
+    def steps(self) -> list[str]:
+        """What will be done, in words, with the amount of each step."""
+        options, size = self.options, f"{self.source.checkpoint.nbytes / 2**20:,.0f} MiB"
+        steps = []
+        if self.calibrates:
+            amount = (
+                f"up to {options.tokens:,} tokens" if isinstance(self.content, Text) else self.content.name
+            )
+            steps.append(f"calibrate on {amount}")
+        if self.request is not None and self.request.loss == "measured":
+            count = sum(len(shape.counts) - 1 for shape in self.request.shapes)
+            steps.append(
+                f"measure what {count} candidates lose, on up to {options.measure_tokens:,} tokens each"
+            )
+        steps += ["plan"] if self.plan is None else []
+        steps += [] if options.dry_run else [f"write {size}"]
+        steps += [f"repair on up to {options.repair_tokens:,} tokens"] if options.repair else []
+        return [*steps, f"measure the loss on {self.held_out.name}"] if self.held_out else steps
+
+    def _say_time(self, tokens: int, seconds: float) -> None:
+        """From the time of the calibration, what measuring losses will take: half of the layers run, on average."""
+        if self.request is None or self.request.loss != "measured" or not tokens:
+            return
+        count = sum(len(shape.counts) - 1 for shape in self.request.shapes)
+        rest = seconds / tokens * min(self.options.measure_tokens, tokens) * count / 2
+        if rest > LONG:
+            STEPS.info("Measuring losses will take about %s.", duration(rest))
+
     def _check_plan(self, plan: Plan) -> None:
         """A plan that is given must be for this model, for the engine that is asked for, and known to this gqakit."""
         plan.check_source(self.source.fingerprint_like(plan.source.fingerprint), self.source.name)
@@ -228,7 +263,10 @@ class Conversion:
         with output_errors(self.statistics_file.parent):
             self.statistics_file.parent.mkdir(parents=True, exist_ok=True)
         how = CalibrateOptions(tokens=options.tokens, window=options.window, device=options.device)
-        return calibrate_source(self.source, self.statistics_file, self.content, how, self.progress)
+        started = time.monotonic()
+        made = calibrate_source(self.source, self.statistics_file, self.content, how, self.progress)
+        self._say_time(made.header.tokens, time.monotonic() - started)
+        return made
 
     def planned(self, statistics: StatisticsFile | None) -> Plan:
         """The plan that is given, or one within the budget."""

@@ -80,7 +80,8 @@ def lines(description: str, total: int, unit: str) -> Iterator[Advance]:
         if now - last >= QUIET_SECONDS and done < total:
             last = now
             rate = done / (now - start)
-            left = f", {rate:,.0f} {unit}/s, {duration((total - done) / rate)} left" if rate else ""
+            speed = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
+            left = f", {speed} {unit}/s, {duration((total - done) / rate)} left" if rate else ""
             say(f"{description}: {done:,} of {total:,} {unit} ({done / total:.0%}{left})")
 
     def say(text: str) -> None:

@@ -12,7 +12,7 @@ from fuzz import GOLDEN, TARGETS, fuzz
 from gqakit.calibration.store import StatisticsFile
 from gqakit.checkpoint import MANIFEST_NAME, Checkpoint, write_checkpoint
 from gqakit.errors import CheckpointError, FamilyError, OutputError, PlanError
-from gqakit.models.inspection import open_model
+from gqakit.models.source import Source
 from gqakit.planning.layer_loss.file import LossFile, LossHeader
 from gqakit.planning.plan import Plan
 
@@ -30,7 +30,7 @@ def test_the_fuzzer_sees_other_errors_and_files_outside(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr("fuzz.Checkpoint.open", lambda path: [][0])
-        patch.setattr("fuzz.open_model", lambda *given: (tmp_path / "input" / "new").write_text(""))
+        patch.setattr("fuzz.inspect", lambda *given: (tmp_path / "input" / "new").write_text(""))
         _, failures = fuzz(0, 20, tmp_path)
     assert any("IndexError" in failure for failure in failures)
     assert any("outside of the output: ['new']" in failure for failure in failures)
@@ -56,7 +56,7 @@ def changed(path, **changes):
 )
 def test_absurd_configs(tmp_path, changes, message):
     with pytest.raises(FamilyError, match=message):
-        open_model(changed(tmp_path / "m", **changes))
+        Source.open(changed(tmp_path / "m", **changes))
 
 
 @pytest.mark.parametrize("stacks", [[], [3], "x", None])
@@ -66,7 +66,7 @@ def test_grouped_config_of_no_stacks(tmp_path, stacks):
     config["gqakit"]["stacks"] = stacks
     (copy / "config.json").write_text(json.dumps(config))
     with pytest.raises(FamilyError, match="'gqakit' is missing or malformed"):
-        open_model(str(copy))
+        Source.open(copy)
 
 
 def open_losses(path):

@@ -15,7 +15,13 @@ import gqakit as package
 from gqakit.cli.app import app
 from gqakit.options import Options
 
-REQUIRED = {"convert": {"kv_ratio": 0.5}, "export": {"to": "gguf"}}
+REQUIRED: dict[str, dict[str, Any]] = {
+    "convert": {"kv_ratio": 0.5},
+    "export": {"to": "gguf"},
+    "repair": {"source": "model"},
+    "vision-train": {"images": "images.npz"},
+    "correlate": {"statistics": "s.safetensors"},
+}
 """What cannot be left out."""
 ARGUMENTS = {
     "generate": ("model", "Hello"),
@@ -61,12 +67,12 @@ def options_of(name: str, monkeypatch: pytest.MonkeyPatch, *more: Any) -> Option
     monkeypatch.setattr(module, target, stub)
     line = [name, *ARGUMENTS.get(name, ("model",)), *(("-o", "made") if name in OUTPUT else ())]
     try:
-        gqakit(*line, *more)
+        said = gqakit(*line, *more).err
     except Ran as ran:
         given = [*ran.arguments["positional"], *ran.arguments.values()]
         (options,) = [value for value in given if isinstance(value, Options)]
         return options
-    raise AssertionError(f"`gqakit {' '.join(map(str, line))}` did not come to {target}")
+    raise AssertionError(f"`gqakit {' '.join(map(str, line))}` did not come to {target}: {said}")
 
 
 def test_every_python_call_with_options_has_a_command() -> None:

@@ -106,7 +106,7 @@ def test_moments_that_are_gone(rested: Path) -> None:
 
 def test_other_moments(rested: Path) -> None:
     succeeds("calibrate", rested, "-o", "other.safetensors", "--tokens", 128, "--window", 32)
-    carry_out(rested, "--statistics", "other.safetensors", says=("other.safetensors", "same moments"))
+    carry_out(rested, "--statistics", "other.safetensors", says=("other.safetensors", "same statistics"))
 
 
 def test_moments_of_another_model(model: Models, rested: Path) -> None:

@@ -33,8 +33,19 @@ def test_a_directory_as_text(model: Models) -> None:
     refused(9, "evaluate", model(), "--text", "texts", *SMALL, says=("texts", "directory"))
 
 
-@pytest.mark.parametrize("command", ["calibrate", "convert", "evaluate"])
-@pytest.mark.parametrize(("tokens", "window"), [(16, 32), (32, 1), (32, 0), (0, 32), (-1, 32), (32, -4)])
+@pytest.mark.parametrize(
+    ("command", "tokens", "window"),
+    [
+        *((command, 16, 32) for command in ("calibrate", "convert", "evaluate")),
+        *(
+            ("calibrate", 32, 1),
+            ("convert", 32, 0),
+            ("evaluate", 0, 32),
+            ("calibrate", -1, 32),
+            ("convert", 32, -4),
+        ),
+    ],
+)
 def test_tokens_and_windows_that_make_none(model: Models, command: str, tokens: int, window: int) -> None:
     rest: dict[str, tuple[Any, ...]] = {
         "calibrate": ("-o", "m.safetensors"),

@@ -100,7 +100,10 @@ def test_quiet_and_piped_in_a_process_of_its_own(model: Models) -> None:
     loud = shell(*command, "-o", "loud")
     assert loud.code == 0
     steps = [line.split(":")[0] for line in loud.err.splitlines()]
-    assert steps == ["calibrate", "plan", "convert", f"evaluate {source.name}", "evaluate loud"]
+    remarks, done = steps[:2], steps[2:]
+    assert remarks[0] == "Steps"
+    assert remarks[1].startswith("Calibrating on the small text that comes with gqakit")
+    assert done == ["calibrate", "plan", "convert", f"evaluate {source.name}", "evaluate loud"]
     assert "\x1b" not in loud.out + loud.err
     assert "\r" not in loud.out + loud.err
 

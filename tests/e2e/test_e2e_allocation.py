@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from command import QUICK, gqakit, refused, succeeds
 from test_e2e_matrix import loads_and_generates
 from tiny_fixtures import Models
+from tiny_models import all_tensors
 
 from gqakit.planning.layer_loss.file import LossFile
 from gqakit.planning.plan import Plan
@@ -119,16 +124,32 @@ def test_a_uniform_plan_chooses_one_number_for_all(model: Models, moments: Model
     assert {g.key.num_groups for g in plan.groupings} == {4}
 
 
-@pytest.mark.parametrize("stages", ["--one-stage", "--two-stage"])
-def test_qcqa_writes_its_fronts(model: Models, moments: Models, stages: str) -> None:
+def partitions(heads: int) -> Iterator[list[list[int]]]:
+    """Every way to part heads into groups."""
+    if heads == 0:
+        yield []
+        return
+    last = heads - 1
+    for groups in partitions(last):
+        for index, group in enumerate(groups):
+            yield [*groups[:index], [*group, last], *groups[index + 1 :]]
+        yield [*groups, [last]]
+
+
+def sharing_errors(heads: torch.Tensor) -> dict[tuple[int, ...], float]:
+    """For every group of heads `[heads, numbers]` the paper's weight-sharing error: squared distances from its mean."""
+    groups = (g for size in range(1, len(heads) + 1) for g in itertools.combinations(range(len(heads)), size))
+    return {g: float((heads[[*g]] - heads[[*g]].mean(0)).square().sum()) for g in groups}
+
+
+def test_qcqa_writes_its_fronts(model: Models, moments: Models) -> None:
     source = model()
-    how = ("--method", "qcqa", "--population", 12, "--generations", 6, "--merge", "mean", "--seed", 3, stages)
+    how = ("--method", "qcqa", "--population", 12, "--generations", 6, "--merge", "mean", "--seed", 3)
     front = ("--pareto", "front.json", "--plot", "front.png")
     plan = planned(source, moments(source), "--kv-ratio", 0.5, *how, *front)
     assert plan.method_options["population"] == 12
-    assert plan.method_options["one_stage"] == (stages == "--one-stage")
     assert plan.layer_loss == "objective"
-    assert plan.allocation == ("one_stage" if stages == "--one-stage" else "qcqa_layers")
+    assert plan.allocation == "qcqa_layers"
     data = json.loads(Path("front.json").read_text())
     assert Path("front.png").read_bytes().startswith(b"\x89PNG")
     model_front = data["model"]
@@ -138,13 +159,54 @@ def test_qcqa_writes_its_fronts(model: Models, moments: Models, stages: str) -> 
     within = [p for p in model_front if p["kv_ratio"] <= 0.5]
     assert within[-1]["kv_ratio"] == plan.budget.kv_ratio
     for layer in data["layers"]:
+        assert [p["kv_heads"] for p in layer["points"]] == list(range(1, 9))
+
+
+def test_the_fronts_and_their_references_are_what_brute_force_finds(model: Models, moments: Models) -> None:
+    """Objectives and the optimum beside them, computed here from the weights alone."""
+    source = model()
+    how = ("--method", "qcqa", "--population", 12, "--generations", 6, "--merge", "mean", "--seed", 3)
+    planned(source, moments(source), "--kv-ratio", 0.5, *how, "--pareto", "front.json")
+    data = json.loads(Path("front.json").read_text())
+    tensors = all_tensors(source)
+    every = list(partitions(8))
+    assert len(every) == 4140  # Bell's number
+    least: list[list[float]] = []
+    for layer in data["layers"]:
+        prefix = f"model.layers.{layer['layer']}.self_attn"
+        heads = torch.cat(
+            [
+                tensors[f"{prefix}.{name}.weight"].double().unflatten(0, (8, -1)).flatten(1)
+                for name in ("k_proj", "v_proj")
+            ],
+            dim=1,
+        )
+        errors = sharing_errors(heads)
+        best: dict[int, float] = {}
+        for groups in every:
+            total = sum(errors[tuple(group)] for group in groups)
+            best[len(groups)] = min(best.get(len(groups), math.inf), total)
         for point in layer["points"]:
-            assert point["best"] <= point["objective"] + 1e-9
-            assert point["best"] <= point["neighbour"] + 1e-9
-    if stages == "--two-stage":
-        assert [p["kv_heads"] for p in data["layers"][0]["points"]] == list(range(1, 9))
-    best = {p["kv_ratio"]: p["objective"] for p in data["references"]["best"]}
-    assert all(p["objective"] >= best[p["kv_ratio"]] - 1e-9 for p in model_front if p["kv_ratio"] in best)
+            groups = [[h for h in range(8) if point["labels"][h] == g] for g in range(point["kv_heads"])]
+            found = sum(errors[tuple(group)] for group in groups)
+            assert point["objective"] == pytest.approx(found, rel=1e-4, abs=1e-6)
+            assert point["best"] == pytest.approx(best[point["kv_heads"]], rel=1e-4, abs=1e-6)
+        least.append([best[count] for count in range(1, 9)])
+    spent = {0: 0.0}  # the least total for every number of heads in all: layer by layer
+    for layer in least:
+        sums: dict[int, float] = {}
+        for kept, total in spent.items():
+            for count, error in enumerate(layer, start=1):
+                sums[kept + count] = min(sums.get(kept + count, math.inf), total + error)
+        spent = sums
+    compared = 0
+    for point in data["references"]["best"]:
+        kept = round(point["kv_ratio"] * 8 * len(least))
+        assert point["objective"] == pytest.approx(spent[kept], rel=1e-4, abs=1e-6)
+        compared += 1
+    assert compared > 8
+    for point in data["model"]:
+        assert point["objective"] >= spent[sum(point["kv_heads"])] * (1 - 1e-4)
 
 
 def test_correlate_prints_a_table_and_draws(model: Models, moments: Models) -> None:

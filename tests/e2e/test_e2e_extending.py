@@ -17,7 +17,6 @@ from gqakit.core.grouping import Partition
 from gqakit.core.merging import RULES
 from gqakit.core.merging.base import HeadMerge, MergeRule, identity_maps
 from gqakit.core.statistics import HeadStats
-from gqakit.errors import UsageError
 from gqakit.grouping_methods import METHODS
 from gqakit.grouping_methods.base import GroupingMethod, HeadFeatures, Sizes, in_range
 from gqakit.pipeline import convert
@@ -54,7 +53,7 @@ def test_a_grouping_method_is_one_class(
     monkeypatch.setitem(METHODS, striped.name, example("Striped")(offset=1))
     made = plan(source, kv_heads=2, method="striped", kv_maps="separate", progress=False)
     assert made.method_options == {"offset": 1}
-    with pytest.raises(UsageError, match="offset = -1 must be at least 0"):
+    with pytest.raises(ValueError, match="offset = -1 must be at least 0"):
         example("Striped")(offset=-1)
     assert "striped" in succeeds("methods").out
     assert "| `striped` | every P-th head together |" in succeeds("methods", "--markdown").out

@@ -22,12 +22,13 @@ from gqakit.errors import OutputError
 from gqakit.key_driven.attention import UpdateSchedule
 from gqakit.key_driven.classifier import save_classifier
 from gqakit.key_driven.install import VARIANTS, freeze, install
-from gqakit.key_driven.train import VisionResult, vision_train, work_directory
-from gqakit.models.inspection import inspect_checkpoint, open_model
+from gqakit.key_driven.train import VisionResult, vision_train
+from gqakit.models.inspection import inspect
 from gqakit.models.load import load
 from gqakit.models.remote_code.attention import GroupedHeads
+from gqakit.models.source import Source
 from gqakit.pipeline import convert
-from gqakit.planning.make import BudgetOptions, PlanOptions, plan
+from gqakit.planning.make import plan
 
 SHORT: dict[str, Any] = {
     "batch_size": 8,
@@ -38,8 +39,9 @@ SHORT: dict[str, Any] = {
     "eval_steps": 4,
     "save_steps": 2,
 }
-OURS = [(name, False) for name in ("gqa", *VARIANTS)]
-PUBLISHED = [(name, True) for name in VARIANTS]
+# "dgqa-ema" differs from "dgqa-diff" in one number, which test_key_driven_attention.py looks at.
+OURS = [(name, False) for name in ("gqa", "kdgqa", "dgqa-diff", "pgqa")]
+PUBLISHED = [(name, True) for name in ("kdgqa", "dgqa-diff", "pgqa")]
 
 
 @pytest.fixture(scope="session")
@@ -96,8 +98,8 @@ def test_it_learns_and_writes_a_grouped_classifier(sources, images, family):
     assert result.accuracy > 0.8
     assert result.steps == {"uptrain": 30, "finetune": 60}
     assert (result.train_images, result.held_out_images) == (48, 12)
-    assert not work_directory(out).exists()
-    found = inspect_checkpoint(*open_model(str(out)))
+    assert not out.with_name(out.name + ".vision").exists()
+    found = inspect(out)
     assert found.model_type == f"gqakit_{family}"
     assert found.key_heads == found.value_heads == (4, 4)
     config = json.loads((out / "config.json").read_text())
@@ -181,20 +183,16 @@ def test_kv_heads_that_nothing_reads_leave_a_published_checkpoint(sources, image
         logits(load(tmp_path / "saved"), tmp_path / "student", images),
         logits(model, tmp_path / "student", images),
     )
-    assert open_model(str(tmp_path / "saved"))[1].key_heads == tuple(map(len, allocation))
+    assert Source.open(tmp_path / "saved").spec.key_heads == tuple(map(len, allocation))
 
 
 def grouped(source: Path, folder: Path) -> tuple[Any, Any]:
     """A classifier of three classes, converted to 4 KV heads."""
     save_classifier(Checkpoint.open(str(source)), folder / "teacher", ["a", "b", "c"], 0, 0)
-    budget = BudgetOptions(kv_heads=4)
-    made = plan(
-        str(folder / "teacher"),
-        budget,
-        PlanOptions(method="neighbour", merge="mean", allocation="uniform", format="grouped"),
-    )
-    convert(str(folder / "teacher"), folder / "student", plan=made, measure=False)
-    return load(folder / "student", dtype=torch.float32), open_model(str(folder / "student"))[1]
+    how = {"method": "neighbour", "merge": "mean", "allocation": "uniform", "format": "grouped"}
+    made = plan(folder / "teacher", kv_heads=4, progress=False, **how)
+    convert(folder / "teacher", folder / "student", plan=made, evaluate=False, progress=False)
+    return load(folder / "student", dtype=torch.float32), Source.open(folder / "student").spec
 
 
 def attention(model: Any, spec: Any) -> list[Any]:
@@ -202,7 +200,7 @@ def attention(model: Any, spec: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize(
-    ("method", "as_published"), [("dgqa-diff", False), ("kdgqa", False), ("pgqa", False), ("dgqa-ema", True)]
+    ("method", "as_published"), [("dgqa-diff", False), ("pgqa", False), ("dgqa-ema", True)]
 )
 def test_a_killed_run_comes_to_the_same_bits(sources, images, method, as_published):
     changes = {"method": method, "as_published": as_published}
@@ -323,7 +321,7 @@ def test_the_command(sources, images):
     assert said["steps"] == {"uptrain": 2, "finetune": 6}
     assert "finetune, step 6, held out: loss" in ran.err
     shown = succeeds("inspect", "out")
-    assert "KV heads a layer" in shown.out
+    assert "KV heads per layer" in shown.out
     again = succeeds(
         "vision-train", sources["vit"], "-o", "out", "--images", images, "-q", "--overwrite", *options
     )

@@ -19,9 +19,9 @@ from gqakit.errors import MissingDependencyError, UsageError
 from gqakit.grouping_methods import METHODS
 from gqakit.grouping_methods.base import HeadFeatures, Sizes
 from gqakit.grouping_methods.partition_search import exact_partitions
+from gqakit.grouping_methods.qcqa.evolution import rng_of
 from gqakit.grouping_methods.qcqa.layer_search import layer_front
 from gqakit.grouping_methods.qcqa.method import QCQA
-from gqakit.grouping_methods.qcqa.nsga2 import rng_of
 from gqakit.grouping_methods.qcqa.rows import canonical, first_rows, num_groups
 from gqakit.planning.allocation import ALLOCATIONS
 from nsga_sensitivity import model_points

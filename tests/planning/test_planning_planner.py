@@ -71,8 +71,9 @@ def ratio_for(method: str) -> float:
 
 @pytest.mark.parametrize("method", sorted(METHODS))
 @pytest.mark.parametrize("merge", sorted(RULES))
-@pytest.mark.parametrize("calibrated", [False, True])
-def test_every_method_with_every_rule(opened, moments, method, merge, calibrated):
+def test_every_method_with_every_rule(opened, moments, method, merge):
+    """With statistics and without by turns, so that each method and each rule meets both."""
+    calibrated = (sorted(METHODS).index(method) + sorted(RULES).index(merge)) % 2 == 1
     made = plan(opened, ratio_for(method), moments if calibrated else None, method=method, merge=merge)
     assert [g.key.num_groups for g in made.groupings] == [4 * ratio_for(method)] * 4
     assert all(g.is_shared for g in made.groupings)

@@ -261,10 +261,10 @@ def test_what_cannot_be_repaired(model: Models, plain: Callable[..., Path]) -> N
 
 
 def test_options_are_checked_at_once() -> None:
-    with pytest.raises(
-        UsageError, match=r"`steps` is 0.*`learning_rate` is -1.*`seed` is -1.*`source` is missing"
-    ):
-        RepairOptions(steps=0, learning_rate=-1, seed=-1)
+    with pytest.raises(UsageError, match=r"`steps` is 0.*`learning_rate` is -1.*`seed` is -1"):
+        RepairOptions(source="model", steps=0, learning_rate=-1, seed=-1)
+    with pytest.raises(UsageError, match="`source` must be given"):
+        RepairOptions.of({"steps": 2})
 
 
 def test_every_window_is_seen_once_before_any_comes_again() -> None:

@@ -11,8 +11,7 @@ from typing import Any
 from tiny_models import build
 
 from gqakit.pipeline import convert
-from gqakit.planning.make import BudgetOptions, PlanOptions
-from gqakit.recovery.distil.uptrain import UptrainResult, uptrain, work_directory
+from gqakit.recovery.distil.uptrain import SUFFIX, UptrainResult, uptrain
 
 SHORT: dict[str, Any] = {
     "window": 32,
@@ -48,19 +47,14 @@ def pair(folder: Path, family: str = "llama", format: str = "grouped") -> Pair:
     teacher = build(folder / f"{family}-{format}" / "teacher", family, num_hidden_layers=2)
     student = folder / f"{family}-{format}" / "student"
     heads = 3 if format == "grouped" else 2
-    plan = PlanOptions(
-        method="neighbour", merge="mean", allocation="uniform", format=format, layer_loss="error"
-    )  # pyright: ignore[reportArgumentType]
-    convert(
-        str(teacher),
-        student,
-        budget=BudgetOptions(kv_heads=heads),
-        options=plan,
-        tokens=256,
-        window=32,
-        measure=False,
-    )
+    how = {"method": "neighbour", "merge": "mean", "allocation": "uniform", "format": format}
+    convert(teacher, student, kv_heads=heads, tokens=256, window=32, evaluate=False, progress=False, **how)
     return Pair(teacher, student)
+
+
+def work_directory(out: Path) -> Path:
+    """Where a run is kept while it is not finished."""
+    return out.with_name(out.name + SUFFIX)
 
 
 class Killed(Exception):  # noqa: N818

@@ -1,4 +1,4 @@
-"""The streaming pass that fills Moments."""
+"""The forward pass that fills the calibration statistics: hooks on projections, and a look at every attention."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from gqakit.models.spec import ModelSpec
 _NAME = "gqakit_calibration"
 LEAST_SAMPLED = 32
 CAUSAL_PARTS = 4
-"""Samples of causal attention are looked at in so many parts, each with the keys up to its last position."""
+"""The number of parts in which samples of causal attention are followed, each with the keys up to its last position."""
 
 
 def collect_statistics(
@@ -68,9 +68,9 @@ def _on(value: Any, device: torch.device) -> Any:
 def sampled_positions(heads: int, length: int, width: int) -> Tensor:
     """Where each query head is followed, `[heads, positions]`: in all at half of the input's positions.
 
-    Heads take turns and are spread evenly over the input. Every position looks at all before it, so of a long input at
+    Heads take turns and are distributed evenly over the input. Every position looks at all before it, so of a long input at
     most half of the model's width are taken: then following them costs a like share of the forward pass at any length.
-    A short input is cheap and says little, so at least `LEAST_SAMPLED` are taken where there are so many.
+    A short input is cheap and says little, so at least `LEAST_SAMPLED` are taken where there are that many.
     """
     wanted = max(LEAST_SAMPLED, min(length, width) // 2)
     each = min(length, max(1, wanted // heads))
@@ -83,7 +83,7 @@ class _Part:
     """Some of the sampled positions, with what follows from them alone; the same for all layers and windows alike.
 
     Attributes:
-        places: `[H, n]`. seen: so many keys are looked at.
+        places: `[H, n]`. seen: number of keys that are looked at.
         later: keys after each position, `[H, n, seen]`; None where those have weight too.
         bins: the distance of each key, `[H * n * seen]`, counted on by KV heads.
     """
@@ -237,17 +237,19 @@ def _attention(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    is_causal: bool | None = None,
-    position_bias: Tensor | None = None,
-    softcap: float | None = None,
-    **kwargs: Any,
+    **how: Any,
 ) -> tuple[Tensor, None]:
-    """The attention that the model computes, after a look at its queries and keys."""
+    """The attention that the model computes, after a look at its queries and keys.
+
+    What transformers' interface passes besides: `dropout`, `scaling`, `is_causal`, `position_bias`, `softcap`.
+    """
+    dropout, softcap = how.pop("dropout", 0.0), how.pop("softcap", None)
+    scaling, wants_causal = how.pop("scaling", None), how.pop("is_causal", None)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    wants_causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
+    if wants_causal is None:
+        wants_causal = getattr(module, "is_causal", True)
     causal = query.shape[2] > 1 and attention_mask is None and wants_causal
+    position_bias = how.pop("position_bias", None)
     if position_bias is not None:
         attention_mask, causal = mask_with_bias(attention_mask, position_bias, causal, query, key), False
     if module in watched:
@@ -261,7 +263,7 @@ def _attention(
     if not hasattr(module, "num_key_value_groups"):  # by which transformers' function repeats keys and values
         group = query.shape[1] // key.shape[1]
         key, value = (states.repeat_interleave(group, dim=1) for states in (key, value))  # [B, H, S, d]
-    return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scale, causal, **kwargs)
+    return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scale, causal, **how)
 
 
 def _frequencies(model: PreTrainedModel, spec: ModelSpec) -> Tensor | None:

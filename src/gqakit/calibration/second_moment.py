@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 PANELS = 4
-"""A product of rows with themselves is symmetric: made in so many panels, from the diagonal on, it is 5/8 of the work."""
+"""A product of rows with themselves is symmetric: in this number of panels, from the diagonal on, it is 5/8 of the work."""
 
 ENOUGH = 1024
-"""With so many rows a product takes many times as long as adding it to the sum."""
+"""With this number of rows a product takes many times as long as adding it to the sum."""
 
 
 class SecondMoment:

@@ -1,4 +1,4 @@
-"""The Moments noun on disk: one safetensors file, one tensor a layer and kind, its origin in the header."""
+"""The statistics file: safetensors with one tensor per layer and kind of statistic, and its origin in the header."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class StatisticsHeader(BaseModel):
 
 @dataclass(frozen=True)
 class StatisticsFile:
-    """Calibration results, read a layer at a time."""
+    """Calibration statistics on disk, read layer by layer."""
 
     path: Path
     header: StatisticsHeader

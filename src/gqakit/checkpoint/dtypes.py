@@ -7,48 +7,24 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-# Code -> bits of one element. Below eight bits several elements share a byte.
-BITS = {
-    "BOOL": 8,
-    "F4": 4,
-    "F6_E2M3": 6,
-    "F6_E3M2": 6,
-    "U8": 8,
-    "I8": 8,
-    "F8_E5M2": 8,
-    "F8_E4M3": 8,
-    "F8_E8M0": 8,
-    "F8_E4M3FNUZ": 8,
-    "F8_E5M2FNUZ": 8,
-    "I16": 16,
-    "U16": 16,
-    "F16": 16,
-    "BF16": 16,
-    "I32": 32,
-    "U32": 32,
-    "F32": 32,
-    "C64": 64,
-    "I64": 64,
-    "U64": 64,
-    "F64": 64,
+_BY_BITS = {
+    8: "BOOL U8 I8 F8_E5M2 F8_E4M3 F8_E8M0 F8_E4M3FNUZ F8_E5M2FNUZ",
+    16: "I16 U16 F16 BF16",
+    32: "I32 U32 F32",
+    64: "I64 U64 F64 C64",
+    6: "F6_E2M3 F6_E3M2",
+    4: "F4",
 }
+# Code -> bits of one element. Below eight bits several elements share a byte.
+BITS = {code: bits for bits, codes in _BY_BITS.items() for code in codes.split()}
 
 # The codes gqakit loads; float8 and narrower are refused when a checkpoint is opened.
-_TORCH_NAME = {
-    "BOOL": "bool",
-    "U8": "uint8",
-    "I8": "int8",
-    "I16": "int16",
-    "U16": "uint16",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "I32": "int32",
-    "U32": "uint32",
-    "F32": "float32",
-    "C64": "complex64",
-    "I64": "int64",
-    "U64": "uint64",
-    "F64": "float64",
+_KINDS = {"I": "int", "U": "uint", "F": "float", "BF": "bfloat", "C": "complex"}
+_TORCH_NAME = {"BOOL": "bool"} | {
+    f"{kind}{bits}": f"{name}{bits}"
+    for kind, name in _KINDS.items()
+    for bits in (8, 16, 32, 64)
+    if f"{kind}{bits}" in BITS
 }
 _CODE = {name: code for code, name in _TORCH_NAME.items()}
 

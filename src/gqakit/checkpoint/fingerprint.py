@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -22,7 +23,24 @@ from .jsonio import canonical
 
 if TYPE_CHECKING:
     from .header import Shard, TensorInfo
-    from .reader import Checkpoint
+
+
+class Readable(Protocol):
+    """What is read of a checkpoint."""
+
+    path: Path
+    config: dict[str, Any]
+    shards: tuple[Shard, ...]
+    tensors: Mapping[str, TensorInfo]
+
+    def read_chunks(self, info: TensorInfo, chunk: int) -> Iterator[bytes]:
+        """A tensor's bytes in blocks."""
+        ...
+
+    def read_range(self, shard: str, start: int, end: int) -> Iterator[bytes]:
+        """A range of a shard's bytes in blocks."""
+        ...
+
 
 PREFIX, OLD_PREFIX = "model-sha256:", "sha256:"
 _VOLATILE = {"transformers_version", "_name_or_path"}
@@ -32,7 +50,7 @@ _RACY_NS = 2 * 10**9  # the coarsest clock of a file system in use (FAT): two wr
 _THREADS = 4  # one core hashes 1 to 2 GB per second, a fast disk reads several
 
 
-def fingerprint(checkpoint: Checkpoint) -> str:
+def fingerprint(checkpoint: Readable) -> str:
     """`model-sha256:` and 64 hex digits over the config without its volatile keys and every tensor.
 
     How the tensors are distributed over shards, and their order, do not matter.
@@ -45,7 +63,7 @@ def fingerprint(checkpoint: Checkpoint) -> str:
     return PREFIX + hashlib.sha256(canonical([_stable(checkpoint.config), rows])).hexdigest()
 
 
-def old_fingerprint(checkpoint: Checkpoint) -> str:
+def old_fingerprint(checkpoint: Readable) -> str:
     """`sha256:` and 64 hex digits, as files of gqakit 0.1 hold it: of each tensor the first 4 KiB alone.
 
     It does not tell apart models that differ elsewhere, so nothing new is written with it.
@@ -59,7 +77,7 @@ def old_fingerprint(checkpoint: Checkpoint) -> str:
     return OLD_PREFIX + digest.hexdigest()
 
 
-def _by_name(checkpoint: Checkpoint) -> list[TensorInfo]:
+def _by_name(checkpoint: Readable) -> list[TensorInfo]:
     return sorted(checkpoint.tensors.values(), key=lambda info: info.name)
 
 
@@ -70,7 +88,7 @@ def _stable(value: Any) -> Any:
     return value
 
 
-def _digests(checkpoint: Checkpoint, shard: Shard) -> dict[str, str]:
+def _digests(checkpoint: Readable, shard: Shard) -> dict[str, str]:
     """The sha256 of every tensor of a shard, from the cache where the file is the one that was hashed."""
     path = checkpoint.path / shard.name
     key = _key(path) if shard.size >= _CACHED_BYTES else None

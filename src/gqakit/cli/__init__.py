@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 from gqakit.errors import GqakitError
 
@@ -14,11 +15,11 @@ def main() -> None:
     from gqakit.cli.app import app
     from gqakit.cli.command import with_flags
 
-    wrong_usage = typer.BadParameter.__mro__[1]  # the base of all that is wrong about a command line
+    wrong_usage: Any = typer.BadParameter.__mro__[1]  # the base of all that is wrong about a command line
     try:
         code = app(standalone_mode=False)
     except wrong_usage as error:
-        message = str(error.format_message()).replace("Value error, ", "")  # pyright: ignore[reportAttributeAccessIssue]
+        message = str(error.format_message()).replace("Value error, ", "")
         _fail(message, 2) if message.strip() else sys.exit(
             2
         )  # without arguments the help was printed already

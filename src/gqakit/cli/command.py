@@ -5,12 +5,13 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.models import ArgumentInfo
 
 from gqakit.cli.console import Screen
 from gqakit.options import Options
@@ -27,6 +28,8 @@ Output = Annotated[
 ]
 
 EXPERT = "--help-all"
+LONGEST_KIND = 24
+"""Choices that take more characters stand behind the help, or the column of names would be cut at 80 columns."""
 _PLAIN = {"int": int, "float": float, "str": str, "bool": bool, "Path": Path}
 _SPELLED: dict[str, str] = {"out": "--output"}
 """How the command line spells the options that are not simply named after their field."""
@@ -50,15 +53,17 @@ def command(
             if name not in ("screen", "options")
         ]
         added = [_parameter(each) for each in _in_order(kind)] if kind else []
-        parameters = [*own, *added, *_shared()]
+        arguments = [p for p in own if isinstance(p.annotation.__metadata__[0], ArgumentInfo)]
+        places = [p for p in own if p not in arguments]  # where results go: last, in the order of work
+        parameters = [*arguments, *added, *places, *_shared()]
 
         def run(**values: Any) -> None:
             screen = Screen(values.pop("as_json"), values.pop("quiet"), values.pop("verbose"))
             values.pop("help_all")
             given = {each.name: values.pop(each.name) for each in fields(kind)} if kind else {}
-            arguments = {**values, "options": kind(**_given(given))} if kind else values
+            values |= {"options": kind(**_given(given))} if kind else {}
             try:
-                function(screen, **arguments)
+                function(screen, **values)
             except KeyboardInterrupt:
                 screen.remark(f"interrupted{'; ' if resumes else ''}{resumes}")
                 raise typer.Exit(130) from None
@@ -108,11 +113,13 @@ def _parameter(each: Field[Any]) -> inspect.Parameter:
         _SPELLED[each.name] = flags[0].partition("/")[0]
     elif default is False:  # a switch that is only ever turned on
         flags = [flag(each.name)]
+    shown = " | ".join(metadata["choices"])
+    named = f" One of {', '.join(metadata['choices'])}." if len(shown) > LONGEST_KIND else ""
     option = typer.Option(
         *flags,
-        help=metadata["help"].replace("[", "\\["),
+        help=f"{metadata['help']}{named}".replace("[", "\\["),
         rich_help_panel=metadata["panel"],
-        metavar=" | ".join(metadata["choices"]) or None,
+        metavar=None if named else shown or None,
         autocompletion=_completing(metadata["choices"]),
         hidden=metadata["expert"] and EXPERT not in sys.argv,
         show_default=default not in (None, False, inspect.Parameter.empty),
@@ -122,7 +129,7 @@ def _parameter(each: Field[Any]) -> inspect.Parameter:
     )
 
 
-def _completing(choices: Sequence[str]) -> Callable[[str], list[str]] | None:
+def _completing(choices: Collection[str]) -> Callable[[str], list[str]] | None:
     """What a shell completes a value with. The options class refuses a wrong one, with near matches."""
     if not choices:
         return None

@@ -24,9 +24,12 @@ class Screen:
     def __init__(self, as_json: bool = False, quiet: bool = False, verbose: bool = False) -> None:
         self.as_json, self.quiet, self.verbose = as_json, quiet, verbose
         level = logging.INFO if verbose else logging.ERROR
-        logging.basicConfig(level=level, stream=sys.stderr, format="%(name)s: %(message)s")
+        logging.basicConfig(
+            level=level, stream=sys.stderr, format="%(name)s: %(message)s" if verbose else "%(message)s"
+        )
         ours = logging.INFO if verbose else logging.ERROR if quiet else logging.WARNING
         logging.getLogger("gqakit").setLevel(ours)
+        logging.getLogger("gqakit.steps").setLevel(logging.WARNING if quiet else logging.INFO)
         if not verbose:
             _calm_transformers()
 

@@ -67,8 +67,8 @@ def make(
 ) -> None:
     """Decide which heads share and how, within a budget. Without statistics the weights alone decide.
 
-    The model is run only where losses of layers are measured: with statistics or data, unless --layer-loss error or
-    --allocation uniform makes that needless.
+    The model is run only where losses of layers are measured: with statistics or data, unless the layer loss `error` or the
+    allocation `uniform` makes that needless.
     """
     from gqakit.planning.make import explore
 

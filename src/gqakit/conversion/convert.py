@@ -57,7 +57,7 @@ def _layout(spec: ModelSpec, plan: Plan) -> Layout:
 
 
 def converted_cache(spec: ModelSpec, plan: Plan, element_bytes: int) -> CacheShape:
-    """What the KV cache of the converted model keeps for a token."""
+    """What the KV cache of the converted model keeps per token."""
     return CacheShape(
         tuple(g.key.num_groups for g in plan.groupings),
         tuple(g.value.num_groups for g in plan.groupings),

@@ -23,7 +23,7 @@ from gqakit.models.spec import ModelSpec
 Content = Text | Images | Speech
 
 IMAGES_AT_ONCE = 8
-# Families whose position embeddings follow another image size only when told to; DINOv2's always do.
+# Families whose position embeddings follow another image size only when asked to; DINOv2's always do.
 ASK_TO_INTERPOLATE = ("vit", "clip_vision_model")
 SPOKEN_TOKENS = 96
 _TAKES = {"text": Text, "embedding": Text, "translation": Text, "image": Images, "speech": Speech}
@@ -117,11 +117,11 @@ def _is_encoder(source: Checkpoint) -> bool:
 
 
 def opening(source: Checkpoint) -> list[int]:
-    """The tokens that a speech model's decoder is begun with: the start, then language and task where they are told."""
+    """The tokens that a speech model's decoder begins with: the start, then language and task where they are forced."""
     begin = [int(source.config.get("decoder_start_token_id") or 0)]
     path = source.path / "generation_config.json"
-    told = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return begin + [token for _, token in told.get("forced_decoder_ids") or [] if token is not None]
+    forced = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return begin + [token for _, token in forced.get("forced_decoder_ids") or [] if token is not None]
 
 
 def transcribe(model: Any, features: Tensor, begin: Sequence[int], most: int) -> Tensor:

@@ -76,7 +76,7 @@ def read_images(source: str | Path, limit: int | None = None, size: int | None =
 
     Args:
         source: the place.
-        limit: at most so many; of a folder the first by name.
+        limit: the most to take; of a folder the first by name.
         size: see `Images`.
 
     Raises:
@@ -226,7 +226,7 @@ def _other_audio(file: Path) -> tuple[np.ndarray, int]:
 def text_batches(windows: Tensor, *, cached: bool) -> list[dict[str, Any]]:
     """One batch for each window of token ids, `[windows, window]`.
 
-    `cached` models are told not to keep keys and values; encoders do not know the word.
+    `cached` models get `use_cache=False`; encoders have no such option.
     """
     more = {"use_cache": False} if cached else {}
     return [{"input_ids": window[None], **more} for window in windows]

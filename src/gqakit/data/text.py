@@ -124,16 +124,17 @@ def token_windows(
     Args:
         tokenizer: of the model.
         text: what to cut.
-        window: tokens a window.
-        tokens: at most so many tokens in all, rounded down to whole windows; None for the whole text.
-        skip: so many windows at the start are left out.
+        window: tokens per window.
+        tokens: the most tokens in all, rounded down to whole windows; None for the whole text.
+        skip: number of windows at the start that are left out.
 
     Raises:
         DataError: when not even one window comes out.
     """
     if window < 2 or (tokens is not None and tokens < window):
         raise DataError(
-            f"a window of {window} tokens out of {tokens} makes no window; ask for `tokens` of at least `window`, and a `window` of at least 2"
+            f"a window of {window} tokens out of {tokens} makes no window; ask for more `tokens`, or a "
+            "`window` of at least 2 and at most that"
         )
     content = text.content
     if (

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -189,10 +189,11 @@ class _State:
         return cls(member.sum(0), to_group, (member * to_group).sum(0))
 
 
-def _gains(
-    labels: NDArray[np.int64], pairs: NDArray[np.float64], sizes: Sizes
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """What every move `[heads, groups]` and swap `[heads, heads]` does to the stand-in; inf where it is not allowed."""
+def _changes(labels: NDArray[np.int64], pairs: NDArray[np.float64], sizes: Sizes) -> NDArray[np.float64]:
+    """What every move, then every swap does to the stand-in, as one row; inf where it is not allowed.
+
+    `_changed` says what the entries mean: head by head the moves to each group, then the swaps with each later head.
+    """
     state = _State.of(labels, pairs)
     own, count, within, heads = labels, state.count, state.within, np.arange(len(labels))
     to_own = state.to_group[heads, own]
@@ -200,31 +201,37 @@ def _gains(
     with np.errstate(divide="ignore", invalid="ignore"):
         leaving = (within[own] - 2 * to_own) / (count[own] - 1) - share[own]
     joining = (within + 2 * state.to_group) / (count + 1) - share
-    moves = leaving[:, None] + joining
+    moves = leaving[:, None] + joining  # [heads, groups]
     moves[(count[own] <= sizes.least)[:, None] | (count >= sizes.most)[None, :]] = np.inf
     moves[heads, own] = np.inf
     brings = 2 * (state.to_group[:, own] - pairs).T  # [h, g]: what g brings into the group of h, h gone
     exchange = (brings - 2 * to_own[:, None]) / count[own][:, None]  # in the group of h: h leaves, g comes
     swaps = exchange + exchange.T
-    swaps[own[:, None] == own[None, :]] = np.inf
-    return moves, swaps
+    swaps[(own[:, None] == own[None, :]) | np.tri(len(labels), dtype=bool)] = np.inf
+    return np.concatenate([moves.ravel(), swaps.ravel()])
+
+
+def _changed(labels: NDArray[np.int64], index: int) -> NDArray[np.int64]:
+    """The labels after the change that stands at a place of `_changes`."""
+    labels, num_groups = labels.copy(), int(labels.max()) + 1
+    if index < len(labels) * num_groups:
+        head, group = divmod(index, num_groups)
+        labels[head] = group
+    else:
+        a, b = divmod(index - len(labels) * num_groups, len(labels))
+        labels[a], labels[b] = labels[b], labels[a]
+    return labels
 
 
 def _descend(labels: NDArray[np.int64], pairs: NDArray[np.float64], sizes: Sizes) -> NDArray[np.int64]:
-    """Take the best move or swap until none lowers the stand-in."""
-    labels = labels.copy()
+    """Take the best move or swap until none lowers the stand-in by more than rounding."""
     least = -1e-12 * max(float(pairs.max(initial=0.0)), 1e-300)
     while True:
-        moves, swaps = _gains(labels, pairs, sizes)
-        move, swap = int(np.argmin(moves)), int(np.argmin(swaps))
-        if min(moves.flat[move], swaps.flat[swap]) >= least:
+        changes = _changes(labels, pairs, sizes)
+        best = int(np.argmin(changes))
+        if changes[best] >= least:
             return labels
-        if moves.flat[move] <= swaps.flat[swap]:
-            head, group = divmod(move, moves.shape[1])
-            labels[head] = group
-        else:
-            a, b = divmod(swap, len(labels))
-            labels[a], labels[b] = labels[b], labels[a]
+        labels = _changed(labels, best)
 
 
 def _polish(start: Partition, pairs: NDArray[np.float64], cost: Cost, sizes: Sizes) -> Partition:
@@ -233,7 +240,11 @@ def _polish(start: Partition, pairs: NDArray[np.float64], cost: Cost, sizes: Siz
     improved = True
     while improved:
         improved = False
-        for changed in itertools.islice(_promising(labels, pairs, sizes), PATIENCE):
+        expected = _changes(labels, pairs, sizes)
+        for index in np.argsort(expected, kind="stable")[:PATIENCE].tolist():
+            if not np.isfinite(expected[index]):
+                break
+            changed = _changed(labels, index)
             touched = set(labels[labels != changed]) | set(changed[labels != changed])
             before, after = (
                 sum(cost(tuple(np.flatnonzero(which == group).tolist())) for group in touched)
@@ -243,23 +254,3 @@ def _polish(start: Partition, pairs: NDArray[np.float64], cost: Cost, sizes: Siz
                 labels, improved = changed, True
                 break
     return Partition.of(labels.tolist())
-
-
-def _promising(
-    labels: NDArray[np.int64], pairs: NDArray[np.float64], sizes: Sizes
-) -> Iterator[NDArray[np.int64]]:
-    """Every allowed change, by what the stand-in expects of it."""
-    moves, swaps = _gains(labels, pairs, sizes)
-    swaps[np.tril_indices(len(labels))] = np.inf
-    expected = np.concatenate([moves.ravel(), swaps.ravel()])
-    for index in np.argsort(expected, kind="stable").tolist():
-        if not np.isfinite(expected[index]):
-            return
-        changed = labels.copy()
-        if index < moves.size:
-            head, group = divmod(index, moves.shape[1])
-            changed[head] = group
-        else:
-            a, b = divmod(index - moves.size, len(labels))
-            changed[a], changed[b] = labels[b], labels[a]
-        yield changed

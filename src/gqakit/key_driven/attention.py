@@ -3,7 +3,7 @@
 Key-Driven Grouped Query Attention (arXiv 2408.08454). Query heads stay in order, so an allocation says everything: the
 first `allocation[0]` query heads read KV head 0, and so on. Each class stands in an attention module where `GroupedHeads`
 stands in a finished model, and does its work through it. How each differs from the paper is in docs/key-driven.md; the
-published behaviour is in `keydriven_published.py`.
+published behaviour is in `published.py`.
 Axes: B images, H query heads, G KV heads, T positions, d channels a head.
 """
 
@@ -29,7 +29,7 @@ class UpdateSchedule:
 
     Attributes:
         window: steps between two allocations of DGQA.
-        decay: of the moving average of norms, a step: the weight of what it was.
+        decay: of the moving average of norms, per step: the weight of what it was.
         seed: of noise and of published ties.
     """
 
@@ -42,15 +42,13 @@ class KeyDrivenHeads(nn.Module, ABC):
     """Attention of one layer with an allocation that training changes.
 
     Args:
-        num_heads, num_kv_heads: H and G. layer: its index, which seeds chance. schedule: see there.
+        num_heads, num_kv_heads: H and G. layer: its index, which seeds its noise. schedule: see there.
 
-    Attributes:
+    Buffers, which a run's checkpoints hold:
         average: `[G]`, the moving average of key norms over training steps.
         allocation: `[G]`, query heads of each KV head.
-        steps: training steps so far. draws: how often chance was asked.
+        steps: training steps so far. draws: number of draws of noise so far.
     """
-
-    keeps_statistics = True  # see `gqakit.recovery.distil.devices`
 
     average: Tensor
     allocation: Tensor
@@ -59,12 +57,8 @@ class KeyDrivenHeads(nn.Module, ABC):
 
     def __init__(self, num_heads: int, num_kv_heads: int, layer: int, schedule: UpdateSchedule) -> None:
         super().__init__()
-        self.num_heads, self.num_kv_heads, self.layer, self.schedule = (
-            num_heads,
-            num_kv_heads,
-            layer,
-            schedule,
-        )
+        self.num_heads, self.num_kv_heads = num_heads, num_kv_heads
+        self.layer, self.schedule = layer, schedule
         self.register_buffer("average", torch.zeros(num_kv_heads))
         self.register_buffer("allocation", torch.tensor(self.equal))
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
@@ -83,24 +77,14 @@ class KeyDrivenHeads(nn.Module, ABC):
     def frozen(self) -> tuple[int, ...]:
         """The allocation that a finished checkpoint gets."""
 
-    def attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        dropout: float,
-        scaling: float,
-        is_causal: bool,
-        softcap: float | None = None,
-    ) -> Tensor:
-        """See `GroupedHeads.attend`."""
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> Tensor:
+        """See `GroupedHeads.attend`; KV heads that no query head reads are left out."""
         allocation = self.allocate(key)
         used = [group for group, count in enumerate(allocation) if count]
         if len(used) < len(allocation):
             key, value = key[:, used], value[:, used]
         heads = grouped_heads(tuple(count for count in allocation if count))
-        return heads.attend(query, key, value, mask, dropout, scaling, is_causal, softcap)
+        return heads.attend(query, key, value, *rest)
 
     def observe(self, norms: Tensor) -> None:
         """One training step: norms go into the moving average, which begins at the first of them.
@@ -113,7 +97,7 @@ class KeyDrivenHeads(nn.Module, ABC):
         self.steps += 1
 
     def generator(self) -> torch.Generator:
-        """Chance for one draw, from numbers that are saved alone, so that a resumed run draws the same."""
+        """A generator for one draw, made of saved numbers alone, so that a resumed run draws the same."""
         self.draws += 1
         return torch.Generator().manual_seed(mixed_seed(self.schedule.seed, self.layer, int(self.draws)))
 
@@ -137,7 +121,6 @@ class KeyDistributed(KeyDrivenHeads):
     """
 
     def allocate(self, key: Tensor) -> tuple[int, ...]:
-        """See the base class."""
         if not self.training:
             return self.frozen()
         norms = key_norms(key)
@@ -147,7 +130,6 @@ class KeyDistributed(KeyDrivenHeads):
         return allot(min_max(norms.tolist()), self.num_heads)
 
     def frozen(self) -> tuple[int, ...]:
-        """By the moving average."""
         return allot(min_max(self.average.tolist()), self.num_heads)
 
 
@@ -171,7 +153,6 @@ class DynamicKeyDistributed(KeyDrivenHeads):
         self.register_buffer("before", torch.zeros(num_kv_heads))  # the average at the start of the window
 
     def allocate(self, key: Tensor) -> tuple[int, ...]:
-        """See the base class."""
         if self.training:
             self.observe(key_norms(key))
             if int(self.steps) == 1:
@@ -183,7 +164,6 @@ class DynamicKeyDistributed(KeyDrivenHeads):
         return self.frozen()
 
     def frozen(self) -> tuple[int, ...]:
-        """The one in force."""
         return tuple(self.allocation.tolist())
 
 
@@ -191,15 +171,12 @@ class Perturbed(KeyDrivenHeads):
     """PGQA: plain grouping, with noise subtracted from what attention puts out, in training alone."""
 
     def allocate(self, key: Tensor) -> tuple[int, ...]:
-        """Equal."""
         return self.equal
 
     def frozen(self) -> tuple[int, ...]:
-        """Equal."""
         return self.equal
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> Tensor:
-        """See `GroupedHeads.attend`."""
         out = super().attend(query, key, value, *rest)
         return out - perturbation(out, self.equal, self.generator()) if self.training else out
 
@@ -207,7 +184,7 @@ class Perturbed(KeyDrivenHeads):
 def perturbation(out: Tensor, allocation: tuple[int, ...], generator: torch.Generator) -> Tensor:
     """Gaussian noise of mean 0 with each head's own deviation, 0 on the diagonal of every group's matrix.
 
-    A group's matrix has a row for each of its query heads and `T d` columns; its diagonal is one number a head.
+    A group's matrix has a row for each of its query heads and `T d` columns; its diagonal is one number per head.
 
     Args:
         out: `[B, H, T, d]`, what attention puts out. allocation: sizes of the groups.

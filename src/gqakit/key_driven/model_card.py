@@ -17,32 +17,27 @@ def vision_card(record: Mapping[str, Any]) -> str:
     options, images, result = record["options"], record["images"], record["result"]
     published = ", as published" if options["as_published"] else ""
     phases = ", ".join(f"{name} {each['step']:,} steps" for name, each in record["phases"].items())
-    rows = [
-        f"| {layer} | {' '.join(map(str, counts))} |" for layer, counts in enumerate(record["allocation"])
-    ]
-    lines = [
-        "---",
-        "library_name: transformers",
-        "pipeline_tag: image-classification",
-        "tags:",
-        "- gqakit",
-        "---",
-        "",
-        f"# {record['model']['name']}, grouped-query attention, {len(images['classes'])} classes",
-        "",
-        f"Made of **{record['model']['name']}** by gqakit {record['gqakit_version']} (`vision-train`), method "
-        f"`{options['method']}`{published}.",
-        "",
-        f"- Trained on {images['train']:,} images of {images['name']}: {phases}, {options['batch_size']} images a step, "
-        f"seed {options['seed']}",
-        f"- On {images['held_out']:,} images not trained on: accuracy {result['accuracy']:.1%}, cross-entropy "
-        f"{number(result['loss'])}",
-        "- Everything else: `gqakit-vision.json`, `gqakit-vision-metrics.jsonl`",
-        "",
-        "Query heads that read each KV head:",
-        "",
-        "| layer | query heads |",
-        "|---|---|",
-        *rows,
-    ]
-    return "\n".join(lines) + "\n"
+    rows = "\n".join(f"| {i} | {' '.join(map(str, each))} |" for i, each in enumerate(record["allocation"]))
+    name = record["model"]["name"]
+    return f"""---
+library_name: transformers
+pipeline_tag: image-classification
+tags:
+- gqakit
+---
+
+# {name}, grouped-query attention, {len(images["classes"])} classes
+
+Made of **{name}** by gqakit {record["gqakit_version"]} (`vision-train`), method `{options["method"]}`{published}.
+
+- Trained on {images["train"]:,} images of {images["name"]}: {phases}, {options["batch_size"]} images per step, \
+seed {options["seed"]}
+- On {images["held_out"]:,} images not trained on: accuracy {result["accuracy"]:.1%}, cross-entropy {number(result["loss"])}
+- Everything else: `gqakit-vision.json`, `gqakit-vision-metrics.jsonl`
+
+Query heads that read each KV head:
+
+| layer | query heads |
+|---|---|
+{rows}
+"""

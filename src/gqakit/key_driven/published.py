@@ -49,7 +49,6 @@ class PublishedHeads(KeyDrivenHeads):
         raise NotImplementedError
 
     def frozen(self) -> tuple[int, ...]:
-        """That of the last training step."""
         return tuple(self.allocation.tolist())
 
 
@@ -57,7 +56,6 @@ class PublishedKeyDistributed(PublishedHeads):
     """KDGQA: by the batch at hand, in training and at evaluation."""
 
     def decide(self, norms: Tensor) -> tuple[int, ...]:
-        """See the base class."""
         return published_by_norm(norms.tolist(), self.num_heads)
 
 
@@ -81,7 +79,6 @@ class PublishedDynamic(PublishedHeads):
         )  # evaluation changes it for the next training step
 
     def decide(self, norms: Tensor) -> tuple[int, ...]:
-        """See the base class."""
         if not self.training:
             self._split(norms)
             self.cache.copy_(norms)
@@ -104,11 +101,9 @@ class PublishedPerturbed(PublishedHeads):
     """PGQA: the same noise for every image of a batch, standardised to each head's mean and deviation."""
 
     def decide(self, norms: Tensor) -> tuple[int, ...]:
-        """Equal."""
         return self.equal
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> Tensor:
-        """See `GroupedHeads.attend`."""
         out = super().attend(query, key, value, *rest)
         return out - published_perturbation(out, self.equal, self.generator())
 

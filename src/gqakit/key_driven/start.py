@@ -68,6 +68,11 @@ class VisionJob:
         return self.out.with_name(self.out.name + SUFFIX)
 
     @property
+    def kv_heads(self) -> int:
+        """KV heads per layer that a conversion gets."""
+        return self.options.kv_heads or self.source.spec.num_heads // 2
+
+    @property
     def recorded(self) -> dict[str, Any]:
         """The options that decide the result."""
         return {name: value for name, value in vars(self.options).items() if name not in ASIDE}
@@ -119,14 +124,9 @@ def check_start(source: Source, options: VisionOptions) -> None:
         raise UsageError(
             "`teacher` is for a conversion; of a model that is converted here it is the model itself"
         )
-    count = kv_heads_of(source, options)
+    count = options.kv_heads or spec.num_heads // 2
     if not 0 < count < spec.num_heads:
         raise BudgetError(f"`kv_heads` {count} of {spec.num_heads}: expected 1 to {spec.num_heads - 1}")
-
-
-def kv_heads_of(source: Source, options: VisionOptions) -> int:
-    """KV heads per layer."""
-    return options.kv_heads or source.spec.num_heads // 2
 
 
 def read_images_for(options: VisionOptions) -> tuple[LabelledImages, LabelledImages]:
@@ -189,7 +189,7 @@ def prepare_start(job: VisionJob, progress: Reporter) -> Made:
 
 def _convert(made: Made, job: VisionJob, progress: Reporter) -> None:
     """Convert the classifier: consecutive groups and means, or (fold) what `convert` does with some of the images."""
-    heads, teacher = kv_heads_of(job.source, job.options), made.teacher
+    heads, teacher = job.kv_heads, made.teacher
     if job.options.method == "fold":
         pixels = job.train.images.pixels[:CALIBRATION_IMAGES]
         convert(

@@ -23,7 +23,7 @@ from gqakit.key_driven.install import Allocation, freeze, install
 from gqakit.key_driven.model_card import vision_card
 from gqakit.key_driven.options import FINETUNE, KEY_DRIVEN, UPTRAIN, VisionOptions
 from gqakit.key_driven.start import SUFFIX, WORK_FILES, Made, VisionJob, prepare_start
-from gqakit.key_driven.tasks import Classes, Features, ImageTask
+from gqakit.key_driven.tasks import Classes, Features
 from gqakit.models.load import load
 from gqakit.models.shipping import shipped_code
 from gqakit.models.source import Source
@@ -31,7 +31,7 @@ from gqakit.options import takes
 from gqakit.progress import Reporter, silent
 from gqakit.recovery.distil.options import StepSchedule
 from gqakit.recovery.distil.store import Progress, RunStore
-from gqakit.recovery.distil.trainer import Place, Training, Watch, evaluate, put_weights, train
+from gqakit.recovery.distil.trainer import Training, evaluate, put_weights, train
 from gqakit.recovery.distil.uptrain import launched, versions
 
 RECORD_FILE, METRICS_FILE = "gqakit-vision.json", "gqakit-vision-metrics.jsonl"
@@ -166,23 +166,35 @@ class _Run:
 
     def evaluated(self) -> dict[str, float]:
         """The scores of the student as it is."""
-        place = Place(torch.device(self.job.device))
-        return evaluate(self.student, None, self._classes, self.job.options.batch_size, place)
+        from accelerate import Accelerator
+
+        accelerator = Accelerator(cpu=self.job.device == "cpu")
+        return evaluate(self.student, None, self._classes, self.job.options.batch_size, accelerator)
 
     @property
     def _classes(self) -> Classes:
         return Classes(self.job.train, self.job.held_out, self.transform)
 
-    def _phase(self, name: str, task: ImageTask, teacher: Any) -> Progress:
+    def _phase(self, name: str, task: Features | Classes, teacher: Any) -> Progress:
         options, store = self.job.options.phase(name, task.sizes[0]), self.stores[name]
         begun = store.progress()
         if begun.step < options.max_steps:
             train_all_but(self.student, _NOT_TRAINED[name])
             schedule = StepSchedule.of(options, task.sizes[0])
-            job: Any = Training(self.student, teacher, task, options, schedule, store, self.job.device)
             left = (schedule.max_steps - begun.step) * options.per_device_train_batch_size
             with self.progress(name, left, "images") as advance:
-                begun = train(job, Watch(advance, lambda step, scores: self.notice(name, step, scores)))
+                job = Training(
+                    self.student,
+                    teacher,
+                    task,
+                    options,
+                    schedule,
+                    store,
+                    self.job.device,
+                    advance,
+                    lambda step, scores: self.notice(name, step, scores),
+                )
+                begun = train(job)
         put_weights(self.student, store.weights(begun.step))
         return begun
 

@@ -1,4 +1,4 @@
-"""The noun: what will be done to a checkpoint, in one readable, versioned file. It knows no method."""
+"""The plan file: what will be done to a checkpoint, readable, versioned and comparable. It knows no method."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ class Plan(_Strict):
         """The file's text: indented, with lists of numbers on one line."""
         text = json.dumps(self.model_dump(mode="json"), indent=2)
         compact = re.sub(
-            r"\[\n[\d\s,]*\]",  # only a list spread over lines: in a string a line never ends
+            r"\[\n[\d\s,]*\]",  # only a list over several lines: in a string a line never ends
             lambda match: re.sub(r"\s+", " ", match[0]).replace("[ ", "[").replace(" ]", "]"),
             text,
         )
@@ -206,7 +206,7 @@ class Plan(_Strict):
             raise PlanError(f"{path} is not a gqakit plan: it has no key 'gqakit_plan'")
         if data["gqakit_plan"] != PLAN_VERSION:
             raise PlanError(
-                f"plan {path} has version {data['gqakit_plan']!r}, this gqakit reads version {PLAN_VERSION}; make it anew"
+                f"plan {path} has version {data['gqakit_plan']!r}, this gqakit reads version {PLAN_VERSION}; make it again"
             )
         try:
             return cls.model_validate(data)
@@ -224,7 +224,7 @@ class Plan(_Strict):
 
 
 def is_uniform(groupings: tuple[Grouping, ...]) -> bool:
-    """Whether stock engines can run these: one map a layer, equal groups, the same number in all layers."""
+    """Whether stock engines can run these: one map per layer, equal groups, the same number in all layers."""
     return all(g.is_uniform for g in groupings) and len({g.key.num_groups for g in groupings}) == 1
 
 

@@ -48,7 +48,7 @@ class Fold(MergeRule):
     """
 
     name = "fold"
-    summary = "best low-rank shared head, a linear map for each member folded into its readers"
+    summary = "best low-rank shared head, a linear map for each member, folded into the next weights"
     source = "gqakit"
 
     def on(self, channels: Channels) -> MergeRule:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from gqakit.core.within_cluster import WithinClusterError
 from gqakit.grouping_methods.base import Sizes
-from gqakit.grouping_methods.qcqa.nsga2 import Evolution, Found, Rng, Rows, Scores, evolve, rng_of
+from gqakit.grouping_methods.qcqa.evolution import Evolution, Found, Rng, Rows, Scores, rng_of
+from gqakit.grouping_methods.qcqa.nsga2 import evolve
 from gqakit.grouping_methods.qcqa.rows import Limits, Near, cross_blocks, cross_groups, first_rows, num_groups
 
 

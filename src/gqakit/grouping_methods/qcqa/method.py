@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from gqakit.core.grouping import Partition
 from gqakit.core.within_cluster import WithinClusterError
 from gqakit.grouping_methods.base import Cost, GroupingMethod, HeadFeatures, Sizes
+from gqakit.grouping_methods.qcqa.evolution import Evolution
 from gqakit.grouping_methods.qcqa.layer_search import layer_front
-from gqakit.grouping_methods.qcqa.nsga2 import Evolution
 
 
 @dataclass(frozen=True)

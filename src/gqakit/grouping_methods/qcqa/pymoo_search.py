@@ -6,21 +6,17 @@ from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from pymoo.config import Config
+from pymoo.algorithms.moo.nsga2 import NSGA2
+from pymoo.core.crossover import Crossover
+from pymoo.core.duplicate import DuplicateElimination
+from pymoo.core.mating import Mating
+from pymoo.core.mutation import Mutation
+from pymoo.core.problem import Problem
+from pymoo.core.repair import Repair
+from pymoo.core.sampling import Sampling
+from pymoo.operators.selection.tournament import TournamentSelection
 
-Config.warnings["not_compiled"] = False  # or pymoo prints an advertisement for its compiled modules
-
-from pymoo.algorithms.moo.nsga2 import NSGA2  # noqa: E402
-from pymoo.core.crossover import Crossover  # noqa: E402
-from pymoo.core.duplicate import DuplicateElimination  # noqa: E402
-from pymoo.core.mating import Mating  # noqa: E402
-from pymoo.core.mutation import Mutation  # noqa: E402
-from pymoo.core.problem import Problem  # noqa: E402
-from pymoo.core.repair import Repair  # noqa: E402
-from pymoo.core.sampling import Sampling  # noqa: E402
-from pymoo.operators.selection.tournament import TournamentSelection  # noqa: E402
-
-from gqakit.grouping_methods.qcqa.nsga2 import Archive, Evolution, Operators, Rng, Rows  # noqa: E402
+from gqakit.grouping_methods.qcqa.evolution import Archive, Evolution, Operators, Rng, Rows
 
 _TRIES = 3
 """How often mating is repeated when it yields too few chromosomes that are new."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from gqakit.core.key_allocation import equal_allocation
 from gqakit.grouping_methods.base import Sizes
-from gqakit.grouping_methods.qcqa.nsga2 import Rng, Rows
+from gqakit.grouping_methods.qcqa.evolution import Rng, Rows
 
 
 def canonical(rows: Rows) -> Rows:

@@ -10,7 +10,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from gqakit.grouping_methods.qcqa.nsga2 import Evolution, Rng, Rows, Scores, distinct, evolve, rng_of
+from gqakit.grouping_methods.qcqa.evolution import Evolution, Rng, Rows, Scores, distinct, rng_of
+from gqakit.grouping_methods.qcqa.nsga2 import evolve
 from gqakit.planning.allocation.base import Allocation, FrontPoint, LayerEntry, tied_points, undominated
 
 

@@ -13,7 +13,7 @@ from gqakit.core.merging import RULES
 from gqakit.errors import UsageError
 from gqakit.grouping_methods import METHODS
 from gqakit.grouping_methods.base import HeadFeatures, Sizes
-from gqakit.grouping_methods.qcqa.nsga2 import check_pymoo
+from gqakit.grouping_methods.qcqa.evolution import check_pymoo
 from gqakit.models.source import Source
 from gqakit.options import takes
 from gqakit.planning.correlation.options import CorrelateOptions

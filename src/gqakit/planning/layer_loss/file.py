@@ -58,7 +58,7 @@ class LossFile:
     def open(cls, header: LossHeader, path: Path | None, *, replace: bool = False) -> LossFile:
         """Continue a file where it is about the same, or begin one.
 
-        A last line that an interruption cut short is dropped. With `replace`, a file about something else is begun anew.
+        A last line that an interruption cut short is dropped. With `replace`, a file about something else is started over.
 
         Raises:
             PlanError: when the file is about something else, or is no file of losses.

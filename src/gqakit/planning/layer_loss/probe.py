@@ -137,7 +137,7 @@ class LayerProbe:
         hidden = None if self._hidden is None else self._hidden[index]
         same_side = self._spec.sites[self._layer].stack.block
         if layer is not None and self._spec.sites[layer].stack.block != same_side:
-            hidden = None  # the decoder begins anew
+            hidden = None  # the decoder begins with its own embedding
         with _resumed(self._before(), self._blocks[self._layer], hidden, self._rest[index]):
             return self._model(**batch, **self._keep)
 

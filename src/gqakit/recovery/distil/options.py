@@ -68,8 +68,8 @@ class TrainOptions(Options):
     early_stopping_patience: int = option(
         0, "Stop after this number of evaluations without a new best; 0 never does.", panel=WATCH, at_least=0
     )
-    report_to: tuple[str, ...] = option(
-        (), "Also log to tensorboard, wandb or trackio; may be repeated.", panel=WATCH, many=True
+    report_to: tuple[str, ...] | None = option(
+        None, "Also log to tensorboard, wandb or trackio; may be repeated.", panel=WATCH, many=True
     )
 
     def problems(self) -> Iterator[str]:

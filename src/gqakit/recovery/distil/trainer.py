@@ -1,11 +1,11 @@
-"""The training run: transformers' Trainer, with a teacher, losses that are sums, checkpoints that are whole or absent."""
+"""The training run: transformers' Trainer with a teacher, losses that are sums, checkpoints that are whole or absent."""
 
 from __future__ import annotations
 
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import partial
@@ -39,6 +39,7 @@ class Training:
         student: what trains has `requires_grad`. teacher: stays as it is; None where the task needs none.
         task: what they learn. options, schedule: how.
         store: begun. device: "cpu" or "cuda".
+        advance: called with the items just trained on, in the first process. notice: see `Notice`, likewise.
     """
 
     student: nn.Module
@@ -48,21 +49,11 @@ class Training:
     schedule: StepSchedule
     store: RunStore
     device: str
-
-
-@dataclass(frozen=True)
-class Watch:
-    """Who is told how a run goes; the first process alone calls them.
-
-    Attributes:
-        advance: called with the items just trained on. notice: see `Notice`.
-    """
-
     advance: Advance = lambda items: None
     notice: Notice = lambda step, scores: None
 
 
-def train(training: Training, watch: Watch | None = None) -> Progress:
+def train(training: Training) -> Progress:
     """Train from where the store is to the end, which may come early. The student then has the last step's weights.
 
     Every process of a launch calls it. The caller's random numbers stay as they were.
@@ -73,7 +64,7 @@ def train(training: Training, watch: Watch | None = None) -> Progress:
     """
     latest = training.store.latest()
     with _unchanged_rng():
-        trainer = DistilTrainer(training, watch or Watch())
+        trainer = DistilTrainer(training)
         trainer.train(resume_from_checkpoint=str(latest) if latest else None)
         return Progress.of(trainer.state, training.options.early_stopping_patience)
 
@@ -81,7 +72,7 @@ def train(training: Training, watch: Watch | None = None) -> Progress:
 class DistilTrainer(Trainer):
     """The Trainer on a `Task`. Its dataset is the numbers of the examples; the task turns them into batches."""
 
-    def __init__(self, training: Training, watch: Watch) -> None:
+    def __init__(self, training: Training) -> None:
         self.training, self.task = training, training.task
         self._parts: dict[str, Tensor] = {}  # sums of the step's losses, this process's share
         self._items = 0  # of the step, over all processes
@@ -93,7 +84,7 @@ class DistilTrainer(Trainer):
             train_dataset=range(train_size),  # pyright: ignore[reportArgumentType]
             eval_dataset=range(held_out_size),  # pyright: ignore[reportArgumentType]
             data_collator=partial(training.task.batch, held_out=False),  # pyright: ignore[reportArgumentType]
-            callbacks=[_Watcher(self, watch), *([EarlyStoppingCallback(patience)] if patience else [])],
+            callbacks=[_Watcher(self), *([EarlyStoppingCallback(patience)] if patience else [])],
         )
         self.remove_callback(PrinterCallback)
         self.model_accepts_loss_kwargs = True  # `compute_loss` divides by the items of the whole step
@@ -110,9 +101,9 @@ class DistilTrainer(Trainer):
             if not accelerator.is_fsdp2:
                 raise UsageError("uptraining shards with FSDP2; set fsdp_version: 2 in the accelerate config")
             plugin: Any = accelerator.state.fsdp_plugin
-            plugin.set_state_dict_type(
-                "FULL_STATE_DICT"
-            )  # the best weights are read again without the launch
+            # Whole, not sharded: the best weights are read again without the launch.
+            plugin.state_dict_config = plugin.optim_state_dict_config = None
+            plugin.set_state_dict_type("FULL_STATE_DICT")
 
     def _placed_teacher(self, teacher: nn.Module | None) -> nn.Module | None:
         """The frozen teacher: sharded where the student is, else whole on each device. It needs no gradient averaging."""
@@ -175,13 +166,9 @@ class DistilTrainer(Trainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Score the held-out examples."""
-        reduce = partial(self.accelerator.reduce, reduction="sum")
-        place = Place(
-            self.args.device, self.accelerator.process_index, self.accelerator.num_processes, reduce
-        )
-        found = evaluate(
-            self.model_wrapped, self.teacher, self.task, self.args.per_device_eval_batch_size, place
-        )
+        model: Any = self.model_wrapped
+        batch_size = self.args.per_device_eval_batch_size
+        found = evaluate(model, self.teacher, self.task, batch_size, self.accelerator)
         if not math.isfinite(found["loss"]):
             raise TrainingError(
                 f"after step {self.state.global_step} the loss on what is held out is {found['loss']}; "
@@ -231,10 +218,10 @@ class DistilTrainer(Trainer):
 
 
 class _Watcher(TrainerCallback):
-    """Times steps, tells the watch, keeps metrics, and sees to a last evaluation."""
+    """Times steps, reports them, keeps metrics, and sees to a last evaluation."""
 
-    def __init__(self, trainer: DistilTrainer, watch: Watch) -> None:
-        self.trainer, self.watch, self.store = trainer, watch, trainer.training.store
+    def __init__(self, trainer: DistilTrainer) -> None:
+        self.trainer, self.training, self.store = trainer, trainer.training, trainer.training.store
         self.started = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -246,7 +233,7 @@ class _Watcher(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
-            self.watch.advance(self.trainer._items)
+            self.training.advance(self.trainer._items)
         if state.global_step == state.max_steps:
             control.should_evaluate = True
 
@@ -261,40 +248,36 @@ class _Watcher(TrainerCallback):
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
         if state.is_world_process_zero:
             scores = {name.removeprefix("eval_"): value for name, value in metrics.items()}
-            self.watch.notice(state.global_step, scores)
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where this process's share of an evaluation runs: its device, its number of how many, and how they add up."""
-
-    device: torch.device
-    rank: int = 0
-    processes: int = 1
-    reduce: Callable[[Tensor], Any] = lambda values: values
+            self.training.notice(state.global_step, scores)
 
 
 @torch.no_grad()
 def evaluate(
-    student: nn.Module, teacher: nn.Module | None, task: Task, batch_size: int, place: Place
+    student: nn.Module, teacher: nn.Module | None, task: Task, batch_size: int, accelerator: Any
 ) -> dict[str, float]:
     """Means over the held-out examples: `loss`, what is minimised, and the task's own summary.
 
     Processes take batches in turn; one that has none left runs the first again and counts nothing, for sharded models
     run only together.
+
+    Args:
+        student, teacher, task: as in `Training`. batch_size: examples at a time.
+        accelerator: accelerate's; says which process this is, where it runs and how to add up over all.
     """
     student.eval()
+    device, rank, processes = accelerator.device, accelerator.process_index, accelerator.num_processes
     examples = list(range(task.sizes[1]))
     batches = [examples[at : at + batch_size] for at in range(0, len(examples), batch_size)]
     sums: dict[str, float] = {}
-    for turn in range(-(-len(batches) // place.processes)):
-        mine = turn * place.processes + place.rank
+    for turn in range(-(-len(batches) // processes)):
+        mine = turn * processes + rank
         counts = mine < len(batches)
         batch = task.batch(batches[mine if counts else 0], held_out=True)
-        losses = task.losses(student, teacher, {k: v.to(place.device) for k, v in batch.items()}, every=True)
+        losses = task.losses(student, teacher, {k: v.to(device) for k, v in batch.items()}, every=True)
         for name, part in {"loss": losses.total, **losses.parts, "items": task.items(batch)}.items():
             sums[name] = sums.get(name, 0.0) + (float(part) if counts else 0.0)
-    total = place.reduce(torch.tensor(list(sums.values()), dtype=torch.float64, device=place.device))
+    values = torch.tensor(list(sums.values()), dtype=torch.float64, device=device)
+    total = accelerator.reduce(values, "sum")
     means = dict(zip(sums, (total / total[-1]).tolist(), strict=True))
     means.pop("items")
     return {"loss": means.pop("loss"), **task.summary(means)}
@@ -316,7 +299,6 @@ def _trained_names(model: nn.Module) -> list[str]:
 
 def _arguments(training: Training) -> TrainingArguments:
     options, schedule = training.options, training.schedule
-    _check_trackers(options.report_to)
     schedule_type = options.lr_scheduler_type
     arguments = TrainingArguments(
         output_dir=str(training.store.directory),
@@ -333,7 +315,7 @@ def _arguments(training: Training) -> TrainingArguments:
         logging_steps=1,
         logging_nan_inf_filter=False,
         disable_tqdm=True,
-        report_to=list(options.report_to),
+        report_to=[*(options.report_to or ())],
         run_name=PROJECT,
         project=PROJECT,
         remove_unused_columns=False,
@@ -365,13 +347,14 @@ _NAMES = {each.name for each in fields(TrainingArguments)}
 _RECOMPUTE = "activation_checkpointing" if "activation_checkpointing" in _NAMES else "gradient_checkpointing"
 
 
-def _check_trackers(names: tuple[str, ...]) -> None:
+def check_trackers(names: Sequence[str]) -> None:
+    """Raise `MissingDependencyError` for a tracker whose package is not installed."""
     from accelerate.tracking import get_available_trackers
 
     available = {str(getattr(name, "value", name)) for name in get_available_trackers()}
     for name in names:
         if name not in available:
-            raise MissingDependencyError(f"`report_to` {name} needs the package {name}: pip install {name}")
+            raise MissingDependencyError(f"`report_to={name}` needs the package {name}: pip install {name}")
 
 
 @contextmanager

@@ -32,7 +32,7 @@ from gqakit.recovery.distil.model_card import uptrained_card
 from gqakit.recovery.distil.options import StepSchedule, UptrainOptions
 from gqakit.recovery.distil.store import RUN_FILES, Progress, RunStore
 from gqakit.recovery.distil.trainable import check_writable, prepare_student
-from gqakit.recovery.distil.trainer import Notice, Training, Watch, train
+from gqakit.recovery.distil.trainer import Notice, Training, check_trackers, train
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,22 @@ class UptrainResult:
     resumed_from: int
     stopped_early: bool
     main: bool = True
+
+    @classmethod
+    def of(cls, out: Path, resumed_from: int, ended: Progress, main: bool) -> UptrainResult:
+        """What is to be said of a run that ended."""
+        return cls(
+            out=out,
+            step=ended.step,
+            best_step=ended.best_step,
+            tokens=ended.tokens,
+            seconds=ended.seconds,
+            before=ended.first or {},
+            after=ended.best_scores or {},
+            resumed_from=resumed_from,
+            stopped_early=ended.stopped,
+            main=main,
+        )
 
 
 SUFFIX = ".uptrain"
@@ -94,41 +110,21 @@ def uptrain(
     """
     job = _Uptraining.check(model, Path(out), options)
     here = launched(job.device)
+    check_trackers(options.report_to or ())
     store = RunStore(job.out.with_name(job.out.name + SUFFIX), options.early_stopping_patience)
     asked = job.asked(here.num_processes)
-    schedule = StepSchedule.of(options, job.task.sizes[0], here.num_processes)
     with ExitStack() as stack:
         if here.is_main_process:
             stack.enter_context(claimed_directory(job.out, SUFFIX, RUN_FILES))
             store.begin(asked, options.restart)
         here.wait_for_everyone()
-        begun = ended = store.progress()
+        begun = store.progress()
         here.wait_for_everyone()  # nobody writes before everybody has read
-        if begun.step < schedule.max_steps and not begun.stopped:
-            training = Training(*job.models(), job.task, options, schedule, store, job.device)
-            left = (
-                (schedule.max_steps - begun.step)
-                * options.per_step(here.num_processes)
-                * (options.window - 1)
-            )
-            reporter = progress if here.is_main_process else silent
-            with reporter("uptrain", left, "tokens") as advance:
-                ended = train(training, Watch(advance, notice))
+        ended = job.trained(store, here.num_processes, progress if here.is_main_process else silent, notice)
         if here.is_main_process:
             job.write(store, ended, asked, progress)
         here.wait_for_everyone()
-    return UptrainResult(
-        out=job.out,
-        step=ended.step,
-        best_step=ended.best_step,
-        tokens=ended.tokens,
-        seconds=ended.seconds,
-        before=ended.first or {},
-        after=ended.best_scores or {},
-        resumed_from=begun.step,
-        stopped_early=ended.stopped,
-        main=here.is_main_process,
-    )
+    return UptrainResult.of(job.out, begun.step, ended, here.is_main_process)
 
 
 @dataclass(frozen=True)
@@ -191,6 +187,19 @@ class _Uptraining:
             for name, value in asdict(self.options).items()
             if name not in aside and not name.startswith("dataset")
         }
+
+    def trained(self, store: RunStore, processes: int, progress: Reporter, notice: Notice) -> Progress:
+        """Train from where the store is to the end."""
+        options, begun = self.options, store.progress()
+        schedule = StepSchedule.of(options, self.task.sizes[0], processes)
+        if begun.step >= schedule.max_steps or begun.stopped:
+            return begun
+        student, teacher = self.models()
+        left = (schedule.max_steps - begun.step) * options.per_step(processes) * (options.window - 1)
+        with progress("uptrain", left, "tokens") as advance:
+            return train(
+                Training(student, teacher, self.task, options, schedule, store, self.device, advance, notice)
+            )
 
     def models(self) -> tuple[Any, Any]:
         """Student and teacher, loaded; what trains of the student is marked."""

@@ -85,15 +85,6 @@ class RepairJob:
         return FitSchedule(options.steps, batch, options.learning_rate, options.seed)
 
 
-def check_windows(windows: Tensor, name: str) -> None:
-    """Raise `DataError` unless there is a window to fit on and one to hold out."""
-    if len(windows) < 2:
-        raise DataError(
-            f"repair needs two windows of text, one to fit on and one held out; {name} gives one of "
-            f"{windows.shape[1]} tokens: give more text, more `tokens` or a smaller `window`"
-        )
-
-
 @torch.no_grad()
 def repair_layers(
     job: RepairJob, store: RepairStore, done: int, advance: Callable[[int], None]

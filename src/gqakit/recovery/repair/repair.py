@@ -27,7 +27,7 @@ from gqakit.conversion.model_card import model_card
 from gqakit.data.batches import Content, batches_of
 from gqakit.data.options import WINDOW, read_named
 from gqakit.data.text import Text
-from gqakit.errors import PlanError, UsageError
+from gqakit.errors import DataError, PlanError, UsageError
 from gqakit.evaluation.evaluate import evaluate_sources
 from gqakit.evaluation.options import EvaluateOptions
 from gqakit.evaluation.table import EvaluationRow
@@ -36,7 +36,7 @@ from gqakit.models.source import Source
 from gqakit.options import takes
 from gqakit.planning.plan import Plan
 from gqakit.progress import Reporter, silent
-from gqakit.recovery.repair.layers import LayerRepair, RepairJob, check_windows, repair_layers
+from gqakit.recovery.repair.layers import LayerRepair, RepairJob, repair_layers
 from gqakit.recovery.repair.options import FitOptions, RepairOptions
 from gqakit.recovery.repair.store import FILES, RepairStore
 
@@ -144,7 +144,11 @@ def repair_windows(source: Source, content: Content, options: FitOptions) -> Ten
         raise UsageError(f"repair is for language models; {source.path} is a {source.spec.family.model_type}")
     batches = batches_of(source, content, window=options.window, tokens=options.tokens)
     windows = torch.cat([batch["input_ids"] for batch in batches])
-    check_windows(windows, content.name)
+    if len(windows) < 2:
+        raise DataError(
+            f"repair needs two windows of text, one to fit on and one held out; {content.name} gives one of "
+            f"{windows.shape[1]} tokens: give more text, more `tokens` or a smaller `window`"
+        )
     return windows
 
 
@@ -164,7 +168,7 @@ def run_repair(
     """`repair` for what is open already.
 
     Args:
-        job: what to do. out: the new directory. overwrite: see `RepairOptions`. progress: told of steps and bytes.
+        job: what to do. out: the new directory. overwrite: see `RepairOptions`. progress: gets steps and bytes.
 
     Returns:
         What came of each layer, and the number of layers that an interrupted run had done.

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -39,35 +40,30 @@ class Activations:
 
     def read(self, window: int) -> Tensor:
         """One window, `[1, window, width]`."""
-        out = torch.empty(1, self.window, self.width)
-        with output_errors(self.path), self.path.open("rb") as file:
-            file.seek(window * self._bytes)
-            if file.readinto(out.numpy().data.cast("B")) != self._bytes:
-                raise OutputError(f"{self.path} ends early; it was changed while it was in use")
-        return out
+        count = self.window * self.width
+        with output_errors(self.path):
+            values = np.fromfile(self.path, np.float32, count, offset=4 * window * count)
+        if len(values) != count:
+            raise OutputError(f"{self.path} ends early; it was changed while it was in use")
+        return torch.from_numpy(values).view(1, self.window, self.width)
 
     def write(self, window: int, values: Tensor) -> None:
         """One window."""
-        data = values.detach().float().cpu().contiguous().numpy().tobytes()
         with output_errors(self.path), self.path.open("r+b" if self.path.exists() else "w+b") as file:
-            file.seek(window * self._bytes)
-            file.write(data)
+            file.seek(4 * window * self.window * self.width)
+            values.detach().float().cpu().contiguous().numpy().tofile(file)
 
     def sync(self) -> None:
         """Make what was written durable."""
         with output_errors(self.path), self.path.open("rb") as file:
             os.fsync(file.fileno())
 
-    @property
-    def _bytes(self) -> int:
-        return self.window * self.width * 4
-
 
 class RepairStore:
     """The directory of a repair under way, which `claimed_directory` made and removes.
 
     The files of layer `n` appear once whole: first the streams that enter layer `n + 1`, then its tensors. So a run
-    that was killed goes on behind the last layer whose tensors are there.
+    that was killed continues behind the last layer whose tensors are there.
 
     Args:
         path: the directory. window, width: of the streams.
@@ -77,7 +73,7 @@ class RepairStore:
         self.path, self._window, self._width = path, window, width
 
     def open(self, job: Mapping[str, Any], overwrite: bool) -> int:
-        """Begin, or go on; returns the number of layers that are done.
+        """Begin, or continue; returns the number of layers that are done.
 
         Raises:
             OutputError: when the directory holds another repair and `overwrite` is not given.
@@ -90,7 +86,7 @@ class RepairStore:
                     return self._done()
             if not overwrite:
                 raise OutputError(
-                    f"{self.path} holds an unfinished repair with other options; give the same ones to go on, or "
+                    f"{self.path} holds an unfinished repair with other options; give the same ones to continue, or "
                     "use `overwrite=True` to start again"
                 )
         clear_claimed(self.path)
