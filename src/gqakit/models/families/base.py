@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 Role = Literal["query", "key", "value", "output"]
@@ -100,6 +100,10 @@ class Family:
         key_norm: name of a normalisation between key projection and position embedding, or None. Where the tensor
             exists, key channels cannot be mixed.
         query_norm: the same for queries.
+        encoder_classes: classes that are the encoder without the decoder, each with the kind of input it takes.
+        beside: patterns of the tensors below an attention layer's home that are no projections and stay as they are.
+            Any other is refused, as what is not known cannot be merged rightly.
+        handles: the switches of `SWITCHES` that its forward pass runs for any number of KV heads.
         watched: its own attention modules call transformers' attention interface, so that calibration can look on.
     """
 
@@ -120,7 +124,18 @@ class Family:
     rotary_share: float = 1.0
     key_norm: str | None = None
     query_norm: str | None = None
+    encoder_classes: Mapping[str, Task] = field(default_factory=dict)
+    beside: tuple[str, ...] = ()
+    handles: tuple[str, ...] = ()
     watched: bool = True
+
+    def as_named(self, names: Iterable[str]) -> Family:
+        """The family of a checkpoint that is of one of these classes: of an encoder alone only its layers."""
+        alone = next((self.encoder_classes[name] for name in names if name in self.encoder_classes), None)
+        if alone is None:
+            return self
+        stacks = tuple(stack for stack in self.stacks if stack.name == "encoder")
+        return replace(self, stacks=stacks, task=alone)
 
     @property
     def config(self) -> str:
