@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 from gqakit.core.rope import Channels
 from gqakit.errors import FamilyError, unknown_name
 from gqakit.models.families.base import ROLES, Family, Stack, lookup
+from gqakit.models.families.switches import switched_on
 from gqakit.models.layers import layer_shapes
 from gqakit.models.spec import GROUPED_PREFIX, ModelSpec, Site
 
@@ -70,6 +72,7 @@ def describe_model(
         gains=key_norm is not None and key_norm[0] > sizes.head_dim,
     )
     _check_shapes(spec, shapes)
+    _check_accounted(spec, config, shapes)
     return spec
 
 
@@ -111,6 +114,45 @@ def _check_shapes(spec: ModelSpec, shapes: Mapping[str, tuple[int, ...]]) -> Non
     if problems:
         shown = problems[:8] + ([f"and {len(problems) - 8} more"] if len(problems) > 8 else [])
         raise FamilyError(f"config and tensors of this {spec.model_type} disagree: " + "; ".join(shown))
+
+
+_ALWAYS_BESIDE = ("*rotary_emb.inv_freq",)
+"""Frequencies of the rotary embedding, which older releases of transformers saved."""
+
+
+def _check_accounted(
+    spec: ModelSpec, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Nothing in or about the attention layers may be unknown: a conversion that ignored it would be silently wrong."""
+    family, unknown = spec.family, switched_on(spec.family, config)
+    norms = [f"{name}.weight" for name in (family.query_norm, family.key_norm) if name]
+    beside = (*_ALWAYS_BESIDE, *family.beside, *norms)
+    homes = {}
+    for layer, (stack, index) in enumerate(spec.sites):
+        homes[f"{spec.prefix}{(stack.stored_home or stack.home).format(layer=index)}."] = layer
+    known = {spec.tensor(layer, role, kind) for layer in homes.values() for role in ROLES for kind in _KINDS}
+    found: dict[str, list[str]] = {}
+    for name in shapes.keys() - known:
+        home = next((home for home in _parents(name) if home in homes), None)
+        if home is not None and not any(fnmatchcase(name.removeprefix(home), each) for each in beside):
+            found.setdefault(name.removeprefix(home).split(".")[0], []).append(name)
+    for names in found.values():
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        unknown.append(f"tensor {min(names)}{more}: not a part of the attention that gqakit knows")
+    if unknown:
+        raise FamilyError(
+            f"this {spec.model_type} has attention that gqakit does not convert: {'; '.join(sorted(unknown))}. "
+            "Merging its KV heads without that would give wrong results"
+        )
+
+
+_KINDS = ("weight", "bias")
+
+
+def _parents(name: str) -> list[str]:
+    """The paths above a tensor, each with its dot."""
+    parts = name.split(".")
+    return [".".join(parts[:end]) + "." for end in range(1, len(parts))]
 
 
 def _chosen(family: Family, names: Sequence[str] | None) -> tuple[Stack, ...]:

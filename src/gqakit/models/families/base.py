@@ -100,6 +100,10 @@ class Family:
         key_norm: name of a normalisation between key projection and position embedding, or None. Where the tensor
             exists, key channels cannot be mixed.
         query_norm: the same for queries.
+        encoder_classes: classes that are the encoder without the decoder, each with the kind of input it takes.
+        beside: patterns of the tensors below an attention layer's home that are no projections and stay as they are.
+            Any other is refused, as what is not known cannot be merged rightly.
+        handles: the switches of `SWITCHES` that its forward pass runs for any number of KV heads.
         watched: its own attention modules call transformers' attention interface, so that calibration can look on.
     """
 
@@ -120,6 +124,9 @@ class Family:
     rotary_share: float = 1.0
     key_norm: str | None = None
     query_norm: str | None = None
+    encoder_classes: Mapping[str, Task] = field(default_factory=dict)
+    beside: tuple[str, ...] = ()
+    handles: tuple[str, ...] = ()
     watched: bool = True
 
     @property

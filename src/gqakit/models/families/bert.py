@@ -36,6 +36,8 @@ def _family(model_type: str, prefix: str, stack: Stack, **more: Any) -> Family:
     )
 
 
-BERT = _family("bert", "Bert", _BERT, positions="none")
-ROBERTA = _family("roberta", "Roberta", _BERT, positions="none")
+_NORM = ("output.LayerNorm.*",)  # of the block; it is stored below the attention's path
+
+BERT = _family("bert", "Bert", _BERT, positions="none", beside=_NORM)
+ROBERTA = _family("roberta", "Roberta", _BERT, positions="none", beside=_NORM)
 MPNET = _family("mpnet", "MPNet", _MPNET, positions="bias", watched=False)
