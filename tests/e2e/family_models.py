@@ -38,6 +38,16 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "gemma3_text": {**_DECODER, **_NARROW, "head_dim": 16, "sliding_window": 8},
     "olmo2": {**_DECODER, **_NARROW},
     "stablelm": {**_DECODER, **_NARROW, "use_qkv_bias": True, "partial_rotary_factor": 0.5},
+    "gemma": {**_DECODER, **_NARROW, "head_dim": 16, "num_key_value_heads": HEADS // 2},
+    "olmo": {**_DECODER, **_NARROW, "attention_bias": True},
+    "mixtral": {**_DECODER, **_NARROW, "num_local_experts": 3, "sliding_window": 8},
+    "qwen2_moe": {
+        **{**_DECODER, **_NARROW, "num_experts": 4, "num_experts_per_tok": 2},
+        **{"moe_intermediate_size": 16, "shared_expert_intermediate_size": 24},
+    },
+    "starcoder2": {**_DECODER, **_NARROW, "num_key_value_heads": HEADS // 2, "sliding_window": 8},
+    "granite": {**_DECODER, **_NARROW, "attention_multiplier": 0.15, "residual_multiplier": 0.5},
+    "smollm3": {**_DECODER, **_NARROW, "no_rope_layers": [1, 0]},
     "gpt2": {
         **{**_TEXT, "n_embd": HIDDEN, "n_layer": LAYERS, "n_head": HEADS, "n_positions": 128},
         "initializer_range": 0.2,

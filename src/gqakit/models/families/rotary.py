@@ -1,0 +1,22 @@
+"""Decoders that share Llama's attention but for names, switches or how channels pair under rotary embedding."""
+
+from __future__ import annotations
+
+from gqakit.models.families.base import Family, causal
+
+GEMMA = Family("gemma", causal("Gemma"))
+OLMO = Family("olmo", causal("Olmo"))
+MIXTRAL = Family("mixtral", causal("Mixtral"))
+QWEN2_MOE = Family("qwen2_moe", causal("Qwen2Moe"))
+STARCODER2 = Family("starcoder2", causal("Starcoder2"))
+GRANITE = Family(
+    "granite",
+    {"AutoModel": "GraniteModel", "AutoModelForCausalLM": "GraniteForCausalLM"},
+    handles=("attention_multiplier",),  # its `scaling`, which the attention function is given
+)
+SMOLLM3 = Family(
+    "smollm3",
+    causal("SmolLM3"),
+    # A map that acts inside frequency pairs is as valid in a layer without positions, so all layers count as rotary.
+    handles=("no_rope_layers", "no_rope_layer_interval"),
+)
