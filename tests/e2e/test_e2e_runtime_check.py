@@ -31,7 +31,9 @@ def test_attention_that_the_runtime_does_not_run_fails(tmp_path: Path) -> None:
 
     def normalise(model) -> None:
         for layer in model.model.layers:
-            layer.self_attn.k_proj.register_forward_hook(lambda module, args, out: out / out.norm(dim=-1, keepdim=True))
+            layer.self_attn.k_proj.register_forward_hook(
+                lambda module, args, out: out / out.norm(dim=-1, keepdim=True)
+            )
 
     assert not checked(build_family(tmp_path / "source", "stablelm"), "stablelm", normalise).passed
 

@@ -19,6 +19,7 @@ from gqakit.calibration.second_moment import SecondMoment
 from gqakit.core.statistics import LayerStatistics
 from gqakit.data.samples import Batch, as_batches, positions_of
 from gqakit.errors import DataError, FamilyError
+from gqakit.models.outputs import keeps_logits
 from gqakit.models.remote_code.attention import GroupedHeads, mask_with_bias
 from gqakit.models.remote_code.heads import HeadMaps
 from gqakit.models.spec import ModelSpec
@@ -53,7 +54,7 @@ def collect_statistics(
     layers = [_LayerSums(spec, layer) for layer in range(spec.num_layers)]
     with _watched(model, spec, layers), torch.inference_mode():
         for batch in as_batches(batches):
-            keep = {"logits_to_keep": 1} if spec.family.task == "text" else {}
+            keep = keeps_logits(model, 1) if spec.family.task == "text" else {}
             model(**{name: _on(value, device) for name, value in batch.items()}, **keep)
             progress(positions_of(batch))
     frequencies = _frequencies(model, spec)

@@ -21,6 +21,7 @@ from gqakit.data.samples import Batch
 from gqakit.evaluation.cache import measure_cache
 from gqakit.models.grouped_config import grouped_config
 from gqakit.models.layers import parameters_of_layer, tensors_of_layer
+from gqakit.models.outputs import Output
 from gqakit.models.remote_code.modeling import model_class
 from gqakit.models.source import Source
 from gqakit.models.spec import ModelSpec
@@ -136,6 +137,8 @@ def check_checksums(out: Checkpoint) -> Check:
 def check_cache(model: PreTrainedModel, spec: ModelSpec, shape: CacheShape, batch: Batch) -> Check:
     """A real cache is as small as the plan promises."""
     measured = measure_cache(model, spec, batch)
+    if measured is None:
+        return Check("cache", None, f"{type(model).__name__} returns none")
     cached = [layer for layer, site in enumerate(spec.sites) if site.stack.cached]
     heads = sum(shape.key_heads[layer] + shape.value_heads[layer] for layer in cached)
     promised = heads * shape.head_dim * shape.element_bytes
@@ -206,8 +209,8 @@ def check_runtime(source: Source, stock: PreTrainedModel, batch: Batch) -> Check
     """
     grouped = identity_model(source, stock)
     with torch.inference_mode():
-        expected, seen = (_output(model(**batch)) for model in (stock, grouped))
-    error = float((expected - seen).square().sum() / expected.square().sum().clamp_min(1e-300))
+        expected, seen = (Output.of(model(**batch)) for model in (stock, grouped))
+    error = expected.relative_error(seen)
     detail = f"relative squared error {error:.2g} of grouped attention with the source's heads"
     return Check("runtime", error < _EQUAL, detail)
 
@@ -234,11 +237,6 @@ def identity_model(source: Source, stock: PreTrainedModel) -> PreTrainedModel:
         for name in module._buffers:
             module._buffers[name] = buffers.get(f"{path}.{name}" if path else name)
     return model.eval()
-
-
-def _output(made: Any) -> Tensor:
-    """What a model puts out first that is a tensor and no loss."""
-    return next(value for key, value in made.items() if key != "loss" and isinstance(value, Tensor)).double()
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from gqakit.core.apply import apply_grouping
 from gqakit.core.budget import CacheShape
 from gqakit.core.merging import RULES
 from gqakit.errors import PlanError, unknown_name
+from gqakit.models.architectures import architecture
 from gqakit.models.families.base import Layout
 from gqakit.models.grouped_config import grouped_config
 from gqakit.models.layers import layer_shapes, tensors_of_layer
@@ -32,6 +33,7 @@ def converted_config(config: Mapping[str, Any], spec: ModelSpec, plan: Plan) -> 
     if plan.format == "uniform":
         assert spec.family.num_kv_heads is not None  # the planner knows what can be uniform
         return {**config, spec.family.num_kv_heads: plan.groupings[0].key.num_groups}
+    architecture(config, strict=True)
     maps = [g.query_maps(spec.num_heads, fixed=spec.fixed_queries) for g in plan.groupings]
     return grouped_config(dict(config), spec, maps)
 

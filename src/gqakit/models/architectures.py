@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from gqakit.errors import FamilyError
@@ -17,16 +16,9 @@ PREFIX = "Gqakit"
 
 
 def family_of(config: Mapping[str, Any]) -> Family | None:
-    """The family of a config, grouped or not; None where gqakit has none.
-
-    A class that is an encoder without its decoder (`T5EncoderModel`) has the encoder's layers only.
-    """
+    """The family of a config, grouped or not; None where gqakit has none."""
     family = FAMILIES.get(str(config.get("model_type")).removeprefix(GROUPED_PREFIX))
-    alone = next((name for name in named(config) if family and name in family.encoder_classes), None)
-    if family is None or alone is None:
-        return family
-    stacks = tuple(stack for stack in family.stacks if stack.name == "encoder")
-    return replace(family, stacks=stacks, task=family.encoder_classes[alone])
+    return None if family is None else family.as_named(named(config))
 
 
 def named(config: Mapping[str, Any]) -> list[str]:
@@ -55,7 +47,9 @@ def architecture(config: Mapping[str, Any], *, strict: bool = False) -> str:
     if names:
         seen = f"config.json names {', '.join(names)}, no class of transformers for {family.model_type}"
         if strict:
-            raise FamilyError(f"{seen}; set `architectures` in config.json to the class that it is, or remove it")
+            raise FamilyError(
+                f"{seen}; set `architectures` in config.json to the class that it is, or remove it"
+            )
         _log.warning("%s; it is read as %s", seen, usual)
     return usual
 
@@ -94,11 +88,14 @@ def class_of(config: Mapping[str, Any]) -> Any:
 
 
 def auto_classes(family: Family, name: str) -> dict[str, str]:
-    """The auto classes of transformers that load a checkpoint of this class, the family's own first."""
-    found = dict(family.classes)
-    if name not in found.values():
-        found |= {auto: name for auto, kind in every_auto_class(family.config) if kind.__name__ == name}
-    return found
+    """The auto classes of transformers that load a checkpoint of this class, the family's own first.
+
+    A class that no auto class of transformers has, such as an image tower with its projection, goes by `AutoModel`.
+    """
+    if name in family.classes.values():
+        return dict(family.classes)
+    own = {auto: name for auto, kind in every_auto_class(family.config) if kind.__name__ == name}
+    return {**family.classes, **(own or {"AutoModel": name})}
 
 
 def every_auto_class(config_name: str) -> list[tuple[str, Any]]:

@@ -49,10 +49,7 @@ def describe_model(
     positions = family.positions(config) if callable(family.positions) else family.positions
     layout = family.layout(config) if callable(family.layout) else family.layout
     stack, index = sites[0]  # what is asked of tensors is asked of the first layer
-    prefix = next(
-        (each for each in family.prefixes if f"{each}{stack.stored(index, 'query')}.weight" in shapes),
-        family.prefixes[0],
-    )
+    prefix = _prefix(family, f"{stack.stored(index, 'query')}.weight", shapes)
     key_norm = shapes.get(f"{prefix}{stack.stored_norm(index, family.key_norm)}.weight")
     spec = ModelSpec(
         family=family,
@@ -84,7 +81,7 @@ def _family(
 ) -> Family:
     family = families.get(model_type.removeprefix(GROUPED_PREFIX))
     if family is not None:
-        return family
+        return family.as_named(str(name).removeprefix("Gqakit") for name in config.get("architectures") or [])
     like = [name for name in shapes if "attn" in name or "attention" in name] or list(shapes)
     raise FamilyError(
         f"model family {model_type!r} is not known to gqakit. Known: {', '.join(sorted(families))}. "
@@ -114,6 +111,13 @@ def _check_shapes(spec: ModelSpec, shapes: Mapping[str, tuple[int, ...]]) -> Non
     if problems:
         shown = problems[:8] + ([f"and {len(problems) - 8} more"] if len(problems) > 8 else [])
         raise FamilyError(f"config and tensors of this {spec.model_type} disagree: " + "; ".join(shown))
+
+
+def _prefix(family: Family, first: str, shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """What stands before a stack's path: what is usual, or what some class calls its base model (`transformer.`)."""
+    found = [name.removesuffix(first) for name in shapes if name.endswith(f".{first}")]
+    known = [*family.prefixes, *(prefix for prefix in found if prefix.count(".") == 1)]
+    return next((prefix for prefix in known if f"{prefix}{first}" in shapes), known[0])
 
 
 _ALWAYS_BESIDE = ("*rotary_emb.inv_freq",)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,26 +19,42 @@ class Output:
 
     Attributes:
         values: what the head gives, in float32: logits `[..., choices]` or states of any shape; one tensor or several.
-        predicts: whether `values` are logits over more than one choice, so that their softmax means something.
+        is_logits: whether they are a head's logits, of one choice or several.
     """
 
     values: tuple[Tensor, ...]
-    predicts: bool
+    is_logits: bool
+
+    @property
+    def predicts(self) -> bool:
+        """Whether they are logits over more than one choice, so that their softmax means something."""
+        return self.is_logits and all(each.shape[-1] > 1 for each in self.values)
 
     @classmethod
     def of(cls, made: Any) -> Output:
         """From what a forward pass of transformers returns."""
         logits = tuple(value for name, value in made.items() if name.endswith("logits"))
         if logits:
-            return cls(tuple(each.float() for each in logits), all(each.shape[-1] > 1 for each in logits))
+            return cls(tuple(each.float() for each in logits), True)
         return cls((next(_tensors(made)).float(),), False)
 
     def divergence(self, changed: Output) -> float:
         """Of another model's output from this one: mean `KL` in nats of logits, else `relative_error`."""
         if not self.predicts:
             return self.relative_error(changed)
+        pairs = zip(self.log_probs, changed.log_probs, strict=True)
+        return sum(_kl(ours, theirs) for ours, theirs in pairs) / len(self.values)
+
+    @cached_property
+    def log_probs(self) -> tuple[Tensor, ...]:
+        """Of logits: the log-probability of each choice."""
+        return tuple(each.log_softmax(-1) for each in self.values)
+
+    def same_choice(self, changed: Output) -> float:
+        """Share of rows of logits whose largest is the same choice in both."""
         pairs = zip(self.values, changed.values, strict=True)
-        return sum(_kl(ours.log_softmax(-1), theirs.log_softmax(-1)) for ours, theirs in pairs) / len(self.values)
+        same = [(ours.argmax(-1) == theirs.argmax(-1)).double().mean() for ours, theirs in pairs]
+        return float(sum(same) / len(same))
 
     def relative_error(self, changed: Output) -> float:
         """Squared error relative to this output's energy."""
@@ -56,12 +73,18 @@ def _tensors(made: Any) -> Iterator[Tensor]:
     for name, value in made.items():
         if name in ("loss", "past_key_values"):
             continue
-        yield from (each for each in (value if isinstance(value, tuple) else (value,)) if isinstance(each, Tensor))
+        yield from (
+            each for each in (value if isinstance(value, tuple) else (value,)) if isinstance(each, Tensor)
+        )
 
 
 def keeps_logits(model: PreTrainedModel, positions: int | Tensor) -> dict[str, Any]:
     """The argument that has a language model make logits at some positions only; nothing for other classes."""
-    return {"logits_to_keep": positions} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+    return (
+        {"logits_to_keep": positions}
+        if "logits_to_keep" in inspect.signature(model.forward).parameters
+        else {}
+    )
 
 
 def predicts_tokens(model: PreTrainedModel) -> bool:

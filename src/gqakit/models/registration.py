@@ -56,6 +56,7 @@ def _ship_code_on_save(grouped_config: Any) -> None:
         return
 
     def save_pretrained(self: Any, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
+        from gqakit.models.architectures import architecture
         from gqakit.models.families import FAMILIES
         from gqakit.models.shipping import auto_map, shipped_code
 
@@ -63,7 +64,8 @@ def _ship_code_on_save(grouped_config: Any) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in shipped_code().items():
             (folder / name).write_bytes(content)
-        self.auto_map = auto_map(FAMILIES[self.gqakit["base_model_type"]])
+        family = FAMILIES[self.gqakit["base_model_type"]]
+        self.auto_map = auto_map(family, architecture(self.to_dict()))
         return super(grouped_config, self).save_pretrained(save_directory, *args, **kwargs)
 
     grouped_config.save_pretrained = save_pretrained

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 Role = Literal["query", "key", "value", "output"]
@@ -128,6 +128,14 @@ class Family:
     beside: tuple[str, ...] = ()
     handles: tuple[str, ...] = ()
     watched: bool = True
+
+    def as_named(self, names: Iterable[str]) -> Family:
+        """The family of a checkpoint that is of one of these classes: of an encoder alone only its layers."""
+        alone = next((self.encoder_classes[name] for name in names if name in self.encoder_classes), None)
+        if alone is None:
+            return self
+        stacks = tuple(stack for stack in self.stacks if stack.name == "encoder")
+        return replace(self, stacks=stacks, task=alone)
 
     @property
     def config(self) -> str:
