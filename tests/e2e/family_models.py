@@ -48,6 +48,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "starcoder2": {**_DECODER, **_NARROW, "num_key_value_heads": HEADS // 2, "sliding_window": 8},
     "granite": {**_DECODER, **_NARROW, "attention_multiplier": 0.15, "residual_multiplier": 0.5},
     "smollm3": {**_DECODER, **_NARROW, "no_rope_layers": [1, 0]},
+    "phi": {**_DECODER, **_NARROW},
+    "cohere": {**_DECODER, **_NARROW, "logit_scale": 1.0},
     "gpt2": {
         **{**_TEXT, "n_embd": HIDDEN, "n_layer": LAYERS, "n_head": HEADS, "n_positions": 128},
         "initializer_range": 0.2,

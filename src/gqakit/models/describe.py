@@ -278,7 +278,7 @@ def _key_channels(
             f"config.json: partial_rotary_factor {factor} of a head of {head_dim} channels is a rotary width of "
             f"{width}; it must be even and at most {head_dim}"
         )
-    return Channels.rotary(head_dim, width)
+    return Channels.rotary(head_dim, width, family.rotary_pairs)
 
 
 def _is_size(value: object) -> bool:

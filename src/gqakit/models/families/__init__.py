@@ -4,7 +4,17 @@ from gqakit.models.families.base import Family
 from gqakit.models.families.bert import BERT, MPNET, ROBERTA
 from gqakit.models.families.gpt import BLOOM, FALCON, GPT2, GPT_NEOX, OPT
 from gqakit.models.families.llama import GEMMA2, GEMMA3, LLAMA, MISTRAL, OLMO2, PHI3, QWEN2, QWEN3, STABLELM
-from gqakit.models.families.rotary import GEMMA, GRANITE, MIXTRAL, OLMO, QWEN2_MOE, SMOLLM3, STARCODER2
+from gqakit.models.families.rotary import (
+    COHERE,
+    GEMMA,
+    GRANITE,
+    MIXTRAL,
+    OLMO,
+    PHI,
+    QWEN2_MOE,
+    SMOLLM3,
+    STARCODER2,
+)
 from gqakit.models.families.seq2seq import T5, WHISPER
 from gqakit.models.families.vision import CLIP_VISION, DINOV2, VIT
 
@@ -12,7 +22,7 @@ FAMILIES: dict[str, Family] = {
     family.model_type: family
     for family in (
         *(LLAMA, MISTRAL, QWEN2, QWEN3, PHI3, GEMMA2, GEMMA3, OLMO2, STABLELM),
-        *(GEMMA, OLMO, MIXTRAL, QWEN2_MOE, STARCODER2, GRANITE, SMOLLM3),
+        *(GEMMA, OLMO, MIXTRAL, QWEN2_MOE, STARCODER2, GRANITE, SMOLLM3, PHI, COHERE),
         *(GPT2, GPT_NEOX, OPT, BLOOM, FALCON),
         *(WHISPER, T5),
         *(BERT, ROBERTA, MPNET),

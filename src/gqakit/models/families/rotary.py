@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gqakit.models.families.base import Family, causal
+from gqakit.models.families.base import Family, Names, Stack, causal
 
 GEMMA = Family("gemma", causal("Gemma"))
 OLMO = Family("olmo", causal("Olmo"))
@@ -19,4 +19,10 @@ SMOLLM3 = Family(
     causal("SmolLM3"),
     # A map that acts inside frequency pairs is as valid in a layer without positions, so all layers count as rotary.
     handles=("no_rope_layers", "no_rope_layer_interval"),
+)
+PHI = Family("phi", causal("Phi"), stacks=(Stack(names=Names(output="dense")),), rotary_share=0.5)
+COHERE = Family(
+    "cohere",
+    {"AutoModel": "CohereModel", "AutoModelForCausalLM": "CohereForCausalLM"},
+    rotary_pairs="interleaved",
 )
