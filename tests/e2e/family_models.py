@@ -77,9 +77,17 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "bert": _ENCODER,
     "roberta": _ENCODER,
+    "xlm-roberta": _ENCODER,
+    "electra": {**_ENCODER, "embedding_size": 32},
+    "distilbert": {
+        **{"vocab_size": VOCAB, "dim": HIDDEN, "n_layers": LAYERS, "n_heads": HEADS, "hidden_dim": 48},
+        **{"max_position_embeddings": 130},
+    },
     "mpnet": _ENCODER,
     "vit": _IMAGE,
+    "deit": _IMAGE,
     "dinov2": _IMAGE,
+    "dinov2_with_registers": {**_IMAGE, "num_register_tokens": 2},
     "clip_vision_model": _IMAGE,
 }
 _PLAIN_FALCON = {"new_decoder_architecture": False, "multi_query": False, "num_kv_heads": None}

@@ -83,6 +83,7 @@ HARMLESS = frozenset(
             "num_key_value_heads",
             "num_kv_heads",
             "n_head",
+            "n_heads",
             "num_heads",
             "head_dim",
             "d_kv",
