@@ -50,6 +50,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "smollm3": {**_DECODER, **_NARROW, "no_rope_layers": [1, 0]},
     "phi": {**_DECODER, **_NARROW},
     "cohere": {**_DECODER, **_NARROW, "logit_scale": 1.0},
+    "gptj": {
+        **{**_TEXT, **_NARROW, "n_embd": HIDDEN, "n_layer": LAYERS, "n_head": HEADS, "n_positions": 128},
+        "rotary_dim": 4,
+    },
     "gpt2": {
         **{**_TEXT, "n_embd": HIDDEN, "n_layer": LAYERS, "n_head": HEADS, "n_positions": 128},
         "initializer_range": 0.2,

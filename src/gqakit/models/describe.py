@@ -272,10 +272,12 @@ def _key_channels(
     factor = inner or lookup(config, "partial_rotary_factor|rotary_pct") or family.rotary_share
     if not isinstance(factor, int | float) or not 0 <= factor <= 1:
         raise FamilyError(f"config.json: partial_rotary_factor is {factor!r}, expected a number from 0 to 1")
-    width = int(head_dim * factor)
-    if width % 2:
+    channels = config.get("rotary_dim")  # GPT-J's way of saying it
+    width = channels if _is_size(channels) else int(head_dim * factor)
+    if width % 2 or width > head_dim:
+        said = f"rotary_dim {channels}" if _is_size(channels) else f"partial_rotary_factor {factor}"
         raise FamilyError(
-            f"config.json: partial_rotary_factor {factor} of a head of {head_dim} channels is a rotary width of "
+            f"config.json: {said} of a head of {head_dim} channels is a rotary width of "
             f"{width}; it must be even and at most {head_dim}"
         )
     return Channels.rotary(head_dim, width, family.rotary_pairs)

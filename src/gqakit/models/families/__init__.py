@@ -7,6 +7,7 @@ from gqakit.models.families.llama import GEMMA2, GEMMA3, LLAMA, MISTRAL, OLMO2, 
 from gqakit.models.families.rotary import (
     COHERE,
     GEMMA,
+    GPTJ,
     GRANITE,
     MIXTRAL,
     OLMO,
@@ -22,7 +23,7 @@ FAMILIES: dict[str, Family] = {
     family.model_type: family
     for family in (
         *(LLAMA, MISTRAL, QWEN2, QWEN3, PHI3, GEMMA2, GEMMA3, OLMO2, STABLELM),
-        *(GEMMA, OLMO, MIXTRAL, QWEN2_MOE, STARCODER2, GRANITE, SMOLLM3, PHI, COHERE),
+        *(GEMMA, OLMO, MIXTRAL, QWEN2_MOE, STARCODER2, GRANITE, SMOLLM3, PHI, COHERE, GPTJ),
         *(GPT2, GPT_NEOX, OPT, BLOOM, FALCON),
         *(WHISPER, T5),
         *(BERT, ROBERTA, XLM_ROBERTA, ELECTRA, DISTILBERT, MPNET),

@@ -21,6 +21,29 @@ SMOLLM3 = Family(
     handles=("no_rope_layers", "no_rope_layer_interval"),
 )
 PHI = Family("phi", causal("Phi"), stacks=(Stack(names=Names(output="dense")),), rotary_share=0.5)
+GPTJ = Family(
+    "gptj",
+    causal("GPTJ"),
+    stacks=(
+        Stack(
+            home="h.{layer}.attn",
+            names=Names(output="out_proj"),
+            block="h.{layer}",
+            num_layers="n_layer|num_hidden_layers",
+            num_heads="n_head|num_attention_heads",
+        ),
+    ),
+    prefixes=("transformer.", ""),
+    hidden_size="n_embd|hidden_size",
+    num_kv_heads=None,
+    rotary_share=0.25,
+    rotary_pairs="interleaved",
+    beside=(
+        "bias",
+        "masked_bias",
+    ),  # constants of the causal mask, which older releases of transformers saved
+    watched=False,
+)
 COHERE = Family(
     "cohere",
     {"AutoModel": "CohereModel", "AutoModelForCausalLM": "CohereForCausalLM"},
