@@ -97,6 +97,7 @@ class Family:
         positions: rotary embedding of queries and keys; a bias for each query head on the scores, which ties
             query heads to their places; or nothing inside attention. A function of the config where that says it.
         rotary_share: share of a head's channels that rotate, where the config does not say.
+        rotary_dim: config key of the number of channels that rotate, in families that do not state a share.
         rotary_pairs: which channels rotate together: `j` with `j` + half the rotary width, or neighbours.
         key_norm: name of a normalisation between key projection and position embedding, or None. Where the tensor
             exists, key channels cannot be mixed.
@@ -123,6 +124,7 @@ class Family:
         Literal["rotary", "none", "bias"] | Callable[[Mapping[str, Any]], Literal["rotary", "none", "bias"]]
     ) = "rotary"
     rotary_share: float = 1.0
+    rotary_dim: str | None = None
     rotary_pairs: Literal["half", "interleaved"] = "half"
     key_norm: str | None = None
     query_norm: str | None = None

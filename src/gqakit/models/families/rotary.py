@@ -37,6 +37,7 @@ GPTJ = Family(
     hidden_size="n_embd|hidden_size",
     num_kv_heads=None,
     rotary_share=0.25,
+    rotary_dim="rotary_dim",
     rotary_pairs="interleaved",
     beside=(
         "bias",
