@@ -54,6 +54,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
         **{**_TEXT, **_NARROW, "n_embd": HIDDEN, "n_layer": LAYERS, "n_head": HEADS, "n_positions": 128},
         "rotary_dim": 4,
     },
+    "codegen": {
+        **{**_TEXT, **_NARROW, "n_embd": HIDDEN, "n_layer": LAYERS, "n_head": HEADS, "n_positions": 128},
+        "rotary_dim": 4,
+    },
     "gpt2": {
         **{**_TEXT, "n_embd": HIDDEN, "n_layer": LAYERS, "n_head": HEADS, "n_positions": 128},
         "initializer_range": 0.2,

@@ -9,7 +9,7 @@ from typing import Any, TypeGuard
 
 from gqakit.core.rope import Channels
 from gqakit.errors import FamilyError, unknown_name
-from gqakit.models.families.base import ROLES, Family, Stack, lookup
+from gqakit.models.families.base import EQUAL_GROUPS, ROLES, Family, Stack, lookup
 from gqakit.models.families.switches import switched_on
 from gqakit.models.layers import layer_shapes
 from gqakit.models.spec import GROUPED_PREFIX, ModelSpec, Site
@@ -64,7 +64,7 @@ def describe_model(
         element_bytes=element_bytes,
         biased=frozenset(role for role in ROLES if f"{prefix}{stack.stored(index, role)}.bias" in shapes),
         prefix=prefix,
-        layout="blocks" if grouped and layout == "interleaved" else layout,
+        layout="blocks" if grouped and layout in EQUAL_GROUPS else layout,
         fixed_queries=positions == "bias",
         gains=key_norm is not None and key_norm[0] > sizes.head_dim,
     )

@@ -5,6 +5,7 @@ from gqakit.models.families.bert import BERT, DISTILBERT, ELECTRA, MPNET, ROBERT
 from gqakit.models.families.gpt import BLOOM, FALCON, GPT2, GPT_NEOX, OPT
 from gqakit.models.families.llama import GEMMA2, GEMMA3, LLAMA, MISTRAL, OLMO2, PHI3, QWEN2, QWEN3, STABLELM
 from gqakit.models.families.rotary import (
+    CODEGEN,
     COHERE,
     GEMMA,
     GPTJ,
@@ -23,7 +24,7 @@ FAMILIES: dict[str, Family] = {
     family.model_type: family
     for family in (
         *(LLAMA, MISTRAL, QWEN2, QWEN3, PHI3, GEMMA2, GEMMA3, OLMO2, STABLELM),
-        *(GEMMA, OLMO, MIXTRAL, QWEN2_MOE, STARCODER2, GRANITE, SMOLLM3, PHI, COHERE, GPTJ),
+        *(GEMMA, OLMO, MIXTRAL, QWEN2_MOE, STARCODER2, GRANITE, SMOLLM3, PHI, COHERE, GPTJ, CODEGEN),
         *(GPT2, GPT_NEOX, OPT, BLOOM, FALCON),
         *(WHISPER, T5),
         *(BERT, ROBERTA, XLM_ROBERTA, ELECTRA, DISTILBERT, MPNET),

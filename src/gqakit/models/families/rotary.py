@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from gqakit.models.families.base import Family, Names, Stack, causal
 
 GEMMA = Family("gemma", causal("Gemma"))
@@ -44,6 +46,14 @@ GPTJ = Family(
         "masked_bias",
     ),  # constants of the causal mask, which older releases of transformers saved
     watched=False,
+)
+CODEGEN = replace(
+    GPTJ,
+    model_type="codegen",
+    classes={"AutoModel": "CodeGenModel", "AutoModelForCausalLM": "CodeGenForCausalLM"},
+    stacks=(replace(GPTJ.stacks[0], names=Names.fused("qkv_proj", "out_proj")),),
+    layout="quarters",
+    beside=("causal_mask", *GPTJ.beside),
 )
 COHERE = Family(
     "cohere",

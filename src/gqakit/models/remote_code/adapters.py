@@ -223,6 +223,16 @@ def _stablelm(
     return self.o_proj(out), weights
 
 
+def _quarters(self: Any, hidden_states: Tensor) -> States:
+    """From CodeGen's fused projection: of a stock layer four parts, each of queries, values and keys."""
+    states = self.qkv_proj(hidden_states)
+    if self.head_maps is not None:
+        return _fused(self, states, self.head_dim)
+    parts = states.unflatten(-1, (4, 3, -1, self.head_dim))  # [B, T, quarters, q v k, heads of a quarter, d]
+    query, value, key = (part.flatten(2, 3).transpose(1, 2) for part in parts.unbind(3))
+    return query, key, value
+
+
 def _gptj(
     self: Any,
     hidden_states: Tensor,
@@ -231,7 +241,9 @@ def _gptj(
     position_ids: Any = None,
     **kwargs: Any,
 ) -> Out:
-    query, key, value = _split(self, hidden_states)
+    query, key, value = (
+        _split(self, hidden_states) if hasattr(self, "q_proj") else _quarters(self, hidden_states)
+    )
     width = self.rotary_dim or self.head_dim  # the first channels of a head rotate
     turns = (
         self.embed_positions.to(key.device)[position_ids].to(key.dtype).chunk(2, dim=-1)
@@ -258,4 +270,5 @@ _FORWARDS: dict[str, Callable[..., Any]] = {
     "mpnet": _mpnet,
     "stablelm": _stablelm,
     "gptj": _gptj,
+    "codegen": _gptj,
 }
