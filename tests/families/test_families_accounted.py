@@ -89,9 +89,29 @@ def test_a_switch_that_is_off_is_no_matter(key: str, value: object) -> None:
     describe_model(FAMILIES, {**CONFIG, key: value}, shapes(), 2)
 
 
-def test_the_families_that_run_a_switch_take_it() -> None:
-    config = {**CONFIG, "model_type": "gemma2", "attn_logit_softcapping": 50.0, "query_pre_attn_scalar": 4}
-    describe_model(FAMILIES, config, shapes(), 2)
+@pytest.mark.parametrize(
+    ("family", "switches"),
+    [
+        ("gemma2", {"attn_logit_softcapping": 50.0, "query_pre_attn_scalar": 4}),
+        ("granite", {"attention_multiplier": 0.015}),
+        ("smollm3", {"no_rope_layers": [1, 0], "no_rope_layer_interval": 2}),
+        ("starcoder2", {"sliding_window": 4096}),
+    ],
+)
+def test_the_families_that_run_a_switch_take_it(family: str, switches: dict[str, object]) -> None:
+    describe_model(FAMILIES, {**CONFIG, "model_type": family, **switches}, shapes(), 2)
+
+
+@pytest.mark.parametrize(
+    ("family", "key", "value"),
+    [
+        *(("olmo", "clip_qkv", 8.0), ("gemma", "use_bidirectional_attention", True)),
+        ("cohere", "use_qk_norm", True),
+    ],
+)
+def test_a_family_with_a_switch_that_it_does_not_run_refuses_it(family: str, key: str, value: object) -> None:
+    with pytest.raises(FamilyError, match=f"this {family} .* {key} = {value}"):
+        describe_model(FAMILIES, {**CONFIG, "model_type": family, key: value}, shapes(), 2)
 
 
 @pytest.mark.parametrize(

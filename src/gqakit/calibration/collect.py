@@ -122,6 +122,18 @@ class _LayerSums:
         self.rotates = bool(spec.channels.first)
         self.distances = torch.zeros(self.num_kv_heads, 0, dtype=torch.float64)
         self.rows: Tensor | None = None  # the layer's present input, between its two hooks
+        self.own_frequencies: Tensor | None = None
+        self.turns = True
+
+    def take_positions(self, attention: nn.Module) -> None:
+        """What a layer itself says of its positions: that it has none (SmolLM3), or by a table of angles (GPT-J)."""
+        table = getattr(attention, "embed_positions", None)
+        if isinstance(
+            table, Tensor
+        ):  # [positions, 2 · pairs]: sines, then cosines; at position 1 of the rates
+            sines, cosines = table[1].detach().double().cpu().chunk(2)
+            self.own_frequencies = torch.atan2(sines, cosines)
+        self.turns = bool(getattr(attention, "use_rope", True))
 
     def see_input(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         """The input of the key projection is the layer's, `[B, S, D]`."""
@@ -173,6 +185,9 @@ class _LayerSums:
 
     def moments(self, frequencies: Tensor | None) -> LayerStatistics:
         """The averages."""
+        frequencies = self.own_frequencies if frequencies is None else frequencies
+        if frequencies is not None and not self.turns:  # no distance changes anything
+            frequencies = torch.zeros_like(frequencies)
         if not self.value.count or (self.rotates and not self.distances.sum()):
             raise FamilyError(
                 f"layer {self.name}: the model ran, but its attention was not observed, so nothing is known of what "
@@ -201,6 +216,7 @@ def _watched(model: PreTrainedModel, spec: ModelSpec, layers: list[_LayerSums]) 
     try:
         for index, sums in enumerate(layers):
             watched[spec.attention_module(model, index)] = sums
+            sums.take_positions(spec.attention_module(model, index))
             projection = spec.projection(model, index, "key")
             handles.append(projection.register_forward_pre_hook(sums.see_input))
             if sums.query is not None:

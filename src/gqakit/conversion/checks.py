@@ -19,6 +19,7 @@ from gqakit.conversion.files import CHECKSUM_FILE
 from gqakit.core.budget import CacheShape
 from gqakit.data.samples import Batch
 from gqakit.evaluation.cache import measure_cache
+from gqakit.models.families.base import EQUAL_GROUPS
 from gqakit.models.grouped_config import grouped_config
 from gqakit.models.layers import parameters_of_layer, tensors_of_layer
 from gqakit.models.outputs import Output
@@ -226,7 +227,7 @@ def identity_model(source: Source, stock: PreTrainedModel) -> PreTrainedModel:
     with torch.device("meta"):  # its tensors are the source's, so none is made
         model = kind._from_config(kind.config_class.from_dict(config), dtype=stock.dtype)
     model.load_state_dict(stock.state_dict(), strict=False, assign=True)
-    layout = "blocks" if spec.layout == "interleaved" else spec.layout
+    layout = "blocks" if spec.layout in EQUAL_GROUPS else spec.layout
     for layer in range(spec.num_layers):
         parameters = parameters_of_layer(spec, model, layer)
         for name, tensor in tensors_of_layer(spec, layer, source.layer(layer), layout).items():

@@ -19,7 +19,7 @@ from gqakit.core.budget import CacheShape
 from gqakit.core.merging import RULES
 from gqakit.errors import PlanError, unknown_name
 from gqakit.models.architectures import architecture
-from gqakit.models.families.base import Layout
+from gqakit.models.families.base import EQUAL_GROUPS, Layout
 from gqakit.models.grouped_config import grouped_config
 from gqakit.models.layers import layer_shapes, tensors_of_layer
 from gqakit.models.shipping import shipped_code
@@ -51,7 +51,7 @@ def converted_shapes(spec: ModelSpec, plan: Plan) -> dict[int, dict[str, tuple[i
 
 def _layout(spec: ModelSpec, plan: Plan) -> Layout:
     """How fused projections lie in the result: the turns of an interleaved one need equal groups."""
-    if plan.format == "grouped" and spec.layout == "interleaved":
+    if plan.format == "grouped" and spec.layout in EQUAL_GROUPS:
         return "blocks"
     return spec.layout
 

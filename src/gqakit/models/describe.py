@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, TypeGuard
 
 from gqakit.core.rope import Channels
 from gqakit.errors import FamilyError, unknown_name
-from gqakit.models.families.base import ROLES, Family, Stack, lookup
+from gqakit.models.families.base import EQUAL_GROUPS, ROLES, Family, Stack, lookup
 from gqakit.models.families.switches import switched_on
 from gqakit.models.layers import layer_shapes
 from gqakit.models.spec import GROUPED_PREFIX, ModelSpec, Site
@@ -64,7 +64,7 @@ def describe_model(
         element_bytes=element_bytes,
         biased=frozenset(role for role in ROLES if f"{prefix}{stack.stored(index, role)}.bias" in shapes),
         prefix=prefix,
-        layout="blocks" if grouped and layout == "interleaved" else layout,
+        layout="blocks" if grouped and layout in EQUAL_GROUPS else layout,
         fixed_queries=positions == "bias",
         gains=key_norm is not None and key_norm[0] > sizes.head_dim,
     )
@@ -272,15 +272,17 @@ def _key_channels(
     factor = inner or lookup(config, "partial_rotary_factor|rotary_pct") or family.rotary_share
     if not isinstance(factor, int | float) or not 0 <= factor <= 1:
         raise FamilyError(f"config.json: partial_rotary_factor is {factor!r}, expected a number from 0 to 1")
-    width = int(head_dim * factor)
-    if width % 2:
+    channels = config.get(family.rotary_dim or "")
+    width = channels if _is_size(channels) else int(head_dim * factor)
+    if width % 2 or width > head_dim:
+        said = f"{family.rotary_dim} {channels}" if _is_size(channels) else f"partial_rotary_factor {factor}"
         raise FamilyError(
-            f"config.json: partial_rotary_factor {factor} of a head of {head_dim} channels is a rotary width of "
+            f"config.json: {said} of a head of {head_dim} channels is a rotary width of "
             f"{width}; it must be even and at most {head_dim}"
         )
-    return Channels.rotary(head_dim, width)
+    return Channels.rotary(head_dim, width, family.rotary_pairs)
 
 
-def _is_size(value: object) -> bool:
+def _is_size(value: object) -> TypeGuard[int]:
     """Whether this can be a size: a positive integer, and no more than 2^24, which is beyond any model."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= 2**24

@@ -8,7 +8,9 @@ from typing import Any, Literal
 
 Role = Literal["query", "key", "value", "output"]
 ROLES: tuple[Role, ...] = ("query", "key", "value", "output")
-Layout = Literal["split", "blocks", "interleaved"]
+Layout = Literal["split", "blocks", "interleaved", "quarters"]
+EQUAL_GROUPS: tuple[Layout, ...] = ("interleaved", "quarters")
+"""Layouts that a grouped checkpoint cannot keep, as they need groups of one size; it has blocks."""
 Task = Literal["text", "embedding", "image", "speech", "translation"]
 
 
@@ -92,11 +94,14 @@ class Family:
         hidden_size, head_dim, num_kv_heads: config keys, alternatives separated by `|`. `num_kv_heads` is None
             where the family's own code is multi-head only, so that no stock engine runs fewer.
         count_kv_heads: the number of KV heads from the config, where one key does not say it.
-        layout: separate tensors for q, k and v; or one, in blocks q, k, v; or one, in turns for each KV head.
+        layout: separate tensors for q, k and v; or one, in blocks q, k, v; or one, in turns for each KV head; or
+            one, in four parts, each with the queries, values and keys of a quarter of the heads.
         transposed: weights are stored `[in, out]`.
         positions: rotary embedding of queries and keys; a bias for each query head on the scores, which ties
             query heads to their places; or nothing inside attention. A function of the config where that says it.
         rotary_share: share of a head's channels that rotate, where the config does not say.
+        rotary_dim: config key of the number of channels that rotate, in families that do not state a share.
+        rotary_pairs: which channels rotate together: `j` with `j` + half the rotary width, or neighbours.
         key_norm: name of a normalisation between key projection and position embedding, or None. Where the tensor
             exists, key channels cannot be mixed.
         query_norm: the same for queries.
@@ -122,6 +127,8 @@ class Family:
         Literal["rotary", "none", "bias"] | Callable[[Mapping[str, Any]], Literal["rotary", "none", "bias"]]
     ) = "rotary"
     rotary_share: float = 1.0
+    rotary_dim: str | None = None
+    rotary_pairs: Literal["half", "interleaved"] = "half"
     key_norm: str | None = None
     query_norm: str | None = None
     encoder_classes: Mapping[str, Task] = field(default_factory=dict)

@@ -83,6 +83,7 @@ HARMLESS = frozenset(
             "num_key_value_heads",
             "num_kv_heads",
             "n_head",
+            "n_heads",
             "num_heads",
             "head_dim",
             "d_kv",
@@ -98,6 +99,7 @@ HARMLESS = frozenset(
         *("attention_dropout", "attention_probs_dropout_prob", "attn_pdrop", "output_attentions"),
         *("reorder_and_upcast_attn", "attn_implementation", "_attn_implementation_autoset"),
         # Outside of attention.
+        *("norm_epsilon", "norm_topk_prob", "shared_expert_intermediate_size"),
         *("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "layer_norm_elementwise_affine"),
         *("final_logit_softcapping", "apply_layernorm", "apply_residual_connection_post_layernorm"),
         *("do_layer_norm_before", "_remove_final_layer_norm", "parallel_attn", "num_ln_in_parallel_attn"),

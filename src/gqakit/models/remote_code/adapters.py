@@ -47,10 +47,10 @@ def adapt(attention: Any, model_type: str, config: Any, heads: HeadMaps | None =
 
 
 def prepare(model_type: str) -> None:
-    """What must be known before transformers builds a model: Falcon looks its attention class up by function."""
-    if model_type == "falcon":
-        falcon = importlib.import_module("transformers.models.falcon.modeling_falcon")
-        classes = getattr(falcon, "FALCON_ATTENTION_CLASSES", {})
+    """What must be known before transformers builds a model: some look their attention class up by function."""
+    if model_type in ("falcon", "gptj"):
+        modeling = importlib.import_module(f"transformers.models.{model_type}.modeling_{model_type}")
+        classes = getattr(modeling, f"{model_type.upper()}_ATTENTION_CLASSES", {})
         if "eager" in classes:
             classes.setdefault("gqakit", classes["eager"])
 
@@ -223,6 +223,43 @@ def _stablelm(
     return self.o_proj(out), weights
 
 
+def _quarters(self: Any, hidden_states: Tensor) -> States:
+    """From CodeGen's fused projection: of a stock layer four parts, each of queries, values and keys."""
+    states = self.qkv_proj(hidden_states)
+    if self.head_maps is not None:
+        return _fused(self, states, self.head_dim)
+    parts = states.unflatten(-1, (4, 3, -1, self.head_dim))  # [B, T, quarters, q v k, heads of a quarter, d]
+    query, value, key = (part.flatten(2, 3).transpose(1, 2) for part in parts.unbind(3))
+    return query, key, value
+
+
+def _gptj(
+    self: Any,
+    hidden_states: Tensor,
+    layer_past: Any = None,
+    attention_mask: Mask = None,
+    position_ids: Any = None,
+    **kwargs: Any,
+) -> Out:
+    query, key, value = (
+        _split(self, hidden_states) if hasattr(self, "q_proj") else _quarters(self, hidden_states)
+    )
+    width = self.rotary_dim or self.head_dim  # the first channels of a head rotate
+    turns = (
+        self.embed_positions.to(key.device)[position_ids].to(key.dtype).chunk(2, dim=-1)
+    )  # [B or 1, T, width / 2]
+    rotate = sys.modules[type(self).__module__].apply_rotary_pos_emb  # of [B, T, heads, width]
+    query, key = (
+        torch.cat(
+            [rotate(part[..., :width].transpose(1, 2), *turns).transpose(1, 2), part[..., width:]], dim=-1
+        )
+        for part in (query, key)
+    )
+    scaling, rate = self.head_dim**-0.5, self.attn_dropout.p
+    out, weights = _attend(self, (query, key, value), layer_past, attention_mask, scaling, dropout=rate)
+    return self.resid_dropout(self.out_proj(out)), weights
+
+
 _FORWARDS: dict[str, Callable[..., Any]] = {
     "opt": _opt,
     "whisper": _whisper,
@@ -232,4 +269,6 @@ _FORWARDS: dict[str, Callable[..., Any]] = {
     "falcon": _falcon,
     "mpnet": _mpnet,
     "stablelm": _stablelm,
+    "gptj": _gptj,
+    "codegen": _gptj,
 }
