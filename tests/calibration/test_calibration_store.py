@@ -95,5 +95,5 @@ def test_files_that_hold_no_moments(tmp_path):
 @pytest.mark.parametrize("header", ["{}", "no json", HEADER.model_dump_json()[:-1] + ',"colour":1}'])
 def test_headers_of_another_version(tmp_path, header):
     save_file({"a": torch.zeros(2)}, tmp_path / "m", metadata={"gqakit_moments": header})
-    with pytest.raises(PlanError, match="have a header this gqakit does not read"):
+    with pytest.raises(PlanError, match="have a header that this gqakit does not read"):
         StatisticsFile.open(tmp_path / "m")
