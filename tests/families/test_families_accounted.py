@@ -106,12 +106,14 @@ def test_the_families_that_run_a_switch_take_it(family: str, switches: dict[str,
     ("family", "key", "value"),
     [
         *(("olmo", "clip_qkv", 8.0), ("gemma", "use_bidirectional_attention", True)),
-        ("cohere", "use_qk_norm", True),
+        *(("cohere", "use_qk_norm", True), ("phi", "qk_layernorm", True)),
     ],
 )
 def test_a_family_with_a_switch_that_it_does_not_run_refuses_it(family: str, key: str, value: object) -> None:
+    output = FAMILIES[family].stacks[0].names.output
+    tensors = {name.replace("o_proj", output): shape for name, shape in shapes().items()}
     with pytest.raises(FamilyError, match=f"this {family} .* {key} = {value}"):
-        describe_model(FAMILIES, {**CONFIG, "model_type": family, key: value}, shapes(), 2)
+        describe_model(FAMILIES, {**CONFIG, "model_type": family, key: value}, tensors, 2)
 
 
 @pytest.mark.parametrize(
