@@ -88,7 +88,9 @@ def test_files_that_hold_no_moments(tmp_path):
         with pytest.raises(PlanError, match=f"cannot read statistics .*{name}"):
             StatisticsFile.open(tmp_path / name)
     save_file({"a": torch.zeros(2)}, tmp_path / "other")
-    with pytest.raises(PlanError, match=r"holds no statistics of gqakit's; make them with `gqakit calibrate`"):
+    with pytest.raises(
+        PlanError, match=r"holds no statistics of gqakit's; make them with `gqakit calibrate`"
+    ):
         StatisticsFile.open(tmp_path / "other")
 
 

@@ -74,7 +74,9 @@ class StatisticsFile:
         try:
             return cls(path, StatisticsHeader.model_validate_json(metadata[_KEY]))
         except ValidationError as error:
-            raise PlanError(f"statistics {path} have a header that this gqakit does not read: {_first(error)}") from error
+            raise PlanError(
+                f"statistics {path} have a header that this gqakit does not read: {_first(error)}"
+            ) from error
 
     def layer(self, key: int | str) -> LayerStatistics:
         """The statistics of one layer, by `ModelSpec.key`, in the stored precision (float32)."""
