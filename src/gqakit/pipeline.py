@@ -32,6 +32,7 @@ from gqakit.errors import PlanError
 from gqakit.evaluation.evaluate import evaluate_sources
 from gqakit.evaluation.options import EvaluateOptions
 from gqakit.evaluation.table import EvaluationRow
+from gqakit.models.architectures import architecture
 from gqakit.models.source import Source
 from gqakit.options import takes
 from gqakit.planning.layer_loss.measure import Measurement
@@ -150,6 +151,8 @@ class Conversion:
         plan = Plan.load(Path(options.plan)) if isinstance(options.plan, str | Path) else options.plan
         source = Source.open(model, options.stacks if plan is None else plan.source.stacks)
         source.check_not_grouped()
+        if (options.format if plan is None else plan.format) != "uniform":
+            architecture(source.checkpoint.config, strict=True)
         check_output(source.checkpoint, out, options.overwrite)
         content = options.read()
         job = cls(source, out, options, progress, content, None, plan, None)

@@ -80,20 +80,22 @@ def test_only_for_the_model_they_were_taken_on(tmp_path):
 
 
 def test_files_that_hold_no_moments(tmp_path):
-    with pytest.raises(PlanError, match="cannot read moments"):
+    with pytest.raises(PlanError, match="cannot read statistics"):
         StatisticsFile.open(tmp_path / "nowhere")
     whole = save_statistics(tmp_path / "m", HEADER, layers()).path.read_bytes()
     for name, content in {"cut": whole[:-40], "head": whole[:30], "noise": b"x" * 100, "empty": b""}.items():
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(PlanError, match=f"cannot read moments .*{name}"):
+        with pytest.raises(PlanError, match=f"cannot read statistics .*{name}"):
             StatisticsFile.open(tmp_path / name)
     save_file({"a": torch.zeros(2)}, tmp_path / "other")
-    with pytest.raises(PlanError, match=r"holds no gqakit moments; make them with `gqakit calibrate`"):
+    with pytest.raises(
+        PlanError, match=r"holds no statistics of gqakit's; make them with `gqakit calibrate`"
+    ):
         StatisticsFile.open(tmp_path / "other")
 
 
 @pytest.mark.parametrize("header", ["{}", "no json", HEADER.model_dump_json()[:-1] + ',"colour":1}'])
 def test_headers_of_another_version(tmp_path, header):
     save_file({"a": torch.zeros(2)}, tmp_path / "m", metadata={"gqakit_moments": header})
-    with pytest.raises(PlanError, match="have a header this gqakit does not read"):
+    with pytest.raises(PlanError, match="have a header that this gqakit does not read"):
         StatisticsFile.open(tmp_path / "m")

@@ -118,7 +118,9 @@ def test_moments_of_another_model(model: Models, rested: Path) -> None:
 
 def test_moments_that_are_none(model: Models) -> None:
     command = ("plan", model(), "--kv-heads", 2, "-o", "p.json", "--statistics")
-    refused(6, *command, model() / "model.safetensors", says=("holds no gqakit moments", "gqakit calibrate"))
+    refused(
+        6, *command, model() / "model.safetensors", says=("holds no statistics of gqakit", "gqakit calibrate")
+    )
     Path("text.txt").write_text("no safetensors")
     refused(6, *command, "text.txt", says=("text.txt",))
     refused(6, *command, "nothing.safetensors", says=("nothing.safetensors",))

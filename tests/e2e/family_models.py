@@ -38,6 +38,26 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "gemma3_text": {**_DECODER, **_NARROW, "head_dim": 16, "sliding_window": 8},
     "olmo2": {**_DECODER, **_NARROW},
     "stablelm": {**_DECODER, **_NARROW, "use_qkv_bias": True, "partial_rotary_factor": 0.5},
+    "gemma": {**_DECODER, **_NARROW, "head_dim": 16, "num_key_value_heads": HEADS // 2},
+    "olmo": {**_DECODER, **_NARROW, "attention_bias": True},
+    "mixtral": {**_DECODER, **_NARROW, "num_local_experts": 3, "sliding_window": 8},
+    "qwen2_moe": {
+        **{**_DECODER, **_NARROW, "num_experts": 4, "num_experts_per_tok": 2},
+        **{"moe_intermediate_size": 16, "shared_expert_intermediate_size": 24},
+    },
+    "starcoder2": {**_DECODER, **_NARROW, "num_key_value_heads": HEADS // 2, "sliding_window": 8},
+    "granite": {**_DECODER, **_NARROW, "attention_multiplier": 0.15, "residual_multiplier": 0.5},
+    "smollm3": {**_DECODER, **_NARROW, "no_rope_layers": [1, 0]},
+    "phi": {**_DECODER, **_NARROW},
+    "cohere": {**_DECODER, **_NARROW, "logit_scale": 1.0},
+    "gptj": {
+        **{**_TEXT, **_NARROW, "n_embd": HIDDEN, "n_layer": LAYERS, "n_head": HEADS, "n_positions": 128},
+        "rotary_dim": 4,
+    },
+    "codegen": {
+        **{**_TEXT, **_NARROW, "n_embd": HIDDEN, "n_layer": LAYERS, "n_head": HEADS, "n_positions": 128},
+        "rotary_dim": 4,
+    },
     "gpt2": {
         **{**_TEXT, "n_embd": HIDDEN, "n_layer": LAYERS, "n_head": HEADS, "n_positions": 128},
         "initializer_range": 0.2,
@@ -65,9 +85,17 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "bert": _ENCODER,
     "roberta": _ENCODER,
+    "xlm-roberta": _ENCODER,
+    "electra": {**_ENCODER, "embedding_size": 32},
+    "distilbert": {
+        **{"vocab_size": VOCAB, "dim": HIDDEN, "n_layers": LAYERS, "n_heads": HEADS, "hidden_dim": 48},
+        **{"max_position_embeddings": 130},
+    },
     "mpnet": _ENCODER,
     "vit": _IMAGE,
+    "deit": _IMAGE,
     "dinov2": _IMAGE,
+    "dinov2_with_registers": {**_IMAGE, "num_register_tokens": 2},
     "clip_vision_model": _IMAGE,
 }
 _PLAIN_FALCON = {"new_decoder_architecture": False, "multi_query": False, "num_kv_heads": None}

@@ -27,6 +27,7 @@ import gqakit
 import gqakit.errors
 from gqakit.conversion.verify import verify
 from gqakit.core.attention import AttentionWeights
+from gqakit.core.rope import Channels
 from gqakit.models.inspection import inspect
 from gqakit.models.source import Source
 from gqakit.pipeline import convert
@@ -107,7 +108,7 @@ def test_merging_duplicates_by_mean_is_exact(variant: str, tmp_path: Path) -> No
 
 
 def _turned(weights: AttentionWeights, spec: Any) -> AttentionWeights:
-    """Duplicates, each then turned by what its readers undo: orthogonal maps of values, and of keys where they mix."""
+    """Duplicates, each then turned by what its query heads undo: orthogonal maps of values, and of keys where they mix."""
     from gqakit.core.attention import Projection
 
     twins = _duplicated(weights, spec)
@@ -126,9 +127,24 @@ def _turned(weights: AttentionWeights, spec: Any) -> AttentionWeights:
     value = turn(twins.value, turns[: weights.num_kv_heads])
     output = torch.stack([out @ by.T for out, by in zip(twins.output, reading, strict=True)])
     query, key = twins.query, twins.key
-    if len(spec.channels.free) == spec.head_dim and (twins.query.bias is None) == (twins.key.bias is None):
+    if not spec.channels.locked and (twins.query.bias is None) == (twins.key.bias is None):
+        turns = [_key_turn(spec.channels, rng) for _ in turns]
+        reading = [turns[head // per_head] for head in range(weights.num_heads)]
         query, key = turn(query, reading), turn(key, turns[: weights.num_kv_heads])
     return AttentionWeights(query, key, value, output)
+
+
+def _key_turn(channels: Channels, rng: torch.Generator) -> torch.Tensor:
+    """A random turn that commutes with the positions: by an angle in each frequency pair, any in the free channels."""
+    turn = torch.eye(channels.head_dim)
+    first, second, free = channels.indices
+    angles = torch.rand(len(first), generator=rng) * 6.28
+    turn[first, first] = turn[second, second] = angles.cos()
+    turn[first, second], turn[second, first] = -angles.sin(), angles.sin()
+    if len(free):
+        mixed = torch.linalg.qr(torch.randn(len(free), len(free), generator=rng))[0]
+        turn[free[:, None], free] = mixed
+    return turn
 
 
 def test_turning_heads_into_one_frame_loses_nothing(variant: str, tmp_path: Path) -> None:

@@ -91,6 +91,20 @@ def test_partial_rotary(rope):
     assert spec.channels == Channels.rotary(8, 4)
 
 
+def test_rotary_width_in_channels_of_neighbouring_pairs():
+    config = {**CONFIG, "model_type": "gptj", "n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4}
+    shapes = {
+        f"transformer.h.{layer}.attn.{name}_proj.weight": (32, 32)
+        for layer in range(2)
+        for name in ("q", "k", "v", "out")
+    }
+    spec = describe_model(FAMILIES, config, shapes, 2)
+    assert spec.channels == Channels.rotary(8, 4, "interleaved")
+    for width in (5, 10):
+        with pytest.raises(FamilyError, match=f"rotary_dim {width} of a head of 8 channels"):
+            describe_model(FAMILIES, {**config, "rotary_dim": width}, shapes, 2)
+
+
 def test_grouped_checkpoint():
     layers = [
         {"key_head_of_query": [0, 0, 0, 0, 1, 1, 2, 2], "value_head_of_query": [0] * 8},

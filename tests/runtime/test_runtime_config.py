@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from runtime_models import DIFFERING, FAMILIES, SAME, grouped_raw, pair, stock_config, tokens
+from runtime_models import DIFFERING, FAMILIES, MAPS, SAME, grouped_raw, pair, stock_config, tokens
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from gqakit.errors import PlanError
@@ -104,7 +104,14 @@ def test_attention_functions():
     assert again.config._attn_implementation == "gqakit"
 
 
+@pytest.mark.parametrize("maps", MAPS)
 @torch.no_grad()
-def test_attention_weights_are_not_returned_as_with_sdpa():
-    grouped, stock = (model(tokens(), output_attentions=True).attentions for model in pair("llama", SAME))
-    assert grouped == stock
+def test_attention_weights_are_those_of_eager_attention(maps):
+    grouped, stock = pair("llama", MAPS[maps])
+    stock.set_attn_implementation("eager")
+    ours, theirs = (model(tokens(), output_attentions=True).attentions for model in (grouped, stock))
+    assert len(ours) == len(theirs)
+    for layer, expected in zip(ours, theirs, strict=True):
+        assert torch.allclose(layer, expected, atol=1e-5)
+    plain = grouped(tokens())
+    assert plain.attentions is None

@@ -19,6 +19,7 @@ from gqakit.calibration.second_moment import SecondMoment
 from gqakit.core.statistics import LayerStatistics
 from gqakit.data.samples import Batch, as_batches, positions_of
 from gqakit.errors import DataError, FamilyError
+from gqakit.models.outputs import keeps_logits
 from gqakit.models.remote_code.adapters import HEADS_FIRST, by_head
 from gqakit.models.remote_code.attention import GroupedHeads, mask_with_bias
 from gqakit.models.remote_code.heads import HeadMaps
@@ -54,7 +55,7 @@ def collect_statistics(
     layers = [_LayerSums(spec, layer) for layer in range(spec.num_layers)]
     with _watched(model, spec, layers), torch.inference_mode():
         for batch in as_batches(batches):
-            keep = {"logits_to_keep": 1} if spec.family.task == "text" else {}
+            keep = keeps_logits(model, 1) if spec.family.task == "text" else {}
             model(**{name: _on(value, device) for name, value in batch.items()}, **keep)
             progress(positions_of(batch))
     return {index: layer.moments(_frequencies(model, spec, index)) for index, layer in enumerate(layers)}
@@ -127,6 +128,18 @@ class _LayerSums:
         self.rotates = bool(spec.turning.first)
         self.distances = torch.zeros(self.num_kv_heads, 0, dtype=torch.float64)
         self.rows: Tensor | None = None  # the layer's present input, between its two hooks
+        self.own_frequencies: Tensor | None = None
+        self.turns = True
+
+    def take_positions(self, attention: nn.Module) -> None:
+        """What a layer itself says of its positions: that it has none (SmolLM3), or by a table of angles (GPT-J)."""
+        table = getattr(attention, "embed_positions", None)
+        if isinstance(
+            table, Tensor
+        ):  # [positions, 2 · pairs]: sines, then cosines; at position 1 of the rates
+            sines, cosines = table[1].detach().double().cpu().chunk(2)
+            self.own_frequencies = torch.atan2(sines, cosines)
+        self.turns = bool(getattr(attention, "use_rope", True))
 
     def see_input(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         """The input of the key projection is the layer's, `[B, S, D]`."""
@@ -190,6 +203,9 @@ class _LayerSums:
 
     def moments(self, frequencies: Tensor | None) -> LayerStatistics:
         """The averages."""
+        frequencies = self.own_frequencies if frequencies is None else frequencies
+        if frequencies is not None and not self.turns:  # no distance changes anything
+            frequencies = torch.zeros_like(frequencies)
         if not self.value.count or (self.rotates and not self.distances.sum()):
             raise FamilyError(
                 f"layer {self.name}: the model ran, but its attention was not observed, so nothing is known of what "
@@ -222,6 +238,7 @@ def _watched(model: PreTrainedModel, spec: ModelSpec, layers: list[_LayerSums]) 
     try:
         for index, sums in enumerate(layers):
             watched[spec.attention_module(model, index)] = sums
+            sums.take_positions(spec.attention_module(model, index))
             projection = spec.projection(model, index, "key")
             handles.append(projection.register_forward_pre_hook(sums.see_input))
             if sums.query is not None:

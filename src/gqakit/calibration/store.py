@@ -60,21 +60,23 @@ class StatisticsFile:
         """Read the header.
 
         Raises:
-            PlanError: when the file is missing, corrupt or not a moments file.
+            PlanError: when the file is missing, corrupt or no statistics file.
         """
         try:
             with safe_open(regular(path), "pt") as file:
                 metadata = file.metadata() or {}
         except (OSError, SafetensorError) as error:
-            raise PlanError(f"cannot read moments {path}: {error}") from error
+            raise PlanError(f"cannot read statistics {path}: {error}") from error
         if _KEY not in metadata:
             raise PlanError(
-                f"{path} is a safetensors file but holds no gqakit moments; make them with `gqakit calibrate`"
+                f"{path} is a safetensors file but holds no statistics of gqakit's; make them with `gqakit calibrate`"
             )
         try:
             return cls(path, StatisticsHeader.model_validate_json(metadata[_KEY]))
         except ValidationError as error:
-            raise PlanError(f"moments {path} have a header this gqakit does not read: {error}") from error
+            raise PlanError(
+                f"statistics {path} have a header that this gqakit does not read: {_first(error)}"
+            ) from error
 
     @cached_property
     def kinds(self) -> frozenset[str]:
@@ -83,7 +85,7 @@ class StatisticsFile:
             return frozenset(name.rpartition(".")[2] for name in file.keys())  # noqa: SIM118  # no mapping
 
     def layer(self, key: int | str) -> LayerStatistics:
-        """The moments of one layer, by `ModelSpec.key`, in the stored precision (float32)."""
+        """The statistics of one layer, by `ModelSpec.key`, in the stored precision (float32)."""
         with safe_open(self.path, "pt") as file:
             names = set(file.keys())
             found = {
@@ -101,16 +103,16 @@ class StatisticsFile:
         return f"sha256:{digest.hexdigest()}"
 
     def matches(self, fingerprint: str, text_sha256: str, tokens: int, window: int) -> bool:
-        """Whether calibrating this model on this text would give these moments again."""
+        """Whether calibrating this model on this text would give these statistics again."""
         head = self.header
         have = (head.fingerprint, head.text_sha256, head.tokens_asked, head.window)
         return have == (fingerprint, text_sha256, tokens, window)
 
     def check_source(self, fingerprint: str, name: str) -> None:
-        """Raise `PlanError` unless the moments were taken on the model with this fingerprint."""
+        """Raise `PlanError` unless the statistics were taken on the model with this fingerprint."""
         if self.header.fingerprint != fingerprint:
             raise PlanError(
-                f"moments {self.path} were taken on {self.header.source} ({self.header.fingerprint[:19]}…), "
+                f"statistics {self.path} were taken on {self.header.source} ({self.header.fingerprint[:19]}…), "
                 f"not on {name} ({fingerprint[:19]}…); run `gqakit calibrate` on it"
             )
 
@@ -120,7 +122,7 @@ def save_statistics(
     header: StatisticsHeader,
     layers: Mapping[str, LayerStatistics] | Mapping[int, LayerStatistics],
 ) -> StatisticsFile:
-    """Write moments in float32, atomically."""
+    """Write statistics in float32, atomically."""
     tensors: dict[str, Tensor] = {}
     for key, moments in layers.items():
         for kind in _KINDS:
@@ -130,3 +132,10 @@ def save_statistics(
     metadata = {_KEY: json.dumps(header.model_dump(), sort_keys=True)}
     write_bytes(path, save(tensors, metadata=metadata))
     return StatisticsFile(path, header)
+
+
+def _first(error: ValidationError) -> str:
+    """What is wrong first, on one line."""
+    problem = error.errors()[0]
+    where = ".".join(map(str, problem["loc"]))
+    return f"{where}: {problem['msg']}" if where else problem["msg"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -12,6 +13,10 @@ from .manifest import MANIFEST_NAME
 from .sidefiles import check_side_files
 
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_BESIDE = {
+    "AutoTokenizer": ("tokenizer.json", "tokenizer_config.json", "vocab.*", "*.model"),
+    "AutoProcessor": ("*processor_config.json",),
+}
 _NO_WEIGHTS = ("training_args.bin", "optimizer.*", "scheduler.*", "scaler.*", "rng_state*")
 
 
@@ -69,8 +74,7 @@ def _without_weights(directory: Path, names: list[str]) -> CheckpointError:
         return CheckpointError(
             f"{directory}: has only pickled weights ({listed(pickled)}), which can run code when read and "
             "are refused. "
-            'Convert them to safetensors first: python -c "from transformers import AutoModelForCausalLM '
-            f"as M; M.from_pretrained({str(directory)!r}).save_pretrained('OUT')\""
+            f"Convert them to safetensors first: {_saving_again(directory)}"
         )
     if gguf:
         return _gguf_error(directory, gguf)
@@ -88,10 +92,28 @@ def _without_weights(directory: Path, names: list[str]) -> CheckpointError:
 def _gguf_error(directory: Path, names: list[str]) -> CheckpointError:
     return CheckpointError(
         f"{directory}: has its weights as GGUF ({listed(names)}), expected safetensors. Convert it first: "
-        'python -c "from transformers import AutoModelForCausalLM as M; '
-        f"M.from_pretrained({str(directory)!r}, gguf_file={names[0]!r}).save_pretrained('OUT')\" "
-        "(its tokenizer likewise, with AutoTokenizer)."
+        'python -c "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; '
+        f"[X.from_pretrained({str(directory)!r}, gguf_file={names[0]!r}).save_pretrained('OUT') for X in (M, T)]\""
     )
+
+
+def _saving_again(directory: Path) -> str:
+    """The command that loads a checkpoint as the class that its config names and saves it, with what stands beside it.
+
+    Only a tokenizer or processor whose files are there is named: loading what is missing would fail.
+    """
+    try:
+        config = json.loads((directory / "config.json").read_bytes())
+        named = [str(name) for name in config.get("architectures") or [] if str(name).isidentifier()]
+    except (OSError, ValueError, AttributeError):
+        named = []
+    names = [path.name for path in directory.iterdir()]
+    beside = [each for each, patterns in _BESIDE.items() if any(_matches(name, patterns) for name in names)]
+    classes = ", ".join([*named[:1], *beside] if named else ["AutoModel", *beside])
+    code = (
+        f"from transformers import {classes}; [X.from_pretrained({str(directory)!r}).save_pretrained('OUT')"
+    )
+    return f'python -c "{code} for X in [{classes}]]"'
 
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:

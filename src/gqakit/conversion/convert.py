@@ -13,11 +13,13 @@ from torch import Tensor
 from gqakit.calibration.store import StatisticsFile
 from gqakit.checkpoint import Replacement, WriteJob, WriteResult, write_checkpoint
 from gqakit.conversion.files import CARD_FILE, CHECKSUM_FILE, PLAN_FILE
+from gqakit.conversion.side_files import adapted_files
 from gqakit.core.apply import apply_grouping
 from gqakit.core.budget import CacheShape
 from gqakit.core.merging import RULES
 from gqakit.errors import PlanError, unknown_name
-from gqakit.models.families.base import Layout
+from gqakit.models.architectures import architecture
+from gqakit.models.families.base import EQUAL_GROUPS, Layout
 from gqakit.models.grouped_config import grouped_config
 from gqakit.models.layers import layer_shapes, tensors_of_layer
 from gqakit.models.shipping import shipped_code
@@ -32,6 +34,7 @@ def converted_config(config: Mapping[str, Any], spec: ModelSpec, plan: Plan) -> 
     if plan.format == "uniform":
         assert spec.family.num_kv_heads is not None  # the planner knows what can be uniform
         return {**config, spec.family.num_kv_heads: plan.groupings[0].key.num_groups}
+    architecture(config, strict=True)
     maps = [g.query_maps(spec.num_heads, fixed=spec.fixed_queries) for g in plan.groupings]
     merged = {
         layer: grouping.key.labels
@@ -64,7 +67,7 @@ def _merged_apart(plan: Plan, layer: int) -> bool:
 
 def _layout(spec: ModelSpec, plan: Plan) -> Layout:
     """How fused projections lie in the result: the turns of an interleaved one need equal groups."""
-    if plan.format == "grouped" and spec.layout == "interleaved":
+    if plan.format == "grouped" and spec.layout in EQUAL_GROUPS:
         return "blocks"
     return spec.layout
 
@@ -139,6 +142,7 @@ def convert_checkpoint(
         for name, shape in shapes.items()
     }
     extra = {PLAN_FILE: plan.to_json().encode(), CARD_FILE: card.encode()}
+    extra |= adapted_files(source.path, source.checkpoint.config, source.spec, plan)
     if plan.format == "grouped":
         extra |= shipped_code()
     return write_checkpoint(

@@ -13,6 +13,7 @@ from gqakit.conversion.checks import (
     check_cache,
     check_checksums,
     check_config,
+    check_runtime,
     check_tensors,
 )
 from gqakit.conversion.convert import converted_cache
@@ -53,7 +54,7 @@ def verify(
     options: VerifyOptions,
     progress: Reporter = silent,
 ) -> Verification:
-    """Check structure, shapes, types, finiteness, reload, attention output and cache size of a conversion.
+    """Check structure, shapes, types, finiteness, runtime, reload, attention output and cache size of a conversion.
 
     Where the files already are not as planned, the model is not run.
 
@@ -80,12 +81,15 @@ def verify(
     checks.append(check_checksums(target))
     if not all(check.passed for check in checks):
         return Verification(tuple(checks), ())
-    with progress("verify the running model", 3, "steps") as advance:
+    with progress("verify the running model", 4, "steps") as advance:
         batch = batch or _batch(source, options)
+        stock = load_model(source.checkpoint)
+        checks.append(check_runtime(source, stock, batch))
+        advance(1)
         running = load_model(target)
         checks.append(Check("reload", True, f"loads as {type(running).__name__}"))
         advance(1)
-        errors = attention_errors(load_model(source.checkpoint), running, source.spec, batch)
+        errors = attention_errors(stock, running, source.spec, batch)
         checks += check_attention(errors, plan, trained=trained)
         advance(1)
         if source.spec.is_cached:

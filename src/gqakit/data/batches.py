@@ -14,6 +14,7 @@ from gqakit.data.pixels import PixelTransform
 from gqakit.data.samples import Images, Speech, text_batches, translation_batches
 from gqakit.data.text import Text, token_windows
 from gqakit.errors import DataError, UsageError
+from gqakit.models.architectures import family_of, named
 from gqakit.models.load import load
 from gqakit.models.running import load_tokenizer
 from gqakit.models.source import Source
@@ -81,7 +82,10 @@ def batches_of(
     windows = token_windows(tokenizer, content, window=window, tokens=tokens, skip=skip)
     if spec.family.task == "translation":
         return translation_batches(windows, int(checkpoint.config.get("decoder_start_token_id") or 0))
-    return text_batches(windows, cached=spec.family.task == "text")
+    batches = text_batches(windows, cached=spec.family.task == "text")
+    if any(name.endswith("ForMultipleChoice") for name in named(checkpoint.config)):
+        return [{**batch, "input_ids": batch["input_ids"][:, None]} for batch in batches]  # [B, choices, T]
+    return batches
 
 
 def _longest(source: Checkpoint) -> int:
@@ -97,6 +101,8 @@ def speech_batches(source: Checkpoint, speech: Speech) -> list[dict[str, Any]]:
     """Each recording with what the model itself hears in it, most likely token by token: the decoder is run on that."""
     if not speech.clips:
         raise DataError(f"recordings {speech.name}: none left")
+    if _is_encoder(source):
+        return [{"input_features": row[None]} for row in speech_features(source, speech)]
     model: Any = load(source.path, dtype=torch.float32)
     begin = opening(source)
     return [
@@ -107,6 +113,12 @@ def speech_batches(source: Checkpoint, speech: Speech) -> list[dict[str, Any]]:
         }
         for row in speech_features(source, speech)
     ]
+
+
+def _is_encoder(source: Checkpoint) -> bool:
+    """Whether a speech model has no decoder, as one that classifies recordings."""
+    family = family_of(source.config)
+    return family is not None and not any(stack.cached for stack in family.stacks)
 
 
 def opening(source: Checkpoint) -> list[int]:
@@ -161,5 +173,7 @@ def noise_batch(source: Source) -> dict[str, Any]:
         return {"pixel_values": torch.randn(1, config.get("num_channels", 3), size, size, generator=rng)}
     frames = 2 * int(config.get("max_source_positions", 1500))
     features = torch.randn(1, config.get("num_mel_bins", 80), frames, generator=rng)
+    if _is_encoder(source.checkpoint):
+        return {"input_features": features}
     ids = torch.randint(int(config["vocab_size"]), (1, 16), generator=rng)
     return {"input_features": features, "decoder_input_ids": ids, "use_cache": False}

@@ -1,10 +1,10 @@
-"""How alike two encoders are on the same input."""
+"""How alike two models are on the same input: their embeddings, or what their heads choose."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,8 +12,9 @@ from torch.nn.functional import cosine_similarity, normalize
 from transformers import PreTrainedModel
 
 from gqakit.data.samples import Batch, positions_of
+from gqakit.models.outputs import Output, run
 
-Pooling = Literal["mean", "first"]
+Pooling = Literal["mean", "first", "last"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class AgreementScores:
 
     Attributes:
         cosine: mean cosine between the two embeddings of an input; 1 for the source itself.
-        error: squared error of the last hidden state, relative to its energy.
+        error: squared error of the states that the model puts out, relative to their energy.
         neighbours: share of each input's 5 nearest other inputs that are the same in both.
         inputs: how many were embedded.
     """
@@ -39,33 +40,78 @@ def embed(
     pooling: Pooling,
     progress: Callable[[int], None] = lambda n: None,
 ) -> tuple[Tensor, list[Tensor]]:
-    """Embeddings `[inputs, D]` and the last hidden states, batch by batch.
+    """Embeddings `[inputs, D]` and the states that they are made of, batch by batch.
 
     Args:
-        model: an encoder in eval mode.
+        model: in eval mode; its first output are states `[B, T, D]`, feature maps `[B, C, h, w]` or embeddings `[B, D]`.
         batches: its inputs; with an `attention_mask` only what it marks is pooled.
-        pooling: mean over positions, or the first position.
+        pooling: of states: their mean over positions, or the first or the last position.
         progress: called with the positions just seen.
     """
-    device = next(model.parameters()).device
     pooled: list[Tensor] = []
     states: list[Tensor] = []
-    with torch.inference_mode():
-        for batch in batches:
-            inputs = {n: v.to(device) if isinstance(v, Tensor) else v for n, v in batch.items()}
-            output: Any = model.base_model(**inputs)
-            hidden = output.last_hidden_state.float()
-            mask = inputs.get("attention_mask")
-            if pooling == "first":
-                pooled.append(hidden[:, 0])
-            elif mask is None:
-                pooled.append(hidden.mean(1))
-            else:
-                weights = mask[..., None].float()
-                pooled.append((hidden * weights).sum(1) / weights.sum(1))
-            states.append(hidden)
-            progress(positions_of(batch))
+    for batch in batches:
+        hidden = Output.of(run(model, batch)).values[0]
+        pooled.append(_pooled(hidden, batch.get("attention_mask"), pooling))
+        states.append(hidden)
+        progress(positions_of(batch))
     return torch.cat(pooled), states
+
+
+def _pooled(hidden: Tensor, mask: Tensor | None, pooling: Pooling) -> Tensor:
+    """One embedding of each input, `[B, D]`."""
+    if hidden.ndim == 2:
+        return hidden
+    if hidden.ndim == 4:
+        return hidden.mean((2, 3))
+    if pooling != "mean":
+        return hidden[:, 0 if pooling == "first" else -1]
+    if mask is None:
+        return hidden.mean(1)
+    weights = mask[..., None].to(hidden)
+    return (hidden * weights).sum(1) / weights.sum(1)
+
+
+@dataclass(frozen=True)
+class HeadScores:
+    """Agreement of what a head puts out with what the source's does.
+
+    Attributes:
+        kl: mean `KL(source ‖ model)` in nats over the rows of logits; None for a head with one output, as a reward model.
+        error: squared error of the logits relative to their energy.
+        top1: share of rows where the largest logit is the source's; None as `kl`.
+        inputs: how many were scored.
+    """
+
+    kl: float | None
+    error: float
+    top1: float | None
+    inputs: int
+
+
+def head_outputs(
+    model: PreTrainedModel, batches: Sequence[Batch], progress: Callable[[int], None] = lambda n: None
+) -> list[Output]:
+    """What a model with a head puts out, batch by batch."""
+    outputs: list[Output] = []
+    for batch in batches:
+        outputs.append(Output.of(run(model, batch)))
+        progress(positions_of(batch))
+    return outputs
+
+
+def head_scores(ours: Sequence[Output], theirs: Sequence[Output]) -> HeadScores:
+    """Compare what `head_outputs` gave for two models on the same input; the source's comes second."""
+    pairs = [(source, changed) for source, changed in zip(theirs, ours, strict=True)]
+    inputs = sum(len(source.values[0]) for source in theirs)
+
+    def mean(measure: Callable[[Output, Output], float]) -> float:
+        return sum(measure(*pair) * len(pair[0].values[0]) for pair in pairs) / inputs
+
+    error = mean(Output.relative_error)
+    if not theirs[0].predicts:
+        return HeadScores(None, error, None, inputs)
+    return HeadScores(mean(Output.divergence), error, mean(Output.same_choice), inputs)
 
 
 def agreement(ours: tuple[Tensor, list[Tensor]], theirs: tuple[Tensor, list[Tensor]]) -> AgreementScores:

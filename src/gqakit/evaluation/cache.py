@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from gqakit.data.samples import Batch
+from gqakit.models.outputs import run
 from gqakit.models.spec import ModelSpec
 
 
-def measure_cache(model: PreTrainedModel, spec: ModelSpec, batch: Batch) -> float:
+def measure_cache(model: PreTrainedModel, spec: ModelSpec, batch: Batch) -> float | None:
     """Bytes that a real cache holds for each position of each layer, added up, after a forward pass.
 
     Counts what keys and values hold, so a cache that repeats heads shows it.
@@ -20,11 +19,13 @@ def measure_cache(model: PreTrainedModel, spec: ModelSpec, batch: Batch) -> floa
     Args:
         model: loaded. spec: which of its layers count.
         batch: what it is run on; one sequence.
+
+    Returns:
+        None where the class returns no cache, as a classifier of tokens.
     """
-    device = next(model.parameters()).device
-    inputs = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
-    with torch.inference_mode():
-        cache: Any = model(**{**inputs, "use_cache": True}).past_key_values
+    cache: Any = getattr(run(model, {**batch, "use_cache": True}), "past_key_values", None)
+    if cache is None:
+        return None
     total = 0.0
     for stack, index in spec.sites:
         if not stack.cached:

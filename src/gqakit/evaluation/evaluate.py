@@ -12,18 +12,23 @@ from gqakit.core.budget import CacheShape
 from gqakit.data.batches import Content, batches_of, unit_of
 from gqakit.data.samples import Batch, positions_of
 from gqakit.errors import DataError
-from gqakit.evaluation.agreement import agreement, embed
+from gqakit.evaluation.agreement import Pooling, agreement, embed, head_outputs, head_scores
 from gqakit.evaluation.cache import measure_cache
 from gqakit.evaluation.language import score_language
 from gqakit.evaluation.options import EvaluateOptions
 from gqakit.evaluation.table import EvaluationRow
+from gqakit.models.families.base import Task
+from gqakit.models.outputs import Output, predicts_tokens, run
 from gqakit.models.running import load_model
 from gqakit.models.source import Source
 from gqakit.options import takes
 from gqakit.progress import Reporter, silent
 
-POOLING = {"embedding": "mean", "image": "first"}
-"""How the encoders of a task make one embedding of an input: sentence embedders average, image models have a first token."""
+POOLING: dict[Task, Pooling] = {"embedding": "mean", "image": "first"}
+"""How the encoders of a task make one embedding of an input: sentence embedders average, image models have a first token.
+
+A decoder's last position is the one that has read everything.
+"""
 
 
 @takes(EvaluateOptions)
@@ -36,8 +41,8 @@ def evaluate(
 ) -> list[EvaluationRow]:
     """Perplexity and divergence from the source, or agreement with it, and cache size, for a source and its conversions.
 
-    What predicts tokens is scored by that; an encoder by how its embeddings agree with the source's (mean over positions
-    of text, the first position of images).
+    What predicts tokens is scored by that; another head by how its choices agree with the source's; a model without a head
+    by how its embeddings do (mean over positions of text, the first position of images, the last of a decoder).
 
     The source stays loaded, the others come one after another: two models in memory at a time.
 
@@ -75,15 +80,18 @@ def evaluate_sources(
     for each in (source, *conversions):
         spec = each.spec
         running = load_model(each.checkpoint, options.precision, options.device)
-        pooling = POOLING.get(source.spec.family.task)
         with progress(
             f"evaluate {each.short_name}", sum(map(positions_of, batches)), unit_of(spec)
         ) as advance:
-            if pooling is None:
+            if predicts_tokens(running) and spec.family.task not in POOLING:
                 scores = score_language(running, batches, reference, advance)
                 reference = reference or running
+            elif Output.of(run(running, batches[0])).is_logits:
+                made = head_outputs(running, batches, advance)
+                reference = reference or made
+                scores = head_scores(made, reference)
             else:
-                made = embed(running, batches, pooling, advance)  # pyright: ignore[reportArgumentType]
+                made = embed(running, batches, POOLING.get(spec.family.task, "last"), advance)
                 reference = reference or made
                 scores = agreement(made, reference)
         cache = CacheShape(spec.key_heads, spec.value_heads, spec.head_dim, precision.itemsize)

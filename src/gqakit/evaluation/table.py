@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gqakit.evaluation.agreement import AgreementScores
+from gqakit.evaluation.agreement import AgreementScores, HeadScores
 from gqakit.evaluation.language import LanguageScores
 
 
@@ -20,7 +20,7 @@ class EvaluationRow:
     kv_bytes_per_token: int
     kv_bytes_measured: float | None
     kv_ratio: float
-    scores: LanguageScores | AgreementScores
+    scores: LanguageScores | AgreementScores | HeadScores
 
     def cells(self) -> tuple[str, ...]:
         """The row as text, in the order of `header`."""
@@ -29,6 +29,12 @@ class EvaluationRow:
         scores = self.scores
         if isinstance(scores, LanguageScores):
             return (*sizes, number(scores.perplexity), f"{scores.kl:.4f}", f"{scores.top1:.1%}")
+        if isinstance(scores, HeadScores):
+            kl, top1 = (
+                "no choice" if scores.kl is None else f"{scores.kl:.4f}",
+                "no choice" if scores.top1 is None else f"{scores.top1:.1%}",
+            )
+            return (*sizes, kl, f"{scores.error:.4f}", top1)
         return (*sizes, f"{scores.cosine:.4f}", f"{scores.error:.4f}", f"{scores.neighbours:.1%}")
 
     @property
@@ -43,6 +49,8 @@ class EvaluationRow:
         scores = self.scores
         if isinstance(scores, LanguageScores):
             return f"perplexity {number(scores.perplexity)}"
+        if isinstance(scores, HeadScores):
+            return f"relative error {scores.error:.4f}" if scores.kl is None else f"KL {scores.kl:.4f}"
         return f"cosine {scores.cosine:.4f}"
 
     def sample(self, window: int) -> str:
@@ -59,6 +67,8 @@ def header(rows: Sequence[EvaluationRow]) -> tuple[str, ...]:
     """The headings over such rows."""
     if all(isinstance(row.scores, LanguageScores) for row in rows):
         return (*_SIZES, "perplexity", "KL to source", "same top token")
+    if all(isinstance(row.scores, HeadScores) for row in rows):
+        return (*_SIZES, "KL to source", "relative error", "same choice")
     return (*_SIZES, "cosine to source", "relative error", "same neighbours")
 
 

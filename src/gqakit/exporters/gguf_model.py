@@ -77,7 +77,7 @@ def _architecture(source: ExportSource, arrangements: list[Arrangement]) -> str:
     counts = {(a.num_heads, a.num_kv_heads) for a in arrangements}
     alike = len(counts) == 1 and not any(a.is_padded for a in arrangements)
     table = STOCK_ARCHITECTURE if alike else PER_LAYER_ARCHITECTURE
-    if family in table and source.config.get("hidden_act", "silu") == "silu":
+    if family in table and source.full_config.get("hidden_act", "silu") == "silu":
         return table[family]
     if family in STOCK_ARCHITECTURE and not alike:
         raise FamilyError(
@@ -87,7 +87,7 @@ def _architecture(source: ExportSource, arrangements: list[Arrangement]) -> str:
         )
     raise FamilyError(
         f"{source.path}: GGUF is written for {', '.join(STOCK_ARCHITECTURE)} with hidden_act silu; this is "
-        f"{family} with {source.config.get('hidden_act')}."
+        f"{family} with {source.full_config.get('hidden_act')}."
     )
 
 
@@ -105,7 +105,7 @@ def _add_numbers(
     writer: GGUFWriter, source: ExportSource, arrangements: list[Arrangement]
 ) -> tuple[str, ...]:
     """The hyperparameters but the rotary embedding's; returns notes."""
-    config, spec = source.config, source.spec
+    config, spec = source.full_config, source.spec
     notes: tuple[str, ...] = ()
     context = int(config.get("max_position_embeddings") or 2048)
     window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
@@ -135,7 +135,7 @@ def _add_rope(writer: GGUFWriter, source: ExportSource) -> Tensor | None:
     """The rotary embedding's keys; for Llama 3's scaling returns a divisor of every frequency."""
     import gguf
 
-    config = source.config
+    config = source.full_config
     scaling = dict(config.get("rope_scaling") or {}) | dict(config.get("rope_parameters") or {})
     base = float(scaling.get("rope_theta") or config.get("rope_theta") or 10000.0)
     kind = scaling.get("rope_type") or scaling.get("type") or "default"
@@ -187,7 +187,7 @@ def _tensors(
     strange: list[str] = []
     for name, info in source.checkpoint.tensors.items():
         if name.endswith(".inv_freq") or (
-            name == "lm_head.weight" and source.config.get("tie_word_embeddings")
+            name == "lm_head.weight" and source.full_config.get("tie_word_embeddings")
         ):
             continue
         target = names.get_name(name, try_suffixes=(".weight", ".bias"))

@@ -56,7 +56,7 @@ def write_onnx(source: ExportSource, out: Path) -> None:
     model: Any = load(source.path, dtype=torch.float32)
     model.config.use_cache = False
     model.generation_config = None
-    ids = torch.arange(PROMPT[0] * PROMPT[1]).reshape(PROMPT) % int(source.config["vocab_size"])
+    ids = torch.arange(PROMPT[0] * PROMPT[1]).reshape(PROMPT) % int(source.full_config["vocab_size"])
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     try:
         # torch prints each of its steps, and warns of what it deprecates in itself.

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from fnmatch import fnmatchcase
+from typing import Any, TypeGuard
 
 from gqakit.core.rope import Channels
 from gqakit.errors import FamilyError, unknown_name
-from gqakit.models.families.base import ROLES, Family, Stack, lookup
+from gqakit.models.families.base import EQUAL_GROUPS, ROLES, Family, Stack, lookup
+from gqakit.models.families.switches import switched_on
 from gqakit.models.layers import layer_shapes
 from gqakit.models.spec import GROUPED_PREFIX, ModelSpec, Site
 
@@ -47,10 +49,7 @@ def describe_model(
     positions = family.positions(config) if callable(family.positions) else family.positions
     layout = family.layout(config) if callable(family.layout) else family.layout
     stack, index = sites[0]  # what is asked of tensors is asked of the first layer
-    prefix = next(
-        (each for each in family.prefixes if f"{each}{stack.stored(index, 'query')}.weight" in shapes),
-        family.prefixes[0],
-    )
+    prefix = _prefix(family, f"{stack.stored(index, 'query')}.weight", shapes)
     key_norm = shapes.get(f"{prefix}{stack.stored_norm(index, family.key_norm)}.weight")
     channels = _key_channels(family, config, positions, sizes.head_dim)
     spec = ModelSpec(
@@ -67,12 +66,13 @@ def describe_model(
         element_bytes=element_bytes,
         biased=frozenset(role for role in ROLES if f"{prefix}{stack.stored(index, role)}.bias" in shapes),
         prefix=prefix,
-        layout="blocks" if grouped and layout == "interleaved" else layout,
+        layout="blocks" if grouped and layout in EQUAL_GROUPS else layout,
         fixed_queries=positions == "bias",
         gains=key_norm is not None and key_norm[0] > sizes.head_dim,
         projected_heads=section.projected_heads if section else (None,) * len(sites),
     )
     _check_shapes(spec, shapes)
+    _check_accounted(spec, config, shapes)
     return spec
 
 
@@ -84,7 +84,7 @@ def _family(
 ) -> Family:
     family = families.get(model_type.removeprefix(GROUPED_PREFIX))
     if family is not None:
-        return family
+        return family.as_named(str(name).removeprefix("Gqakit") for name in config.get("architectures") or [])
     like = [name for name in shapes if "attn" in name or "attention" in name] or list(shapes)
     raise FamilyError(
         f"model family {model_type!r} is not known to gqakit. Known: {', '.join(sorted(families))}. "
@@ -115,6 +115,52 @@ def _check_shapes(spec: ModelSpec, shapes: Mapping[str, tuple[int, ...]]) -> Non
     if problems:
         shown = problems[:8] + ([f"and {len(problems) - 8} more"] if len(problems) > 8 else [])
         raise FamilyError(f"config and tensors of this {spec.model_type} disagree: " + "; ".join(shown))
+
+
+def _prefix(family: Family, first: str, shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """What stands before a stack's path: what is usual, or what some class calls its base model (`transformer.`)."""
+    found = [name.removesuffix(first) for name in shapes if name.endswith(f".{first}")]
+    known = [*family.prefixes, *(prefix for prefix in found if prefix.count(".") == 1)]
+    return next((prefix for prefix in known if f"{prefix}{first}" in shapes), known[0])
+
+
+_ALWAYS_BESIDE = ("*rotary_emb.inv_freq",)
+"""Frequencies of the rotary embedding, which older releases of transformers saved."""
+
+
+def _check_accounted(
+    spec: ModelSpec, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Nothing in or about the attention layers may be unknown: a conversion that ignored it would be silently wrong."""
+    family, unknown = spec.family, switched_on(spec.family, config)
+    norms = [f"{name}.weight" for name in (family.query_norm, family.key_norm) if name]
+    beside = (*_ALWAYS_BESIDE, *family.beside, *norms)
+    homes = {}
+    for layer, (stack, index) in enumerate(spec.sites):
+        homes[f"{spec.prefix}{(stack.stored_home or stack.home).format(layer=index)}."] = layer
+    known = {spec.tensor(layer, role, kind) for layer in homes.values() for role in ROLES for kind in _KINDS}
+    found: dict[str, list[str]] = {}
+    for name in shapes.keys() - known:
+        home = next((home for home in _parents(name) if home in homes), None)
+        if home is not None and not any(fnmatchcase(name.removeprefix(home), each) for each in beside):
+            found.setdefault(name.removeprefix(home).split(".")[0], []).append(name)
+    for names in found.values():
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        unknown.append(f"tensor {min(names)}{more}: not a part of the attention that gqakit knows")
+    if unknown:
+        raise FamilyError(
+            f"this {spec.model_type} has attention that gqakit does not convert: {'; '.join(sorted(unknown))}. "
+            "Merging its KV heads without that would give wrong results"
+        )
+
+
+_KINDS = ("weight", "bias")
+
+
+def _parents(name: str) -> list[str]:
+    """The paths above a tensor, each with its dot."""
+    parts = name.split(".")
+    return [".".join(parts[:end]) + "." for end in range(1, len(parts))]
 
 
 def _chosen(family: Family, names: Sequence[str] | None) -> tuple[Stack, ...]:
@@ -228,15 +274,17 @@ def _key_channels(family: Family, config: Mapping[str, Any], positions: str, hea
     factor = inner or lookup(config, "partial_rotary_factor|rotary_pct") or family.rotary_share
     if not isinstance(factor, int | float) or not 0 <= factor <= 1:
         raise FamilyError(f"config.json: partial_rotary_factor is {factor!r}, expected a number from 0 to 1")
-    width = int(head_dim * factor)
-    if width % 2:
+    channels = config.get(family.rotary_dim or "")
+    width = channels if _is_size(channels) else int(head_dim * factor)
+    if width % 2 or width > head_dim:
+        said = f"{family.rotary_dim} {channels}" if _is_size(channels) else f"partial_rotary_factor {factor}"
         raise FamilyError(
-            f"config.json: partial_rotary_factor {factor} of a head of {head_dim} channels is a rotary width of "
+            f"config.json: {said} of a head of {head_dim} channels is a rotary width of "
             f"{width}; it must be even and at most {head_dim}"
         )
-    return Channels.rotary(head_dim, width)
+    return Channels.rotary(head_dim, width, family.rotary_pairs)
 
 
-def _is_size(value: object) -> bool:
+def _is_size(value: object) -> TypeGuard[int]:
     """Whether this can be a size: a positive integer, and no more than 2^24, which is beyond any model."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= 2**24

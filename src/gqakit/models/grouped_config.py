@@ -1,4 +1,4 @@
-"""The `config.json` of a grouped checkpoint, from its source's and the head maps. Pure Python."""
+"""The `config.json` of a grouped checkpoint, from its source's and the head maps."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gqakit.errors import PlanError
+from gqakit.models.architectures import architecture
 from gqakit.models.families.base import Names, Stack
 from gqakit.models.remote_code.heads import FORMAT_VERSION, read_layers
 from gqakit.models.shipping import auto_map
@@ -64,22 +65,15 @@ def grouped_config(
 
     new = copy.deepcopy(config)
     new["model_type"] = f"gqakit_{family.model_type}"
-    new["architectures"] = [f"Gqakit{name}" for name in _architectures(config, spec)]
-    new["auto_map"] = auto_map(family)
+    name = architecture(config)
+    new["architectures"] = [f"Gqakit{name}"]
+    new["auto_map"] = auto_map(family, name)
     if family.num_kv_heads is not None:
         num_key_heads = [layer.num_key_heads for layer in layers]
         new[family.num_kv_heads] = max(num_key_heads)
         _set_per_layer(new, family.num_kv_heads, num_key_heads)
     new["gqakit"] = section
     return new
-
-
-def _architectures(config: dict[str, Any], spec: ModelSpec) -> list[str]:
-    """The source's own classes as far as the runtime has them, else the first that it has."""
-    known = list(spec.family.classes.values())
-    named = [name for name in config.get("architectures") or [] if name in known]
-    generates = [name for auto, name in spec.family.classes.items() if auto != "AutoModel"]
-    return named or (generates[:1] if spec.is_cached else known[:1])
 
 
 def _projections(spec: ModelSpec) -> dict[str, str]:

@@ -164,6 +164,9 @@ def _cut(fused: Tensor, counts: tuple[int, int, int], layout: Layout) -> list[Te
     """`[heads of q, k and v, ...]` into the three, each with its heads in order."""
     if layout == "blocks":
         return list(fused.split(counts))
+    if layout == "quarters":
+        parts = fused.unflatten(0, (4, 3, -1))  # [quarters, q v k, heads of a quarter, d, ...]
+        return [parts[:, which].flatten(0, 1) for which in (0, 2, 1)]
     num_heads, kv_heads, _ = counts
     # For each KV head in turn its queries, its key, its value: [KV heads, queries of a head + 2, d, ...].
     turns = fused.unflatten(0, (kv_heads, num_heads // kv_heads + 2))
@@ -176,4 +179,7 @@ def _join(parts: list[Tensor], layout: Layout) -> Tensor:
         query, key, value = parts
         turns = query.unflatten(0, (key.shape[0], -1))  # [KV heads, queries of a head, d, ...]
         parts = [torch.cat([turns, key.unsqueeze(1), value.unsqueeze(1)], dim=1).flatten(0, 1)]
+    if layout == "quarters":
+        query, key, value = (part.unflatten(0, (4, -1)) for part in parts)
+        parts = [torch.stack([query, value, key], dim=1).flatten(0, 2)]
     return torch.cat([part.flatten(0, 1) for part in parts])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,8 +37,11 @@ def load(
 
     Raises:
         CheckpointError: the directory, its `config.json` or its weights are missing, or tensors of the model
-            are not in the checkpoint (transformers alone would fill them with random numbers).
+            are not in the checkpoint (transformers alone would fill them with random numbers), or transformers
+            refuses it.
     """
+    from gqakit.models.architectures import class_of, family_of
+
     path = Path(path)
     if not (path / "config.json").is_file():
         raise CheckpointError(f"{path}: no config.json here. Expected a directory in Hugging Face layout.")
@@ -48,10 +53,17 @@ def load(
     config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     register(str(config.get("model_type")))
     how = {"dtype": dtype or "auto", "device_map": device_map, "trust_remote_code": trust_remote_code}
-    named = auto_class(config)
-    model, missing = _loaded(path, named, how)
-    if missing and _headless(config, named, model, missing):
-        model, missing = _loaded(path, "AutoModel", how)
+    family = family_of(config)
+    if family is None:
+        import transformers
+
+        model, missing = _loaded(path, transformers.AutoModelForCausalLM, how)
+    else:
+        kind = class_of(config)
+        model, missing = _loaded(path, kind, how)
+        if missing and _headless(family, model, missing):
+            bare = {**config, "architectures": [family.classes["AutoModel"]]}
+            model, missing = _loaded(path, class_of(bare), how)
     if missing:
         raise CheckpointError(
             f"{path}: {len(missing)} tensors of the model are missing, first {missing[0]!r}. "
@@ -60,43 +72,41 @@ def load(
     return model.eval()
 
 
-def _loaded(path: Path, auto: str, how: dict[str, Any]) -> tuple[PreTrainedModel, list[str]]:
-    """The model by one of transformers' auto classes, and what the checkpoint lacks."""
-    import transformers
-
-    model, info = getattr(transformers, auto).from_pretrained(
-        str(path), local_files_only=True, output_loading_info=True, **how
-    )
+def _loaded(path: Path, kind: Any, how: dict[str, Any]) -> tuple[PreTrainedModel, list[str]]:
+    """The model by one of transformers' classes, and what the checkpoint lacks."""
+    with loading(path):
+        model, info = kind.from_pretrained(str(path), local_files_only=True, output_loading_info=True, **how)
     # An encoder's pooler is often left out, and what gqakit does has no use for it.
     return model, sorted(name for name in info["missing_keys"] if "pooler." not in name)
 
 
-def _headless(config: dict[str, Any], auto: str, model: PreTrainedModel, missing: list[str]) -> bool:
+@contextmanager
+def loading(path: Path) -> Iterator[None]:
+    """Turn what transformers raises about a checkpoint's files into one line that says what to do."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    try:
+        yield
+    except (StrictDataclassError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        import transformers
+
+        index = path / "model.safetensors.index.json"
+        if isinstance(error, KeyError) and error.args == ("metadata",) and index.is_file():
+            raise CheckpointError(
+                f'{index}: has no "metadata", which transformers {transformers.__version__} asks for; add '
+                '"metadata": {} to it'
+            ) from error
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise CheckpointError(
+            f"{path}: transformers {transformers.__version__} does not load it: {type(error).__name__}: {said[:400]}"
+        ) from error
+
+
+def _headless(family: Family, model: PreTrainedModel, missing: list[str]) -> bool:
     """Whether an encoder is all there but the head of the class that its config names, as in many sentence embedders."""
-    family = _family(config)
-    if family is None or auto == "AutoModel" or any(stack.cached for stack in family.stacks):
+    if any(stack.cached for stack in family.stacks) or model.base_model is model:
         return False
     return not any(name.startswith(f"{model.base_model_prefix}.") for name in missing)
-
-
-def auto_class(config: dict[str, Any]) -> str:
-    """The auto class of transformers that loads a checkpoint as what its config says it is."""
-    family = _family(config)
-    if family is None:
-        return "AutoModelForCausalLM"
-    named = [name.removeprefix("Gqakit") for name in config.get("architectures") or []]
-    for auto, name in family.classes.items():
-        if name in named:
-            return auto
-    decodes = any(stack.cached for stack in family.stacks)
-    return next(auto for auto in family.classes if (auto != "AutoModel") == decodes)
-
-
-def _family(config: dict[str, Any]) -> Family | None:
-    from gqakit.models.families import FAMILIES
-    from gqakit.models.spec import GROUPED_PREFIX
-
-    return FAMILIES.get(str(config.get("model_type")).removeprefix(GROUPED_PREFIX))
 
 
 def use_attention_interface(model: PreTrainedModel, spec: ModelSpec) -> None:

@@ -5,6 +5,7 @@ Importing this file imports neither torch nor transformers.
 
 from __future__ import annotations
 
+import importlib
 import os
 from pathlib import Path
 from types import ModuleType
@@ -35,6 +36,7 @@ def register(model_type: str | None = None) -> None:
 def _register(family: Family) -> None:
     import transformers
 
+    from gqakit.models.architectures import every_auto_class
     from gqakit.models.remote_code import configuration, modeling
 
     _ship_code_on_save(configuration.GroupedConfig)
@@ -43,6 +45,29 @@ def _register(family: Family) -> None:
     for auto_name, name in family.classes.items():
         model = modeling.model_class(f"{configuration.PREFIX}{name}")
         getattr(transformers, auto_name).register(config, model, exist_ok=True)
+    for auto_name, base in every_auto_class(family.config):
+        if auto_name not in family.classes:
+            model = modeling.model_class(f"{configuration.PREFIX}{base.__name__}")
+            getattr(transformers, auto_name).register(config, model, exist_ok=True)
+    _share_processors(getattr(transformers, family.config), config)
+
+
+def _share_processors(base: Any, grouped: Any) -> None:
+    """Have the auto classes of tokenizers and processors find for a grouped config what they find for its base."""
+    for module, mapping in _PROCESSORS.items():
+        known = getattr(importlib.import_module(f"transformers.models.auto.{module}"), mapping, None)
+        found = None if known is None else known.get(base, None)
+        if found is not None:
+            known.register(grouped, found, exist_ok=True)
+
+
+_PROCESSORS = {
+    "tokenization_auto": "TOKENIZER_MAPPING",
+    "image_processing_auto": "IMAGE_PROCESSOR_MAPPING",
+    "feature_extraction_auto": "FEATURE_EXTRACTOR_MAPPING",
+    "video_processing_auto": "VIDEO_PROCESSOR_MAPPING",
+    "processing_auto": "PROCESSOR_MAPPING",
+}
 
 
 def _ship_code_on_save(grouped_config: Any) -> None:
@@ -56,6 +81,7 @@ def _ship_code_on_save(grouped_config: Any) -> None:
         return
 
     def save_pretrained(self: Any, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
+        from gqakit.models.architectures import architecture
         from gqakit.models.families import FAMILIES
         from gqakit.models.shipping import auto_map, shipped_code
 
@@ -63,7 +89,8 @@ def _ship_code_on_save(grouped_config: Any) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in shipped_code().items():
             (folder / name).write_bytes(content)
-        self.auto_map = auto_map(FAMILIES[self.gqakit["base_model_type"]])
+        family = FAMILIES[self.gqakit["base_model_type"]]
+        self.auto_map = auto_map(family, architecture(self.to_dict()))
         return super(grouped_config, self).save_pretrained(save_directory, *args, **kwargs)
 
     grouped_config.save_pretrained = save_pretrained
@@ -75,6 +102,18 @@ def register_lazily() -> None:
     May be called any number of times. Imports neither torch nor transformers.
     """
     wrapt.register_post_import_hook(_announce, "transformers.models.auto.configuration_auto")
+    wrapt.register_post_import_hook(_share_target_modules, "peft.utils.constants")
+
+
+def _share_target_modules(constants: ModuleType) -> None:
+    """Have PEFT find for a grouped family the modules that it adapts by default in the family: it goes by `to_dict`."""
+    from gqakit.models.families import FAMILIES
+    from gqakit.models.spec import GROUPED_PREFIX
+
+    for name, targets in vars(constants).items():
+        if name.startswith("TRANSFORMERS_MODELS_TO_") and isinstance(targets, dict):
+            known = {family: targets[family] for family in FAMILIES if family in targets}
+            targets.update({f"{GROUPED_PREFIX}{family}": modules for family, modules in known.items()})
 
 
 def _announce(configuration_auto: ModuleType) -> None:

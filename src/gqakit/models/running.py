@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoTokenizer, PreTrainedModel
 
 from gqakit.checkpoint import Checkpoint
@@ -47,7 +48,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
     """
     try:
         return AutoTokenizer.from_pretrained(str(checkpoint.path), local_files_only=True)
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, StrictDataclassError) as error:
         raise CheckpointError(
-            f"{checkpoint.path} has no tokenizer that loads ({str(error).splitlines()[0]}); text needs one"
+            f"{checkpoint.path} has no tokenizer that loads ({' '.join(str(error).split())[:300]}); text needs one"
         ) from error

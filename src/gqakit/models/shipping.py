@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from gqakit.models.architectures import auto_classes
 from gqakit.models.families.base import Family
 
 SUFFIX = "_gqakit"
@@ -25,7 +26,12 @@ def shipped_code() -> dict[str, bytes]:
     }
 
 
-def auto_map(family: Family) -> dict[str, str]:
-    """Where transformers' auto classes find a grouped family's classes in the shipped files."""
-    models = {auto: f"modeling{SUFFIX}.Gqakit{name}" for auto, name in family.classes.items()}
+def auto_map(family: Family, architecture: str) -> dict[str, str]:
+    """Where transformers' auto classes find a grouped checkpoint's classes in the shipped files.
+
+    Args:
+        family: its own. architecture: the class that the checkpoint is, whether the family lists it or not.
+    """
+    classes = auto_classes(family, architecture)
+    models = {auto: f"modeling{SUFFIX}.Gqakit{name}" for auto, name in classes.items()}
     return {"AutoConfig": f"configuration{SUFFIX}.Gqakit{family.config}", **models}

@@ -11,6 +11,7 @@ from typing import Self
 from gqakit.checkpoint import Checkpoint
 from gqakit.core.attention import AttentionWeights
 from gqakit.errors import UsageError
+from gqakit.models.defaults import leaves_out_sizes, with_defaults
 from gqakit.models.describe import describe_model
 from gqakit.models.families import FAMILIES
 from gqakit.models.layers import read_layer
@@ -105,9 +106,10 @@ class Source:
 
 
 def _described(checkpoint: Checkpoint, stacks: Sequence[str]) -> ModelSpec:
+    config = checkpoint.config
+    if leaves_out_sizes(config):
+        config = with_defaults(config)
     shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
     attention = (info for name, info in checkpoint.tensors.items() if "attn" in name or "attention" in name)
     info = next(attention, next(iter(checkpoint.tensors.values())))
-    return describe_model(
-        FAMILIES, checkpoint.config, shapes, info.torch_dtype.itemsize, list(stacks) or None
-    )
+    return describe_model(FAMILIES, config, shapes, info.torch_dtype.itemsize, list(stacks) or None)

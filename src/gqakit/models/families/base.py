@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 Role = Literal["query", "key", "value", "output"]
 ROLES: tuple[Role, ...] = ("query", "key", "value", "output")
-Layout = Literal["split", "blocks", "interleaved"]
+Layout = Literal["split", "blocks", "interleaved", "quarters"]
+EQUAL_GROUPS: tuple[Layout, ...] = ("interleaved", "quarters")
+"""Layouts that a grouped checkpoint cannot keep, as they need groups of one size; it has blocks."""
 Task = Literal["text", "embedding", "image", "speech", "translation"]
 
 
@@ -92,14 +94,21 @@ class Family:
         hidden_size, head_dim, num_kv_heads: config keys, alternatives separated by `|`. `num_kv_heads` is None
             where the family's own code is multi-head only, so that no stock engine runs fewer.
         count_kv_heads: the number of KV heads from the config, where one key does not say it.
-        layout: separate tensors for q, k and v; or one, in blocks q, k, v; or one, in turns for each KV head.
+        layout: separate tensors for q, k and v; or one, in blocks q, k, v; or one, in turns for each KV head; or
+            one, in four parts, each with the queries, values and keys of a quarter of the heads.
         transposed: weights are stored `[in, out]`.
         positions: rotary embedding of queries and keys; a bias for each query head on the scores, which ties
             query heads to their places; or nothing inside attention. A function of the config where that says it.
         rotary_share: share of a head's channels that rotate, where the config does not say.
+        rotary_dim: config key of the number of channels that rotate, in families that do not state a share.
+        rotary_pairs: which channels rotate together: `j` with `j` + half the rotary width, or neighbours.
         key_norm: name of a normalisation between key projection and position embedding, or None. Where the tensor
             exists, key channels cannot be mixed before it.
         query_norm: the same for queries.
+        encoder_classes: classes that are the encoder without the decoder, each with the kind of input it takes.
+        beside: patterns of the tensors below an attention layer's home that are no projections and stay as they are.
+            Any other is refused, as what is not known cannot be merged rightly.
+        handles: the switches of `SWITCHES` that its forward pass runs for any number of KV heads.
         watched: its own attention modules call transformers' attention interface, so that calibration can look on.
     """
 
@@ -118,9 +127,22 @@ class Family:
         Literal["rotary", "none", "bias"] | Callable[[Mapping[str, Any]], Literal["rotary", "none", "bias"]]
     ) = "rotary"
     rotary_share: float = 1.0
+    rotary_dim: str | None = None
+    rotary_pairs: Literal["half", "interleaved"] = "half"
     key_norm: str | None = None
     query_norm: str | None = None
+    encoder_classes: Mapping[str, Task] = field(default_factory=dict)
+    beside: tuple[str, ...] = ()
+    handles: tuple[str, ...] = ()
     watched: bool = True
+
+    def as_named(self, names: Iterable[str]) -> Family:
+        """The family of a checkpoint that is of one of these classes: of an encoder alone only its layers."""
+        alone = next((self.encoder_classes[name] for name in names if name in self.encoder_classes), None)
+        if alone is None:
+            return self
+        stacks = tuple(stack for stack in self.stacks if stack.name == "encoder")
+        return replace(self, stacks=stacks, task=alone)
 
     @property
     def config(self) -> str:

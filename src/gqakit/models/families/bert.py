@@ -1,4 +1,4 @@
-"""Encoders of text: BERT, RoBERTa, MPNet."""
+"""Encoders of text: BERT, RoBERTa, XLM-RoBERTa, ELECTRA, DistilBERT, MPNet."""
 
 from __future__ import annotations
 
@@ -21,21 +21,35 @@ _MPNET = Stack(
     block="encoder.layer.{layer}",
     cached=False,
 )
+_DISTILBERT = Stack(
+    name="encoder",
+    home="transformer.layer.{layer}.attention",
+    names=Names("q_lin", "k_lin", "v_lin", "out_lin"),
+    block="transformer.layer.{layer}",
+    num_layers="n_layers",
+    num_heads="n_heads",
+    cached=False,
+)
 _HEADS = ("ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
 
 
-def _family(model_type: str, prefix: str, stack: Stack, **more: Any) -> Family:
+def _family(model_type: str, prefix: str, stack: Stack, base: str | None = None, **more: Any) -> Family:
     return Family(
         model_type,
         classes(prefix, *_HEADS),
         stacks=(stack,),
-        prefixes=(f"{model_type}.", ""),
+        prefixes=(f"{base or model_type}.", ""),
         task="embedding",
         num_kv_heads=None,
         **more,
     )
 
 
-BERT = _family("bert", "Bert", _BERT, positions="none")
-ROBERTA = _family("roberta", "Roberta", _BERT, positions="none")
+_NORM = ("output.LayerNorm.*",)  # of the block; it is stored below the attention's path
+
+BERT = _family("bert", "Bert", _BERT, positions="none", beside=_NORM)
+ROBERTA = _family("roberta", "Roberta", _BERT, positions="none", beside=_NORM)
+XLM_ROBERTA = _family("xlm-roberta", "XLMRoberta", _BERT, "roberta", positions="none", beside=_NORM)
+ELECTRA = _family("electra", "Electra", _BERT, positions="none", beside=_NORM)
+DISTILBERT = _family("distilbert", "DistilBert", _DISTILBERT, positions="none", hidden_size="dim")
 MPNET = _family("mpnet", "MPNet", _MPNET, positions="bias", watched=False)

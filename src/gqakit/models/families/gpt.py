@@ -19,6 +19,8 @@ def _fused(attention: str, fused: str, output: str, num_layers: str, num_heads: 
     )
 
 
+_MASKS = ("bias", "masked_bias")  # constants of the causal mask, which older releases of transformers saved
+
 GPT2 = Family(
     "gpt2",
     {
@@ -33,6 +35,8 @@ GPT2 = Family(
     layout="blocks",
     transposed=True,
     positions="none",
+    beside=_MASKS,
+    handles=("scale_attn_weights", "scale_attn_by_inverse_layer_idx"),
 )
 
 GPT_NEOX = Family(
@@ -43,6 +47,7 @@ GPT_NEOX = Family(
     num_kv_heads=None,
     layout="interleaved",
     rotary_share=0.25,
+    beside=_MASKS,
 )
 
 OPT = Family(
@@ -108,5 +113,6 @@ FALCON = Family(
     count_kv_heads=_falcon_kv_heads,
     layout="interleaved",
     positions=_falcon_positions,
+    handles=("alibi",),
     watched=False,
 )

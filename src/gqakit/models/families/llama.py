@@ -14,12 +14,14 @@ PHI3 = Family(
     stacks=(Stack(names=Names.fused("qkv_proj", "o_proj")),),
     layout="blocks",
 )
-GEMMA2 = Family("gemma2", causal("Gemma2"))
+_GEMMA = ("attn_logit_softcapping", "query_pre_attn_scalar", "use_bidirectional_attention")
+GEMMA2 = Family("gemma2", causal("Gemma2"), handles=_GEMMA)
 GEMMA3 = Family(
     "gemma3_text",
     {"AutoModel": "Gemma3TextModel", "AutoModelForCausalLM": "Gemma3ForCausalLM"},
     key_norm="k_norm",
     query_norm="q_norm",
+    handles=_GEMMA,
 )
 OLMO2 = Family("olmo2", causal("Olmo2"), key_norm="k_norm", query_norm="q_norm")
 STABLELM = Family("stablelm", causal("StableLm"), rotary_share=0.25)

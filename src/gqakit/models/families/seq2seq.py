@@ -30,6 +30,7 @@ WHISPER = Family(
     hidden_size="d_model",
     num_kv_heads=None,
     positions="none",
+    encoder_classes={"WhisperForAudioClassification": "speech"},
 )
 
 
@@ -60,4 +61,6 @@ T5 = Family(
     head_dim="d_kv",
     num_kv_heads=None,
     positions="bias",
+    encoder_classes={"T5EncoderModel": "embedding"},
+    beside=("relative_attention_bias.weight",),
 )

@@ -14,7 +14,12 @@ _RUNS_ON = {
     "speech": "speech",
     "translation": "text to text",
 }
-_LAYOUT = {"split": "apart", "blocks": "fused, in blocks", "interleaved": "fused, in turns"}
+_LAYOUT = {
+    "split": "apart",
+    "blocks": "fused, in blocks",
+    "interleaved": "fused, in turns",
+    "quarters": "fused, in quarters",
+}
 
 
 @dataclass(frozen=True)

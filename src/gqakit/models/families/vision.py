@@ -1,4 +1,4 @@
-"""Encoders of images: ViT, DINOv2, the image side of CLIP."""
+"""Encoders of images: ViT, DeiT, DINOv2 with and without registers, the image side of CLIP."""
 
 from __future__ import annotations
 
@@ -43,4 +43,8 @@ def _family(model_type: str, prefix: str, stored_prefix: str, stack: Stack, *hea
 
 VIT = _family("vit", "ViT", "vit", _VIT, "ForImageClassification")
 DINOV2 = _family("dinov2", "Dinov2", "dinov2", _DINOV2, "ForImageClassification")
+DEIT = _family("deit", "DeiT", "deit", _VIT, "ForImageClassification")
+DINOV2_REGISTERS = _family(
+    "dinov2_with_registers", "Dinov2WithRegisters", "dinov2_with_registers", _DINOV2, "ForImageClassification"
+)
 CLIP_VISION = _family("clip_vision_model", "CLIPVision", "vision_model", _CLIP)

@@ -78,10 +78,10 @@ def by_head(states: Tensor, dim: int, first: bool) -> Tensor:
 
 
 def prepare(model_type: str) -> None:
-    """What must be known before transformers builds a model: Falcon looks its attention class up by function."""
-    if model_type == "falcon":
-        falcon = importlib.import_module("transformers.models.falcon.modeling_falcon")
-        classes = getattr(falcon, "FALCON_ATTENTION_CLASSES", {})
+    """What must be known before transformers builds a model: some look their attention class up by function."""
+    if model_type in ("falcon", "gptj"):
+        modeling = importlib.import_module(f"transformers.models.{model_type}.modeling_{model_type}")
+        classes = getattr(modeling, f"{model_type.upper()}_ATTENTION_CLASSES", {})
         if "eager" in classes:
             classes.setdefault("gqakit", classes["eager"])
 
@@ -219,5 +219,36 @@ def _stablelm(self: Any, hidden_states: Tensor, **kwargs: Any) -> Out:
     return self.o_proj(out), weights
 
 
-_NEEDED = (_opt, _whisper, _gpt2, _gpt_neox, _bloom, _falcon, _mpnet, _stablelm)
+def _quarters(self: Any, hidden_states: Tensor) -> States:
+    """From CodeGen's fused projection: of a stock layer four parts, each of queries, values and keys."""
+    states = self.qkv_proj(hidden_states)
+    if self.head_maps is not None:
+        return _fused(self, states, self.head_dim)
+    parts = states.unflatten(-1, (4, 3, -1, self.head_dim))  # [B, T, quarters, q v k, heads of a quarter, d]
+    query, value, key = (part.flatten(2, 3).transpose(1, 2) for part in parts.unbind(3))
+    return query, key, value
+
+
+def _gptj(self: Any, hidden_states: Tensor, position_ids: Any = None, **kwargs: Any) -> Out:
+    query, key, value = (
+        _split(self, hidden_states) if hasattr(self, "q_proj") else _quarters(self, hidden_states)
+    )
+    width = self.rotary_dim or self.head_dim  # the first channels of a head rotate
+    turns = (
+        self.embed_positions.to(key.device)[position_ids].to(key.dtype).chunk(2, dim=-1)
+    )  # [B or 1, T, width / 2]
+    rotate = sys.modules[type(self).__module__].apply_rotary_pos_emb  # of [B, T, heads, width]
+    query, key = (
+        torch.cat(
+            [rotate(part[..., :width].transpose(1, 2), *turns).transpose(1, 2), part[..., width:]], dim=-1
+        )
+        for part in (query, key)
+    )
+    how = {name: kwargs[name] for name in ("layer_past", "attention_mask") if name in kwargs}
+    out, weights = _attend(self, (query, key, value), self.head_dim**-0.5, self.attn_dropout.p, how)
+    return self.resid_dropout(self.out_proj(out)), weights
+
+
+_NEEDED = (_opt, _whisper, _gpt2, _gpt_neox, _bloom, _falcon, _mpnet, _stablelm, _gptj)
 _FORWARDS: dict[str, Callable[..., Any]] = {forward.__name__[1:]: forward for forward in _NEEDED}
+_FORWARDS["codegen"] = _gptj

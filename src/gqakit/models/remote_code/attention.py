@@ -11,12 +11,9 @@ from torch import Tensor
 from torch.nn.functional import dropout as drop
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.utils import logging
 
 from .heads import HeadMaps
 from .packing import DeviceIndex, Mask, Packing
-
-logger = logging.get_logger(__name__)
 
 # Up to this number of new positions attention is bound by reading the cache, so queries are packed beside it.
 # Above, it is bound by arithmetic, and padding would cost more than one copy of K and V to all query heads.
@@ -127,6 +124,15 @@ class GroupedHeads:
         layout = self.ragged if many else self.padded
         explicit = how.softcap is not None or not self.same_maps or (many and not half)
         return (layout.explicit if explicit else layout.fused)(query, key, value, mask, how)
+
+    def weights(self, query: Tensor, key: Tensor, mask: Mask, *scoring: Any) -> Tensor:
+        """What `attend` weighs values with, `[B, H, T, S]`; made only for who asks, as it is large."""
+        how, length = Scoring(*scoring), query.shape[2]
+        if how.is_causal:
+            key, mask = key[:, :, :length], query.new_ones(length, length, dtype=torch.bool).tril()
+        key = key.index_select(1, self._head_of_query[0].on(key.device))  # [B, H, S, d]
+        scores = _masked(query @ key.transpose(-1, -2) * how.scaling, mask, how)
+        return scores.softmax(-1, dtype=torch.float32).to(query.dtype)
 
     def _compiled(self, query: Tensor, key: Tensor, value: Tensor, mask: Mask, how: Scoring) -> Tensor:
         """Kernels read the cache as it lies; what is between them is small."""
@@ -257,7 +263,7 @@ def _slow(states: Tensor) -> bool:
 
 def grouped_attention_forward(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Mask, **kwargs: Any
-) -> tuple[Tensor, None]:
+) -> tuple[Tensor, Tensor | None]:
     """The function behind `attn_implementation="gqakit"`, as transformers calls it.
 
     Whether attention is causal is decided as in transformers' `sdpa_attention_forward`. The module's own
@@ -272,12 +278,8 @@ def grouped_attention_forward(
             transformers passes to attention functions of other kinds.
 
     Returns:
-        `[B, T, H, dv]`, and None where other functions give attention weights.
+        `[B, T, H, dv]`, and with `output_attentions` the weights `[B, H, T, S]` before dropout.
     """
-    if kwargs.get("output_attentions", False):
-        logger.warning_once(
-            "`gqakit` attention does not support `output_attentions=True`, as `sdpa` does not."
-        )
     position_bias, causal = kwargs.pop("position_bias", None), kwargs.pop("is_causal", None)
     causal = getattr(module, "is_causal", True) if causal is None else causal
     causal = query.shape[2] > 1 and attention_mask is None and causal
@@ -289,8 +291,9 @@ def grouped_attention_forward(
         return sdpa_attention_forward(module, query, key, value, attention_mask, is_causal=causal, **kwargs)
     scaling = query.shape[-1] ** -0.5 if kwargs.get("scaling") is None else kwargs["scaling"]
     scoring = Scoring(kwargs.get("dropout", 0.0), scaling, causal, kwargs.get("softcap"))
+    weights = heads.weights(query, key, attention_mask, *scoring) if kwargs.get("output_attentions") else None
     out = heads.attend(query, key, value, attention_mask, *scoring)
-    return out.transpose(1, 2).contiguous(), None
+    return out.transpose(1, 2).contiguous(), weights
 
 
 def mask_with_bias(mask: Mask, bias: Tensor, causal: bool, query: Tensor, key: Tensor) -> Tensor:

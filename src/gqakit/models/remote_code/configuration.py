@@ -38,6 +38,9 @@ class GroupedConfig:
         super().__post_init__(**kwargs)  # pyright: ignore[reportAttributeAccessIssue]
         if self.gqakit is not None:  # transformers builds configs without arguments to compare defaults
             layers = self.layer_heads()
+            self.model_type = self.gqakit[
+                "base_model_type"
+            ]  # what goes by it finds the family; files keep the class's
             if "vllm" in sys.modules:
                 self._set_padded_heads(layers)
 
@@ -62,13 +65,13 @@ class GroupedConfig:
         """
         if self.gqakit is None:
             raise ValueError(
-                f"config.json: model_type {self.model_type!r} needs a `gqakit` section, there is none."
+                f"config.json: model_type {type(self).model_type!r} needs a `gqakit` section, there is none."
             )
         base = self.gqakit.get("base_model_type")
-        if f"gqakit_{base}" != self.model_type:
+        if f"gqakit_{base}" != type(self).model_type:
             raise ValueError(
                 f"config.json: gqakit.base_model_type is {base!r}, "
-                f"which does not fit model_type {self.model_type!r}."
+                f"which does not fit model_type {type(self).model_type!r}."
             )
         layers, count = self.gqakit.get("layers"), self.num_hidden_layers
         if isinstance(layers, list) and self.gqakit.get("stacks") != ["decoder"]:

@@ -150,16 +150,16 @@ def _refuse_static_cache(module: Any, args: tuple, kwargs: dict[str, Any]) -> No
         )
 
 
-def _keep_renamings(names: dict[str, str]) -> None:
-    """Read and write a grouped class's tensors under the family's names in files; `names` is by the family's class."""
+def _keep_renamings(base: Any, grouped: str) -> None:
+    """Read and write a grouped class's tensors under the names that the family's class `base` has for them in files."""
     try:
         from transformers import conversion_mapping
     except ImportError:  # a release that renames nothing
         return
-    for stock, grouped in names.items():
-        mapping = conversion_mapping.get_checkpoint_conversion_mapping(stock)
-        if mapping is not None:
-            conversion_mapping.register_checkpoint_conversion_mapping(grouped, mapping, overwrite=True)
+    known = conversion_mapping.get_checkpoint_conversion_mapping
+    mapping = known(base.__name__) or known(base.config_class.model_type)
+    if mapping is not None:
+        conversion_mapping.register_checkpoint_conversion_mapping(grouped, mapping, overwrite=True)
 
 
 @cache
@@ -167,7 +167,7 @@ def model_class(name: str) -> Any:
     """The model class `Gqakit...`."""
     base = family_class(name)
     config = config_class(f"{PREFIX}{base.config_class.__name__}")
-    _keep_renamings({base.config_class.model_type: config.model_type, base.__name__: name})
+    _keep_renamings(base, name)
     added = {
         "__module__": __name__,
         "__doc__": f"`{base.__name__}` with grouped heads.",

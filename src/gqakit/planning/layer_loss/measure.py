@@ -20,8 +20,8 @@ from gqakit.core.merging import RULES
 from gqakit.data.batches import Content, batches_of
 from gqakit.data.samples import Batch, positions_of
 from gqakit.errors import GqakitError
+from gqakit.models.architectures import has_no_head
 from gqakit.models.layers import tensors_of_layer
-from gqakit.models.load import auto_class
 from gqakit.models.running import check_device, load_model
 from gqakit.models.source import Source
 from gqakit.planning.candidates import EntryCandidates
@@ -34,8 +34,7 @@ from gqakit.progress import Reporter
 
 def what_is_measured(source: Checkpoint) -> str:
     """What `LayerProbe.divergence` gives for a model, in words."""
-    without_head = auto_class(source.config) == "AutoModel"
-    return "relative squared error of the output" if without_head else "KL to the source, nats"
+    return "relative squared error of the output" if has_no_head(source.config) else "KL to the source, nats"
 
 
 @dataclass(frozen=True)

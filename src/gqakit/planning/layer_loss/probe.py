@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -14,6 +13,7 @@ from transformers import PreTrainedModel
 
 from gqakit.data.samples import Batch, as_batches
 from gqakit.models.layers import parameters_of_layer
+from gqakit.models.outputs import Output, keeps_logits
 from gqakit.models.remote_code.adapters import HEADS_FIRST, map_heads
 from gqakit.models.remote_code.packing import DeviceIndex
 from gqakit.models.spec import ModelSpec
@@ -55,7 +55,7 @@ class LayerProbe:
         """How far the output moves when one layer's tensors are replaced.
 
         Mean `KL(source ‖ model)` in nats at evenly spaced positions for a model that gives logits; else the squared error
-        of the last hidden state relative to its energy.
+        of what it puts out relative to its energy.
 
         Args:
             layer: not below that of an earlier call.
@@ -68,7 +68,7 @@ class LayerProbe:
         maps = _mapped(self._spec, self._model, layer, weights, merged_keys)
         with torch.inference_mode(), _replaced(parameters, own), maps:
             losses = [
-                source.divergence(_Output.of(self._run(index))) for index, source in enumerate(self._source)
+                source.divergence(Output.of(self._run(index))) for index, source in enumerate(self._source)
             ]
         return sum(losses) / len(losses)
 
@@ -78,11 +78,11 @@ class LayerProbe:
         ids = self._batches[0]["input_ids"]
         step = max(1, -(-sum(batch["input_ids"].numel() for batch in self._batches) // POSITIONS))
         kept = torch.arange(ids.shape[1] - 1, -1, -step, device=ids.device).flip(0)
-        return {"logits_to_keep": kept}
+        return keeps_logits(self._model, kept)
 
-    def _first_run(self) -> list[_Output]:
+    def _first_run(self) -> list[Output]:
         """The source's output; notes what its blocks give besides hidden states, and what an encoder gives."""
-        outputs: list[_Output] = []
+        outputs: list[Output] = []
         encoder = None
         if any(stack.cross for stack in self._spec.family.stacks):
             encoder = self._model.get_encoder()  # pyright: ignore[reportCallIssue]
@@ -94,7 +94,7 @@ class LayerProbe:
             if encoder is not None:
                 handles.append(encoder.register_forward_hook(lambda m, a, output: encoded.append(output)))
             try:
-                outputs.append(_Output.of(self._run(index)))
+                outputs.append(Output.of(self._run(index)))
             finally:
                 for handle in handles:
                     handle.remove()
@@ -158,30 +158,6 @@ class LayerProbe:
 
 class _Stopped(Exception):  # noqa: N818  # control flow, never seen outside
     """Ends a forward pass once it has come to the layer that was asked for."""
-
-
-@dataclass(frozen=True)
-class _Output:
-    """What a model makes of one batch: log-probabilities, or else its last hidden state."""
-
-    values: Tensor
-    predicts: bool
-
-    @classmethod
-    def of(cls, output: Any) -> _Output:
-        logits = getattr(output, "logits", None)
-        if hasattr(output, "start_logits"):  # question answering: where an answer begins and ends
-            logits = torch.stack((output.start_logits, output.end_logits), dim=1)
-        if logits is not None:
-            return cls(logits.float().log_softmax(-1), True)
-        return cls(output.last_hidden_state.float(), False)
-
-    def divergence(self, changed: _Output) -> float:
-        """Of another model's output from this one."""
-        ours, theirs = self.values, changed.values
-        if self.predicts:
-            return float((ours.exp() * (ours - theirs)).sum(-1).double().mean())
-        return float((ours - theirs).double().square().sum() / ours.double().square().sum())
 
 
 @contextmanager

@@ -18,7 +18,8 @@ from gqakit.checkpoint.jsonio import pretty
 from gqakit.conversion.files import CARD_FILE, METRICS_FILE, UPTRAIN_FILE
 from gqakit.data.text import Text, token_windows
 from gqakit.errors import CheckpointError, DataError, MissingDependencyError, OutputError, UsageError
-from gqakit.models.load import auto_class, load
+from gqakit.models.architectures import is_causal_model
+from gqakit.models.load import load
 from gqakit.models.run_options import DeviceOptions
 from gqakit.models.running import check_device, load_tokenizer
 from gqakit.models.source import Source
@@ -143,7 +144,7 @@ class _Uptraining:
         device = check_device(options.device)
         source = Source.open(model)
         start = source.checkpoint
-        if auto_class(start.config) != "AutoModelForCausalLM":
+        if not is_causal_model(start.config):
             raise UsageError(
                 f"uptrain is for causal language models so far; {model} is a {source.spec.model_type}"
             )

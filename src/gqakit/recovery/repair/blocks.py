@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 
 from gqakit.checkpoint import Checkpoint
+from gqakit.models.architectures import class_of
 from gqakit.models.families.base import ROLES
-from gqakit.models.load import auto_class
 from gqakit.models.registration import register
 from gqakit.models.spec import ModelSpec
 
@@ -170,7 +169,6 @@ def _without_weights(checkpoint: Checkpoint, device: str) -> PreTrainedModel:
     """
     register(str(checkpoint.config.get("model_type")))
     config = AutoConfig.from_pretrained(str(checkpoint.path), local_files_only=True)
-    auto = getattr(transformers, auto_class(checkpoint.config))
     own = nn.Module.register_parameter
 
     def on_meta(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
@@ -180,7 +178,7 @@ def _without_weights(checkpoint: Checkpoint, device: str) -> PreTrainedModel:
 
     nn.Module.register_parameter = on_meta
     try:
-        model = auto.from_config(config, dtype=torch.float32)
+        model = class_of(checkpoint.config)._from_config(config, dtype=torch.float32)
     finally:
         nn.Module.register_parameter = own
     for module in model.modules():

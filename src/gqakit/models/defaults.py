@@ -1,0 +1,46 @@
+"""A `config.json` with what it leaves out, as transformers' own config class would read it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from gqakit.errors import FamilyError
+from gqakit.models.families import FAMILIES
+from gqakit.models.spec import GROUPED_PREFIX
+
+
+def leaves_out_sizes(config: Mapping[str, Any]) -> bool:
+    """Whether a config leaves a number out that says how heads lie, which transformers then has a default for.
+
+    Mistral's has 8 KV heads, Qwen3's heads are 128 wide, whatever the width of the model.
+    """
+    family = FAMILIES.get(str(config.get("model_type")).removeprefix(GROUPED_PREFIX))
+    if family is None:
+        return False
+    sizes = [key for stack in family.stacks for key in (stack.num_layers, stack.num_heads)]
+    sizes.append(family.hidden_size)
+    if family.num_kv_heads is not None:  # in the other families heads follow from the width
+        sizes += [family.num_kv_heads, family.head_dim]
+    return not all(any(each in config for each in key.split("|")) for key in sizes)
+
+
+def with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with every key that its family's config class has; what it states stays as it states it.
+
+    Raises:
+        FamilyError: transformers refuses the config.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig
+
+    model_type = str(config.get("model_type")).removeprefix(GROUPED_PREFIX)
+    stated = {key: value for key, value in config.items() if key not in ("model_type", "gqakit", "auto_map")}
+    try:
+        known = AutoConfig.for_model(model_type, **stated).to_dict()
+    except (StrictDataclassError, ValueError, KeyError, TypeError) as error:
+        said = " ".join(str(error).split())
+        raise FamilyError(
+            f"config.json of this {model_type}: transformers refuses it ({said[:300]})"
+        ) from error
+    return {**known, **config}

@@ -1,0 +1,113 @@
+"""Any head on a known body: the same class comes out of a conversion, and what it puts out is measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from command import SMALL, refused, succeeds
+from family_models import CONFIGS
+from tiny_models import edit_json, tokenizer
+
+import gqakit
+from gqakit.models.architectures import architecture
+from gqakit.models.families import FAMILIES
+
+HEADS = {
+    "LlamaForSequenceClassification": ("llama", {"num_labels": 1}),
+    "Qwen2ForTokenClassification": ("qwen2", {"num_labels": 3}),
+    "LlamaForQuestionAnswering": ("llama", {}),
+    "MistralModel": ("mistral", {}),
+    "GPT2DoubleHeadsModel": ("gpt2", {}),
+    "BertForPreTraining": ("bert", {}),
+    "BertForMultipleChoice": ("bert", {}),
+    "BertForNextSentencePrediction": ("bert", {}),
+    "RobertaForQuestionAnswering": ("roberta", {}),
+    "CLIPVisionModelWithProjection": ("clip_vision_model", {"projection_dim": 16}),
+    "CLIPVisionModel": ("clip_vision_model", {}),
+    "ViTForMaskedImageModeling": ("vit", {"encoder_stride": 8}),
+    "ViTForImageClassification": ("vit", {"num_labels": 4}),
+    "Dinov2Backbone": ("dinov2", {"out_features": ["stage2"]}),
+    "T5EncoderModel": ("t5", {}),
+}
+
+WITHOUT_LOGITS = (
+    *("MistralModel", "CLIPVisionModelWithProjection", "CLIPVisionModel", "T5EncoderModel"),
+    *("ViTForMaskedImageModeling", "Dinov2Backbone"),
+)
+
+
+def build(folder: Path, name: str) -> Path:
+    """A small random model of a class, with what a user would convert it on."""
+    family, changes = HEADS[name]
+    torch.manual_seed(0)
+    kind = getattr(transformers, name)
+    config = getattr(transformers, FAMILIES[family].config)(**{**CONFIGS[family], **changes})
+    kind(config).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    rng = np.random.default_rng(0)
+    np.savez(folder.parent / "images.npz", images=rng.integers(0, 255, (6, 24, 24, 3), dtype=np.uint8))
+    return folder
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_the_same_class_comes_out_and_is_measured(name: str, tmp_path: Path) -> None:
+    source = build(tmp_path / "source", name)
+    task = FAMILIES[HEADS[name][0]].task
+    data = ("--images", tmp_path / "images.npz") if task == "image" else SMALL
+    if name == "MistralModel":
+        gqakit_evaluate = succeeds("evaluate", source, *data).out
+        assert "cosine to source" in gqakit_evaluate
+    succeeds("convert", source, "--kv-ratio", "0.5", "--format", "grouped", "-o", "out", *data)
+    config = json.loads(Path("out/config.json").read_text())
+    assert config["architectures"] == [f"Gqakit{name}"]
+    ours = gqakit.load("out", dtype=torch.float32)
+    assert type(ours).__name__ == f"Gqakit{name}"
+    assert f"modeling_gqakit.Gqakit{name}" in config["auto_map"].values()
+    assert "FAILED" not in succeeds("verify", source, "out", *(data if task == "image" else ())).out
+    rows = json.loads(succeeds("evaluate", source, "out", *data, "--json").out)["checkpoints"]
+    assert [row["name"] for row in rows] == ["source", "out"]
+    scores = [row["scores"] for row in rows]
+    off = [each.get("error", each.get("kl")) for each in scores]
+    assert off[0] == 0
+    assert off[1] > 0
+    assert ("cosine" in scores[0]) == (name in WITHOUT_LOGITS)
+
+
+def test_an_encoder_alone_is_its_encoder(tmp_path: Path) -> None:
+    from gqakit.models.source import Source
+
+    spec = Source.open(build(tmp_path / "t5", "T5EncoderModel")).spec
+    assert (spec.stacks, spec.is_cached, spec.family.task) == (("encoder",), False, "embedding")
+    for stacks in ((), ("--stacks", "encoder")):
+        succeeds("convert", tmp_path / "t5", "--kv-ratio", "0.5", *stacks, *SMALL, "--overwrite", "-o", "out")
+
+
+def test_a_class_that_is_not_known_is_said_and_never_swapped(tmp_path: Path) -> None:
+    source = build(tmp_path / "source", "LlamaForSequenceClassification")
+    edit_json(source / "config.json", architectures=["LlamaForRanking"])
+    refused(
+        4,
+        "convert",
+        source,
+        "--kv-ratio",
+        "0.5",
+        "--format",
+        "grouped",
+        *SMALL,
+        "-o",
+        "out",
+        says=("LlamaForRanking",),
+    )
+
+
+def test_a_config_without_a_class_is_the_familys_usual_one() -> None:
+    assert architecture({"model_type": "llama"}) == "LlamaForCausalLM"
+    assert architecture({"model_type": "bert", "architectures": None}) == "BertModel"
+    assert architecture(
+        {"model_type": "gqakit_vit", "architectures": ["GqakitViTForImageClassification"]}
+    ) == ("ViTForImageClassification")
