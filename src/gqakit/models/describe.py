@@ -133,7 +133,8 @@ def _check_accounted(
 ) -> None:
     """Nothing in or about the attention layers may be unknown: a conversion that ignored it would be silently wrong."""
     family, unknown = spec.family, switched_on(spec.family, config)
-    norms = [f"{name}.weight" for name in (family.query_norm, family.key_norm) if name]
+    kinds = ("weight", "maps") if spec.is_grouped else ("weight",)  # maps behind a norm come of a conversion
+    norms = [f"{name}.{kind}" for name in (family.query_norm, family.key_norm) if name for kind in kinds]
     beside = (*_ALWAYS_BESIDE, *family.beside, *norms)
     homes = {}
     for layer, (stack, index) in enumerate(spec.sites):
