@@ -7,8 +7,6 @@ import jaxtyping
 # Before anything imports gqakit.core, or its signatures stay unchecked.
 jaxtyping.install_import_hook("gqakit.core", "beartype.beartype")
 
-import os  # noqa: E402
-import tempfile  # noqa: E402
 from collections.abc import Callable  # noqa: E402
 from pathlib import Path  # noqa: E402
 
@@ -22,8 +20,6 @@ settings.register_profile(
     "mutation", settings.get_profile("gqakit"), max_examples=10
 )  # benchmarks/mutation.py
 settings.load_profile("gqakit")
-# The digests of large files are kept in the user's cache; tests have one of their own, kept between runs.
-os.environ.setdefault("GQAKIT_CACHE", os.path.join(tempfile.gettempdir(), "gqakit-tests-cache"))
 torch.set_num_threads(1)  # the tensors are tiny: threads only wait for each other
 
 

@@ -69,7 +69,7 @@ def test_a_corpus_is_not_encoded_for_a_few_tokens():
     [
         ({"window": 9}, r"text t has 8 tokens, too few for one window of 9; give more text"),
         ({"window": 3, "skip": 2}, "too few for one window of 3 after 2 others"),
-        ({"window": 1}, "ask for `tokens` of at least `window`"),
+        ({"window": 1}, "ask for more `tokens`"),
         ({"window": 4, "tokens": 3}, "a window of 4 tokens out of 3 makes no window"),
     ],
 )

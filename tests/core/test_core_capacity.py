@@ -36,11 +36,11 @@ def test_every_spelling_is_the_same_budget(heads):
 
 
 def test_budget_is_echoed_as_it_was_asked():
-    assert resolve_budget(SOURCE, kv_ratio=0.5) == Budget(0.5, "--kv-ratio 0.5")
-    assert resolve_budget(SOURCE, kv_heads=2) == Budget(0.25, "--kv-heads 2", kv_heads=2)
-    assert resolve_budget(SOURCE, kv_bytes_per_token=512).asked == "--kv-bytes-per-token 512"
+    assert resolve_budget(SOURCE, kv_ratio=0.5) == Budget(0.5, "kv_ratio 0.5")
+    assert resolve_budget(SOURCE, kv_heads=2) == Budget(0.25, "kv_heads 2", kv_heads=2)
+    assert resolve_budget(SOURCE, kv_bytes_per_token=512).asked == "kv_bytes_per_token 512"
     asked = resolve_budget(SOURCE, kv_gib=1e-4, context=100).asked
-    assert asked == "--kv-gib 0.0001 --context 100 --batch 1"
+    assert asked == "kv_gib 0.0001, context 100, batch 1"
 
 
 def test_more_memory_than_the_source_needs_asks_for_nothing():
@@ -56,7 +56,7 @@ def test_more_memory_than_the_source_needs_asks_for_nothing():
         ({"kv_ratio": 0.5, "batch": 2}, "belong to `kv_gib`"),
         ({"kv_ratio": 0.0}, "above 0 and at most 1"),
         ({"kv_ratio": -0.1}, "above 0 and at most 1"),
-        ({"kv_ratio": 1.01}, "`kv_ratio=1.01` is a kv_ratio of 1.01; .* source keeps 2048 bytes per token"),
+        ({"kv_ratio": 1.01}, "kv_ratio 1.01 is a kv_ratio of 1.01; .* source keeps 2048 bytes per token"),
         ({"kv_ratio": math.nan}, "above 0 and at most 1"),
         ({"kv_ratio": math.inf}, "above 0 and at most 1"),
         ({"kv_heads": 0}, "8 KV heads per layer, so 1 to 8"),

@@ -170,7 +170,7 @@ def test_where_it_came_from(opened, moments):
     assert (made.source.num_layers, made.source.head_dim, made.source.model_type) == (4, 4, "llama")
     assert made.moments == statistics_record(moments)
     assert (made.seed, made.allocation) == (9, "uniform")
-    again = Source(f"somewhere/{opened.path.name}", opened.checkpoint, opened.spec)
+    again = Source(f"{opened.path.parent}/./{opened.path.name}", opened.checkpoint, opened.spec)
     assert plan(again).source.name == opened.path.name  # where it lies is no part of a plan
 
 

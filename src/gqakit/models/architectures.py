@@ -22,8 +22,9 @@ def family_of(config: Mapping[str, Any]) -> Family | None:
 
 
 def named(config: Mapping[str, Any]) -> list[str]:
-    """The classes that a config names, as transformers calls them."""
-    return [str(name).removeprefix(PREFIX) for name in config.get("architectures") or []]
+    """The classes that a config names, as transformers calls them; none where what it says is no list."""
+    names = config.get("architectures")
+    return [str(name).removeprefix(PREFIX) for name in names] if isinstance(names, list) else []
 
 
 def architecture(config: Mapping[str, Any], *, strict: bool = False) -> str:

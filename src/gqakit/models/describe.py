@@ -84,7 +84,10 @@ def _family(
 ) -> Family:
     family = families.get(model_type.removeprefix(GROUPED_PREFIX))
     if family is not None:
-        return family.as_named(str(name).removeprefix("Gqakit") for name in config.get("architectures") or [])
+        names = config.get("architectures")
+        return family.as_named(
+            str(n).removeprefix("Gqakit") for n in (names if isinstance(names, list) else ())
+        )
     like = [name for name in shapes if "attn" in name or "attention" in name] or list(shapes)
     raise FamilyError(
         f"model family {model_type!r} is not known to gqakit. Known: {', '.join(sorted(families))}. "
