@@ -28,10 +28,14 @@ if TYPE_CHECKING:
 class Readable(Protocol):
     """What is read of a checkpoint."""
 
-    path: Path
-    config: dict[str, Any]
-    shards: tuple[Shard, ...]
-    tensors: Mapping[str, TensorInfo]
+    @property
+    def path(self) -> Path: ...
+    @property
+    def config(self) -> dict[str, Any]: ...
+    @property
+    def shards(self) -> tuple[Shard, ...]: ...
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]: ...
 
     def read_chunks(self, info: TensorInfo, chunk: int) -> Iterator[bytes]:
         """A tensor's bytes in blocks."""

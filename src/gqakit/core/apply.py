@@ -53,9 +53,10 @@ def apply_grouping(
     output = weights.output.clone()  # [query heads, width_out, head_dim]
     per_head = weights.num_heads // weights.num_kv_heads
     key_expands = _expand_maps(grouping.key, key_merges)
-    for head, expand in {} if apart else key_expands.items():
+    for head, expand in key_expands.items():
         heads = slice(head * per_head, (head + 1) * per_head)
-        query[heads] = (expand.mT @ query[heads].double()).to(query.dtype)
+        if not apart:  # behind a normalisation queries are mapped there, by maps of their own
+            query[heads] = (expand.mT @ query[heads].double()).to(query.dtype)
     for head, expand in _expand_maps(grouping.value, value_merges).items():
         heads = slice(head * per_head, (head + 1) * per_head)
         output[heads] = (output[heads].double() @ expand).to(output.dtype)

@@ -55,9 +55,8 @@ def _register(family: Family) -> None:
 def _share_processors(base: Any, grouped: Any) -> None:
     """Have the auto classes of tokenizers and processors find for a grouped config what they find for its base."""
     for module, mapping in _PROCESSORS.items():
-        known = getattr(importlib.import_module(f"transformers.models.auto.{module}"), mapping, None)
-        found = None if known is None else known.get(base, None)
-        if found is not None:
+        known: Any = getattr(importlib.import_module(f"transformers.models.auto.{module}"), mapping, None)
+        if known is not None and (found := known.get(base, None)) is not None:
             known.register(grouped, found, exist_ok=True)
 
 
