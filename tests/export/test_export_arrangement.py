@@ -13,7 +13,7 @@ HEADS = 8
 labels = st.lists(st.integers(0, 4), min_size=HEADS, max_size=HEADS).map(
     lambda raw: tuple(sorted(set(raw)).index(label) for label in raw)
 )
-layers = st.lists(st.builds(HeadMaps, labels, labels), min_size=1, max_size=4)
+layers = st.lists(st.builds(HeadMaps, labels, labels, st.none()), min_size=1, max_size=4)
 
 
 def reads(arrangement: Arrangement) -> dict[int, tuple[int, int]]:
@@ -29,7 +29,7 @@ def reads(arrangement: Arrangement) -> dict[int, tuple[int, int]]:
 
 
 def check(heads: HeadMaps, arrangement: Arrangement) -> None:
-    assert reads(arrangement) == dict(enumerate(zip(*heads, strict=True)))
+    assert reads(arrangement) == dict(enumerate(zip(*heads[:2], strict=True)))
 
 
 @given(layers)
@@ -37,7 +37,7 @@ def test_a_padded_layer_has_the_heads_of_the_refinement(model: list[HeadMaps]) -
     for heads in model:
         made = pad_layer(heads)
         check(heads, made)
-        assert made.num_kv_heads == len(set(zip(*heads, strict=True)))
+        assert made.num_kv_heads == len(set(zip(*heads[:2], strict=True)))
 
 
 @given(layers)
