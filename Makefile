@@ -6,13 +6,17 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.gqakit-ready
 
-.PHONY: demo test lint ruff format mutation clean
+.PHONY: demo test matrix lint ruff format mutation clean
 
 demo: $(READY)
 	$(BIN)/gqakit demo
 
 test: $(READY)
 	$(BIN)/python -m pytest -q -n 2 --dist loadgroup
+
+# What must hold for every family, on all of them; `make test` has a sample.
+matrix: $(READY)
+	$(BIN)/python -m pytest -q -n 2 --dist loadgroup -m matrix
 
 lint: ruff
 	$(BIN)/pyright --pythonpath $(BIN)/python

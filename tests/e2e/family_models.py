@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
@@ -106,6 +108,19 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "whisper_encoder": ("whisper", {}),
     "t5_everything": ("t5", {}),
 }
+SAMPLE = (
+    *("llama", "qwen3", "olmo2", "phi3", "gemma2", "gpt2", "codegen", "falcon", "falcon_alibi"),
+    *("whisper", "t5", "bert", "vit"),
+)
+"""One variant of each kind of attention: by default the matrix runs these alone, and all with `pytest -m matrix`."""
+
+
+def in_matrix(variants: Iterable[str]) -> list[Any]:
+    """Parameters of a test that holds for all of these, run by default for those of the sample."""
+    marks = {True: (pytest.mark.matrix, pytest.mark.sample), False: (pytest.mark.matrix,)}
+    return [pytest.param(variant, marks=marks[variant in SAMPLE]) for variant in variants]
+
+
 STACKS = {"whisper_encoder": ("encoder",), "t5_everything": ("encoder", "decoder", "cross")}
 
 

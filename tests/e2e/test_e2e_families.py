@@ -16,6 +16,7 @@ from family_models import (
     VARIANTS,
     build_family,
     edit_layers,
+    in_matrix,
     inputs_of,
     output_of,
     run,
@@ -39,7 +40,7 @@ CACHED = [
 DECODERS = [name for name, (family, _) in VARIANTS.items() if FAMILIES[family].task == "text"]
 
 
-@pytest.fixture(scope="module", params=VARIANTS)
+@pytest.fixture(scope="module", params=in_matrix(VARIANTS))
 def variant(request: pytest.FixtureRequest) -> str:
     """A family, or one of the shapes that a family comes in."""
     return request.param
@@ -180,7 +181,7 @@ def _on(variant: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("maps", ["shared", "separate"])
-@pytest.mark.parametrize("variant", CACHED)
+@pytest.mark.parametrize("variant", in_matrix(CACHED))
 def test_cached_steps_equal_one_pass(source: Path, variant: str, maps: str) -> None:
     task = FAMILIES[VARIANTS[variant][0]].task
     out = converted(source, variant, "out", 0.6, method="random", merge="mean", kv_maps=maps)
@@ -197,7 +198,7 @@ def test_cached_steps_equal_one_pass(source: Path, variant: str, maps: str) -> N
     assert torch.allclose(torch.cat(steps, 1), whole, atol=1e-4 * float(whole.abs().max()))
 
 
-@pytest.mark.parametrize("variant", DECODERS)
+@pytest.mark.parametrize("variant", in_matrix(DECODERS))
 def test_generation_by_beams_and_padding(variant: str, tmp_path: Path) -> None:
     source = build_family(tmp_path / "source", variant)
     model: Any = gqakit.load(converted(source, variant, "out", method="random"), dtype=torch.float32)
