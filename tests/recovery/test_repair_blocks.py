@@ -15,7 +15,7 @@ import gqakit
 from gqakit.checkpoint import Checkpoint
 from gqakit.models.source import Source
 from gqakit.models.spec import ModelSpec
-from gqakit.recovery.repair.blocks import Blocks
+from gqakit.recovery.repair.blocks import RepairBlocks
 
 
 def check(target: Checkpoint, spec: ModelSpec, windows: torch.Tensor) -> list[bool]:
@@ -29,7 +29,7 @@ def check(target: Checkpoint, spec: ModelSpec, windows: torch.Tensor) -> list[bo
             lambda module, args, out: seen.append(out[0] if isinstance(out, tuple) else out)
         )
     whole(input_ids=windows, use_cache=False)
-    blocks = Blocks(target, spec, "cpu")
+    blocks = RepairBlocks(target, spec, "cpu")
     (hidden,) = blocks.entering(windows)
     for layer in range(spec.num_layers):
         with blocks.block(layer) as block:
@@ -41,7 +41,7 @@ def check(target: Checkpoint, spec: ModelSpec, windows: torch.Tensor) -> list[bo
             found.append(block.adds_attention(hidden))
         torch.testing.assert_close(after, seen[layer], rtol=1e-4, atol=1e-4)
         hidden = after
-    assert all(parameter.device.type == "meta" for parameter in blocks._model.parameters())
+    assert all(parameter.device.type == "meta" for parameter in blocks._blocks.model.parameters())
     return found
 
 

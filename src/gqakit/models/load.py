@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,7 +61,7 @@ def load(
     else:
         kind = class_of(config)
         model, missing = _loaded(path, kind, how)
-        if missing and _headless(family, model, missing):
+        if missing and is_headless(family, model, missing):
             bare = {**config, "architectures": [family.classes["AutoModel"]]}
             model, missing = _loaded(path, class_of(bare), how)
     if missing:
@@ -76,8 +76,12 @@ def _loaded(path: Path, kind: Any, how: dict[str, Any]) -> tuple[PreTrainedModel
     """The model by one of transformers' classes, and what the checkpoint lacks."""
     with loading(path):
         model, info = kind.from_pretrained(str(path), local_files_only=True, output_loading_info=True, **how)
-    # An encoder's pooler is often left out, and what gqakit does has no use for it.
-    return model, sorted(name for name in info["missing_keys"] if "pooler." not in name)
+    return model, really_missing(info["missing_keys"])
+
+
+def really_missing(missing: Iterable[str]) -> list[str]:
+    """What is missing of a model, without an encoder's pooler: it is often left out, and nothing here has a use for it."""
+    return sorted(name for name in missing if "pooler." not in name)
 
 
 @contextmanager
@@ -102,7 +106,7 @@ def loading(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _headless(family: Family, model: PreTrainedModel, missing: list[str]) -> bool:
+def is_headless(family: Family, model: PreTrainedModel, missing: list[str]) -> bool:
     """Whether an encoder is all there but the head of the class that its config names, as in many sentence embedders."""
     if any(stack.cached for stack in family.stacks) or model.base_model is model:
         return False

@@ -22,7 +22,7 @@ from gqakit.data.text import Text
 from gqakit.errors import DataError
 from gqakit.models.source import Source
 from gqakit.planning.plan import Plan
-from gqakit.recovery.repair.blocks import Block, Blocks
+from gqakit.recovery.repair.blocks import RepairBlock, RepairBlocks
 from gqakit.recovery.repair.fit import FitSchedule, LayerFit, fit, relative_error
 from gqakit.recovery.repair.options import FitOptions
 from gqakit.recovery.repair.store import RepairStore
@@ -100,7 +100,10 @@ def repair_layers(
         OutputError, CheckpointError: about files.
     """
     spec = job.source.spec
-    blocks = Blocks(job.source.checkpoint, spec, job.device), Blocks(job.converted, spec, job.device)
+    blocks = (
+        RepairBlocks(job.source.checkpoint, spec, job.device),
+        RepairBlocks(job.converted, spec, job.device),
+    )
     for name, model in zip(("source", "converted"), blocks, strict=True):
         if done:  # the streams are there; only how blocks are called is to be learned
             for _ in model.entering(job.windows[:1]):
@@ -162,8 +165,8 @@ class _Layer:
 
     job: RepairJob
     store: RepairStore
-    theirs: Block
-    ours: Block
+    theirs: RepairBlock
+    ours: RepairBlock
     index: int
 
     def run_source(self) -> bool:
