@@ -5,27 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
-from transformers import AttentionInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers import PreTrainedModel
 
 from gqakit.calibration.second_moment import SecondMoment
 from gqakit.core.statistics import LayerStatistics
 from gqakit.data.samples import Batch, as_batches, positions_of
 from gqakit.errors import DataError, FamilyError
+from gqakit.models.attention_hook import Attending, Look, watched_attention
 from gqakit.models.outputs import keeps_logits
 from gqakit.models.remote_code.adapters import HEADS_FIRST, by_head
-from gqakit.models.remote_code.attention import GroupedHeads, mask_with_bias
-from gqakit.models.remote_code.heads import HeadMaps
 from gqakit.models.spec import ModelSpec
 
-_NAME = "gqakit_calibration"
 LEAST_SAMPLED = 32
 CAUSAL_PARTS = 4
 """The number of parts in which samples of causal attention are followed, each with the keys up to its last position."""
@@ -163,6 +159,11 @@ class _LayerSums:
         rows = of_head.transpose(0, 1).flatten(1, 2)  # [KV heads, B · T · queries, d]
         self.query_heads += (rows.mT @ rows).cpu()
 
+    def look(self, call: Attending) -> tuple[Tensor, Tensor]:
+        """See a call of the attention function, and leave it as it is."""
+        self.see_attention(call.query, call.key, call.mask, call.scaling, call.causal, call.softcap)
+        return call.key, call.value
+
     def see_attention(
         self, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, causal: bool, cap: float | None
     ) -> None:
@@ -233,11 +234,10 @@ class _LayerSums:
 def _watched(model: PreTrainedModel, spec: ModelSpec, layers: list[_LayerSums]) -> Iterator[None]:
     """The model with every attention layer reporting to its sums."""
     handles: list[Any] = []
-    watched: dict[nn.Module, _LayerSums] = {}
-    configs = _configs(model)
+    looks: dict[nn.Module, Look] = {}
     try:
         for index, sums in enumerate(layers):
-            watched[spec.attention_module(model, index)] = sums
+            looks[spec.attention_module(model, index)] = sums.look
             sums.take_positions(spec.attention_module(model, index))
             projection = spec.projection(model, index, "key")
             handles.append(projection.register_forward_pre_hook(sums.see_input))
@@ -248,64 +248,12 @@ def _watched(model: PreTrainedModel, spec: ModelSpec, layers: list[_LayerSums]) 
                 query_norm, key_norm = (spec.norm(model, index, name) for name in spec.norms)
                 handles.append(query_norm.register_forward_hook(sums.see_normalised_queries))
                 handles.append(key_norm.register_forward_hook(sums.see_normalised_keys))
-        AttentionInterface.register(_NAME, partial(_attention, watched))
-        AttentionMaskInterface.register(_NAME, sdpa_mask)
-        # Not by `set_attn_implementation`: some models refuse it, and transformers only logs that.
-        for config, _ in configs:
-            config._attn_implementation = _NAME
-        yield
+        with watched_attention(model, looks):
+            yield
     finally:
         for handle in handles:
             handle.remove()
-        for config, name in configs:
-            config._attn_implementation = name
         _sample.cache_clear()  # long windows' are large
-        watched.clear()  # the registered function stays behind and must not keep the model alive
-
-
-def _configs(model: PreTrainedModel) -> list[tuple[Any, str | None]]:
-    """The configs that modules of a model hold, each with the name of its attention function."""
-    found = {
-        id(config): config for m in model.modules() if (config := getattr(m, "config", None)) is not None
-    }
-    named = [config for config in found.values() if hasattr(config, "_attn_implementation")]
-    return [(config, config._attn_implementation) for config in named]
-
-
-def _attention(
-    watched: dict[nn.Module, _LayerSums],
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    **how: Any,
-) -> tuple[Tensor, None]:
-    """The attention that the model computes, after a look at its queries and keys.
-
-    What transformers' interface passes besides: `dropout`, `scaling`, `is_causal`, `position_bias`, `softcap`.
-    """
-    dropout, softcap = how.pop("dropout", 0.0), how.pop("softcap", None)
-    scaling, wants_causal = how.pop("scaling", None), how.pop("is_causal", None)
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if wants_causal is None:
-        wants_causal = getattr(module, "is_causal", True)
-    causal = query.shape[2] > 1 and attention_mask is None and wants_causal
-    position_bias = how.pop("position_bias", None)
-    if position_bias is not None:
-        attention_mask, causal = mask_with_bias(attention_mask, position_bias, causal, query, key), False
-    if module in watched:
-        watched[module].see_attention(query, key, attention_mask, scale, causal, softcap)
-    if softcap is not None:  # which no function of transformers' but its eager ones knows
-        group = query.shape[1] // key.shape[1]
-        reads = tuple(head // group for head in range(query.shape[1]))
-        heads = GroupedHeads(HeadMaps(reads, reads))
-        out = heads.attend(query, key, value, attention_mask, dropout, scale, causal, softcap)
-        return out.transpose(1, 2).contiguous(), None
-    if not hasattr(module, "num_key_value_groups"):  # by which transformers' function repeats keys and values
-        group = query.shape[1] // key.shape[1]
-        key, value = (states.repeat_interleave(group, dim=1) for states in (key, value))  # [B, H, S, d]
-    return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scale, causal, **how)
 
 
 def _frequencies(model: PreTrainedModel, spec: ModelSpec, layer: int) -> Tensor | None:

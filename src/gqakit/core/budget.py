@@ -7,6 +7,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # the size of a cache needs no torch
+    from gqakit.core.cache_types import CachePair
 
 GIB = 1024**3
 
@@ -32,6 +36,11 @@ class CacheShape:
     def bytes_at(self, context: int, batch: int = 1) -> int:
         """Bytes for `batch` sequences of `context` tokens."""
         return self.bytes_per_token * context * batch
+
+    def bytes_in(self, pair: CachePair) -> float:
+        """Bytes per token in a cache of these types, scales included."""
+        counts = zip(self.key_heads, self.value_heads, strict=True)
+        return sum(pair.nbytes(keys, values, self.head_dim) for keys, values in counts)
 
     def ratio_to(self, source: CacheShape) -> float:
         """`kv_ratio` of this cache against the source's, at equal precision."""

@@ -6,12 +6,15 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from gqakit.core.cache_types import CachePair
 from gqakit.data.samples import Batch
 from gqakit.models.outputs import run
 from gqakit.models.spec import ModelSpec
 
 
-def measure_cache(model: PreTrainedModel, spec: ModelSpec, batch: Batch) -> float | None:
+def measure_cache(
+    model: PreTrainedModel, spec: ModelSpec, batch: Batch, pair: CachePair | None = None
+) -> float | None:
     """Bytes that a real cache holds for each position of each layer, added up, after a forward pass.
 
     Counts what keys and values hold, so a cache that repeats heads shows it.
@@ -19,6 +22,7 @@ def measure_cache(model: PreTrainedModel, spec: ModelSpec, batch: Batch) -> floa
     Args:
         model: loaded. spec: which of its layers count.
         batch: what it is run on; one sequence.
+        pair: the types that an engine holds what is kept in; None counts the elements' own bytes.
 
     Returns:
         None where the class returns no cache, as a classifier of tokens.
@@ -34,5 +38,9 @@ def measure_cache(model: PreTrainedModel, spec: ModelSpec, batch: Batch) -> floa
         if hasattr(cache, "cross_attention_cache"):
             kept = cache.cross_attention_cache if stack.cross else cache.self_attention_cache
         layer = kept.layers[index]
-        total += sum(t.numel() * t.element_size() / t.shape[2] for t in (layer.keys, layer.values))
+        key, value = layer.keys, layer.values  # [B, heads, S, d]
+        if pair is None:
+            total += sum(t.numel() * t.element_size() / t.shape[2] for t in (key, value))
+        else:
+            total += pair.nbytes(key.shape[1], value.shape[1], key.shape[-1])
     return total

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from gqakit.core.budget import CacheShape
+from gqakit.core.cache_types import CachePair, cache_pair
 from gqakit.data.batches import Content, batches_of, unit_of
 from gqakit.data.samples import Batch, positions_of
 from gqakit.errors import DataError
@@ -19,6 +21,7 @@ from gqakit.evaluation.options import EvaluateOptions
 from gqakit.evaluation.table import EvaluationRow
 from gqakit.models.families.base import Task
 from gqakit.models.outputs import Output, predicts_tokens, run
+from gqakit.models.rounding import check_cache_types, rounded_cache
 from gqakit.models.running import load_model
 from gqakit.models.source import Source
 from gqakit.options import takes
@@ -44,7 +47,8 @@ def evaluate(
     What predicts tokens is scored by that; another head by how its choices agree with the source's; a model without a head
     by how its embeddings do (mean over positions of text, the first position of images, the last of a decoder).
 
-    The source stays loaded, the others come one after another: two models in memory at a time.
+    The source stays loaded, the others come one after another: two models in memory at a time. With `kv_cache` the source
+    is scored as it is, then source and conversions with keys and values rounded as a cache of these types holds them.
 
     Args:
         model: the source.
@@ -77,12 +81,17 @@ def evaluate_sources(
         batches = [{**batch, "pixel_values": batch["pixel_values"].to(precision)} for batch in batches]
     rows: list[EvaluationRow] = []
     reference: Any = None
-    for each in (source, *conversions):
+    types = check_cache_types(options.kv_cache, source.spec)
+    runs: list[tuple[Source, CachePair | None]] = [(source, None)]
+    runs += [(each, types) for each in ((source, *conversions) if types else conversions)]
+    for each, pair in runs:
         spec = each.spec
         running = load_model(each.checkpoint, options.precision, options.device)
-        with progress(
-            f"evaluate {each.short_name}", sum(map(positions_of, batches)), unit_of(spec)
-        ) as advance:
+        called = each.short_name if pair is None else f"{each.short_name}, {pair.name}"
+        with (
+            progress(f"evaluate {called}", sum(map(positions_of, batches)), unit_of(spec)) as advance,
+            rounded_cache(running, spec, pair),
+        ):
             if predicts_tokens(running) and spec.family.task not in POOLING:
                 scores = score_language(running, batches, reference, advance)
                 reference = reference or running
@@ -94,17 +103,48 @@ def evaluate_sources(
                 made = embed(running, batches, POOLING.get(spec.family.task, "last"), advance)
                 reference = reference or made
                 scores = agreement(made, reference)
-        cache = CacheShape(spec.key_heads, spec.value_heads, spec.head_dim, precision.itemsize)
+        size = _Sizes(
+            spec.cache, source.spec.cache, precision.itemsize, None if types is None else pair or HALVES
+        )
         rows.append(
             EvaluationRow(
                 name=each.short_name,
-                kv_bytes_per_token=cache.bytes_per_token,
-                kv_bytes_measured=measure_cache(running, spec, batches[0]) if spec.is_cached else None,
-                kv_ratio=cache.ratio_to(source.spec.cache),
+                kv_bytes_per_token=round(size.per_token),
+                kv_bytes_measured=measure_cache(running, spec, batches[0], size.pair)
+                if spec.is_cached
+                else None,
+                kv_ratio=size.ratio,
                 scores=scores,
+                kv_cache=None if pair is None else pair.name,
             )
         )
     return rows
+
+
+HALVES = cache_pair("f16")
+"""What a cache is compared with: 16 bits for each number."""
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """A cache's size: in the precision of the run, or in the types that are asked for against 16 bits."""
+
+    own: CacheShape
+    source: CacheShape
+    element_bytes: int
+    pair: CachePair | None
+
+    @property
+    def per_token(self) -> float:
+        if self.pair is not None:
+            return self.own.bytes_in(self.pair)
+        return replace(self.own, element_bytes=self.element_bytes).bytes_per_token
+
+    @property
+    def ratio(self) -> float:
+        if self.pair is None:
+            return self.own.ratio_to(self.source)
+        return self.per_token / self.source.bytes_in(HALVES)
 
 
 def _check_vocabulary(source: Source, conversions: Sequence[Source]) -> None:

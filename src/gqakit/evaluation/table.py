@@ -13,7 +13,8 @@ from gqakit.evaluation.language import LanguageScores
 class EvaluationRow:
     """One checkpoint: what its cache takes, computed and measured, and how well it predicts or agrees.
 
-    Nothing is measured of keys and values that no cache keeps.
+    Nothing is measured of keys and values that no cache keeps. `kv_cache`: the types of a cache that rounds; bytes are then
+    in these types, and `kv_ratio` is against the source's at 16 bits.
     """
 
     name: str
@@ -21,11 +22,17 @@ class EvaluationRow:
     kv_bytes_measured: float | None
     kv_ratio: float
     scores: LanguageScores | AgreementScores | HeadScores
+    kv_cache: str | None = None
+
+    @property
+    def called(self) -> str:
+        """Its name, with the types of its cache."""
+        return self.name if self.kv_cache is None else f"{self.name}, {self.kv_cache}"
 
     def cells(self) -> tuple[str, ...]:
         """The row as text, in the order of `header`."""
         measured = "no cache" if self.kv_bytes_measured is None else f"{self.kv_bytes_measured:,.0f}"
-        sizes = (self.name, f"{self.kv_bytes_per_token:,}", measured, f"{self.kv_ratio:.3f}")
+        sizes = (self.called, f"{self.kv_bytes_per_token:,}", measured, f"{self.kv_ratio:.3f}")
         scores = self.scores
         if isinstance(scores, LanguageScores):
             return (*sizes, number(scores.perplexity), f"{scores.kl:.4f}", f"{scores.top1:.1%}")

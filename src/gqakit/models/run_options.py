@@ -14,6 +14,8 @@ PRECISIONS = {
 """Every spelling of a precision, and torch's name of it."""
 DEVICES = ("auto", "cpu", "cuda")
 RUN = "Running"
+KV_CACHE = "Type of the KV cache: one, or those of keys and of values, such as q8_0,q4_0 (docs/kv-cache.md); +h rotates."
+"""Help of the option `kv_cache` of commands that run a model."""
 
 
 @dataclass(frozen=True)

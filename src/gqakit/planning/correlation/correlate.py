@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gqakit.calibration.store import StatisticsFile
@@ -14,6 +14,7 @@ from gqakit.errors import UsageError
 from gqakit.grouping_methods import METHODS
 from gqakit.grouping_methods.base import HeadFeatures, Sizes
 from gqakit.grouping_methods.qcqa.evolution import check_pymoo
+from gqakit.models.rounding import check_cache_types
 from gqakit.models.source import Source
 from gqakit.options import takes
 from gqakit.planning.correlation.options import CorrelateOptions
@@ -111,6 +112,8 @@ def correlate(model: str | Path, options: CorrelateOptions, progress: Reporter =
     measurement = Measurement.on(
         source, statistics, options.merge, options.read(), options.window, options, progress
     )
+    types = check_cache_types(options.kv_cache, spec)
+    measurement = replace(measurement, bench=replace(measurement.bench, kv_cache=types))
     read = LayerReader(source, statistics)
     chosen = _evenly_spaced(spec.num_layers, options.layers)
     found: list[_Scored] = []

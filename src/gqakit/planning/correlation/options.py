@@ -9,6 +9,7 @@ from typing import Any
 
 from gqakit.core.merging import RULES
 from gqakit.data.options import DATA, WINDOW, DataOptions
+from gqakit.models.run_options import KV_CACHE
 from gqakit.options import REQUIRED, option
 from gqakit.planning.options import LossOptions, StackOptions
 
@@ -41,6 +42,8 @@ class CorrelateOptions(StackOptions, LossOptions, DataOptions):
     seed: int = option(
         0, "Of the random groupings, of the searches and of the bootstrap.", panel=SAMPLED, at_least=0
     )
+
+    kv_cache: str | None = option(None, KV_CACHE, panel=SAMPLED)
 
     def problems(self) -> Iterator[str]:
         """Numbers of heads that are none."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from gqakit.calibration.store import StatisticsFile
 from gqakit.checkpoint import Checkpoint
 from gqakit.core.apply import apply_grouping, in_source_shape
+from gqakit.core.cache_types import CachePair
 from gqakit.core.grouping import Grouping, Partition
 from gqakit.core.merging import RULES
 from gqakit.data.batches import Content, batches_of
@@ -22,6 +23,7 @@ from gqakit.data.samples import Batch, positions_of
 from gqakit.errors import GqakitError
 from gqakit.models.architectures import has_no_head
 from gqakit.models.layers import tensors_of_layer
+from gqakit.models.rounding import rounded_cache
 from gqakit.models.running import check_device, load_model
 from gqakit.models.source import Source
 from gqakit.planning.candidates import EntryCandidates
@@ -50,6 +52,7 @@ class Bench:
         device: "cpu" or "cuda".
         threads: of torch; 0 leaves it alone.
         behind_norm: keys are merged behind their normalisation.
+        kv_cache: types of the cache in which a converted layer keeps its keys and values; None rounds nothing.
     """
 
     model: Path
@@ -60,6 +63,7 @@ class Bench:
     device: str
     threads: int = 0
     behind_norm: bool = False
+    kv_cache: CachePair | None = None
 
     def reader(self) -> LayerReader:
         """The source's layers, for a process that has none yet."""
@@ -146,6 +150,8 @@ class Measurement:
         header = self.header
         if read.behind_norm:
             header = header.model_copy(update={"merge": f"{header.merge} behind the normalisation"})
+        if self.bench.kv_cache is not None:
+            header = header.model_copy(update={"merge": f"{header.merge} in {self.bench.kv_cache.name}"})
         losses = LossFile.open(header, self.file, replace=self.replace)
         missing: dict[int, list[Key]] = {}
         for key in dict.fromkeys(keys):
@@ -188,14 +194,15 @@ class Prober:
         if bench.threads:
             torch.set_num_threads(bench.threads)
         self.read, self.merge = read, bench.merge
-        model = load_model(read.source.checkpoint, device=bench.device)
-        self.probe = LayerProbe(model, read.source.spec, bench.batches)
+        self.model, self.pair = load_model(read.source.checkpoint, device=bench.device), bench.kv_cache
+        self.probe = LayerProbe(self.model, read.source.spec, bench.batches)
 
     def measure(self, layer: int, keys: Sequence[Key]) -> Iterator[tuple[Key, float]]:
         """The loss of each grouping of one layer."""
         features = self.read(layer)
-        for key in keys:
-            yield key, self.probe.divergence(layer, _converted(features, key, self.merge), key[2])
+        with rounded_cache(self.model, self.read.source.spec, self.pair, (layer,)):
+            for key in keys:
+                yield key, self.probe.divergence(layer, _converted(features, key, self.merge), key[2])
 
 
 def _converted(features: LayerFeatures, key: Key, merge: str) -> dict[str, Tensor]:
