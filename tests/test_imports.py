@@ -24,7 +24,7 @@ ROOMS = [
         "calibration",
     ),
     *("evaluation", "planning", "conversion", "recovery", "exporters", "pipeline", "key_driven"),
-    *("demonstration", "cli", "__main__"),
+    *("demonstration", "comparison", "cli", "__main__"),
 ]
 """From the ground up: a room imports from itself and from those before it."""
 LEVEL = {name: level for level, name in enumerate(ROOMS)}

@@ -16,6 +16,7 @@ from gqakit.models.registration import register_lazily
 
 if TYPE_CHECKING:
     from gqakit.calibration.calibrate import calibrate
+    from gqakit.comparison.compare import compare
     from gqakit.conversion.verify import verify
     from gqakit.demonstration.demo import demo
     from gqakit.evaluation.evaluate import evaluate
@@ -35,6 +36,7 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "calibrate": "calibration.calibrate",
+    "compare": "comparison.compare",
     "convert": "pipeline",
     "correlate": "planning.correlation.correlate",
     "demo": "demonstration.demo",
@@ -57,6 +59,7 @@ register_lazily()
 __all__ = [
     "__version__",
     "calibrate",
+    "compare",
     "convert",
     "correlate",
     "demo",

@@ -9,6 +9,7 @@ import typer
 from gqakit import __version__
 from gqakit.cli import (
     calibrate,
+    compare,
     convert,
     correlate,
     demo,
@@ -64,6 +65,7 @@ COMMANDS = {
         "convert": (convert.convert, "Write a checkpoint with a smaller KV cache."),
         "verify": (verify.verify, "Check that a conversion is what its plan promises."),
         "evaluate": (evaluate.evaluate, "Compare checkpoints: perplexity, divergence, cache size."),
+        "compare": (compare.compare, "Several methods and budgets at equal bytes: one table, one page."),
         "generate": (generate.generate, "Continue a prompt."),
         "demo": (demo.demo, "See it work on a real pretrained model."),
     },

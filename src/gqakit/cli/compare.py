@@ -1,0 +1,54 @@
+"""`gqakit compare`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gqakit.cli.command import Model, Output, command
+from gqakit.cli.console import Screen
+from gqakit.comparison.options import CompareOptions
+from gqakit.progress import duration
+
+if TYPE_CHECKING:
+    from gqakit.comparison.cells import Cell
+
+
+@command(
+    CompareOptions,
+    examples=(
+        "compare MODEL --text my.txt -o compared",
+        "compare MODEL --ways neighbour-mean,fold --kv-ratios 1/2,1/4 -o compared",
+        "compare MODEL --text my.txt --evaluate-text held-out.txt --repair -o compared",
+    ),
+    resumes="the same command goes on at the next conversion",
+)
+def compare(screen: Screen, model: Model, output: Output, options: CompareOptions) -> None:
+    """Convert in several ways to several budgets, score each at equal bytes: a table, JSON, and one HTML page.
+
+    Interrupted, the same command goes on at the next conversion.
+    """
+    from gqakit.comparison.compare import compare
+
+    result = compare(model, output, options=options, progress=screen.progress)
+    if screen.as_json:
+        screen.json(result)
+        return
+    names = [name for name in result.cells[0].scores if name not in ("tokens", "inputs")]
+    header = ("checkpoint", "KV bytes/token", "kv_ratio", *names)
+    screen.table(f"Scored on {result.scored_on}", header, [_cells(each, names) for each in result.cells])
+    for each in result.cells:
+        if each.why_not:
+            screen.line(f"{each.name}: {each.why_not}")
+    screen.line(f"Page: {result.page}, results: {result.file} ({duration(result.seconds)})")
+
+
+def _cells(cell: Cell, names: list[str]) -> tuple[str, ...]:
+    from gqakit.evaluation.table import number
+
+    if not cell.scores:
+        return (cell.name, "-", "-", *("-" for _ in names))
+    scores = (cell.scores[name] for name in names)
+    return (
+        cell.name, f"{cell.kv_bytes:,}", f"{cell.kv_ratio:.3f}",
+        *("-" if score is None else number(score) for score in scores),
+    )  # fmt: skip

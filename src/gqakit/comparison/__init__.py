@@ -1,0 +1,1 @@
+"""Methods at equal bytes on a user's own model: one table, one page."""

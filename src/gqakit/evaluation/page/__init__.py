@@ -1,0 +1,1 @@
+"""One self-contained HTML page that shows conversions beside their source: quality against bytes, heads, calculator."""
