@@ -193,7 +193,7 @@ class _Run:
             return
         STEPS.info("%d conversions to make and score, %d are there.", len(missing), len(cells.found) - 1)
         work = self.out / WORK
-        claim(work, ("*",))
+        claim(work, ("*/*",))  # what conversions leave in their own directories
         self.statistics()
         started = time.monotonic()
         for done, trial in enumerate(missing):
