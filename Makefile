@@ -29,13 +29,17 @@ format: $(READY)
 	$(BIN)/ruff check --fix src tests benchmarks
 	$(BIN)/ruff format src tests benchmarks
 
+docs: $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict
+
 # Not a part of the tests: minutes to hours, by the number of mutants. See benchmarks/mutation.py.
 mutation: $(READY)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt 'mutmut>=3.8'
 	$(BIN)/python benchmarks/mutation.py
 
 clean:
-	rm -rf $(VENV) demo-out benchmarks/out
+	rm -rf $(VENV) demo-out benchmarks/out site
 
 # torch comes first and alone: it is pinned, so that no open range can pull another build.
 $(READY): pyproject.toml constraints.txt

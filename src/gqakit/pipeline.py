@@ -101,7 +101,7 @@ def convert(
         progress: True, False or a `gqakit.progress.Reporter`.
 
     Raises:
-        OutputError, PlanError, BudgetError, UsageError, CheckpointError, FamilyError, DataError.
+        GqakitError: one of OutputError, PlanError, BudgetError, UsageError, CheckpointError, FamilyError, DataError.
     """
     started = time.monotonic()
     job = Conversion.check(model, Path(out), options, progress)

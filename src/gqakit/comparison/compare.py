@@ -78,7 +78,7 @@ def compare(
 
     Raises:
         MissingDependencyError: without the `page` extra, or `qcqa` for that way.
-        OutputError, BudgetError, UsageError, CheckpointError, FamilyError, DataError.
+        GqakitError: one of OutputError, BudgetError, UsageError, CheckpointError, FamilyError, DataError.
     """
     started = time.monotonic()
     altair()

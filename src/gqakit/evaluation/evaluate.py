@@ -57,7 +57,7 @@ def evaluate(
         progress: True, False or a `gqakit.progress.Reporter`.
 
     Raises:
-        CheckpointError, FamilyError, DataError, UsageError.
+        GqakitError: one of CheckpointError, FamilyError, DataError, UsageError.
     """
     named = [others] if isinstance(others, str | Path) else others
     conversions = [Source.open(name) for name in named]

@@ -79,7 +79,7 @@ def export(
 
     Raises:
         UsageError: also for a uniform checkpoint that would give back all that grouping saved.
-        CheckpointError, FamilyError, PlanError, OutputError, MissingDependencyError.
+        GqakitError: one of CheckpointError, FamilyError, PlanError, OutputError, MissingDependencyError.
     """
     write = {"gguf": _gguf, "uniform": _uniform, "onnx": _onnx}[str(options.to)]
     return write(str(model), Path(out), options, progress)

@@ -31,7 +31,7 @@ def generate(model: str | Path, prompt: str, options: GenerateOptions) -> str:
         options: see `GenerateOptions`; also as keywords.
 
     Raises:
-        CheckpointError, FamilyError, UsageError.
+        GqakitError: one of CheckpointError, FamilyError, UsageError.
     """
     import torch
 

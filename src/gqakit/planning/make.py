@@ -34,7 +34,7 @@ def plan(model: str | Path, options: MakePlanOptions, progress: Reporter = silen
         progress: True, False or a `gqakit.progress.Reporter`.
 
     Raises:
-        BudgetError, PlanError, UsageError, CheckpointError, FamilyError, DataError.
+        GqakitError: one of BudgetError, PlanError, UsageError, CheckpointError, FamilyError, DataError.
     """
     return explore(model, options, progress).plan
 

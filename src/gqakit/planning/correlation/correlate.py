@@ -95,7 +95,7 @@ def correlate(model: str | Path, options: CorrelateOptions, progress: Reporter =
         progress: True, False or a `gqakit.progress.Reporter`.
 
     Raises:
-        UsageError, PlanError, CheckpointError, FamilyError, DataError.
+        GqakitError: one of UsageError, PlanError, CheckpointError, FamilyError, DataError.
         MissingDependencyError: without pymoo, since QCQA's search is among the samples.
     """
     check_pymoo()

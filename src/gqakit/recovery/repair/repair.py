@@ -84,7 +84,7 @@ def repair(
     Raises:
         PlanError: `converted` is no conversion, or none of this source. UsageError: it was repaired already.
         GqakitError: when a fit diverges; layers before it stay done.
-        CheckpointError, FamilyError, DataError, OutputError.
+        GqakitError: one of CheckpointError, FamilyError, DataError, OutputError.
     """
     target = Checkpoint.open(str(converted))
     plan = read_plan(target)
