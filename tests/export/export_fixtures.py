@@ -38,7 +38,22 @@ APART: tuple[Maps, ...] = (
     ((0, 0, 0, 0, 1, 1, 1, 1, 1), (0, 0, 1, 1, 1, 1, 1, 2, 2)),
     *UNEQUAL[1:],
 )
-LAYOUTS = {"unequal": UNEQUAL, "same_count": SAME_COUNT, "apart": APART, "one": APART[:1]}
+EQUAL_SIZES: tuple[Maps, ...] = tuple(
+    (labels, labels)
+    for labels in (
+        (0, 1, 0, 1, 1, 2, 2, 2, 0),  # groups of three that are not contiguous
+        (0, 0, 0, 0, 0, 0, 0, 0, 0),
+        (0, 1, 2, 3, 4, 5, 6, 7, 8),
+        (0, 0, 0, 1, 1, 1, 2, 2, 2),
+    )
+)
+LAYOUTS = {
+    "equal_sizes": EQUAL_SIZES,
+    "unequal": UNEQUAL,
+    "same_count": SAME_COUNT,
+    "apart": APART,
+    "one": APART[:1],
+}
 WIDTHS: dict[str, dict[str, Any]] = {"llama": {"hidden_size": 72}, "qwen2": {"hidden_size": 72}}
 
 

@@ -22,11 +22,15 @@ Target = Annotated[
 
 @command(
     ExportOptions,
-    examples=("export CONVERTED --to gguf -o model.gguf", "export CONVERTED --to uniform -o stock"),
+    examples=(
+        "export CONVERTED --to gguf -o model.gguf",
+        "export CONVERTED --to uniform -o stock",
+        "export CONVERTED --to nemotron-nas -o for-mlx",
+    ),
     resumes="nothing is left under the output's name but what a rerun continues",
 )
 def export(screen: Screen, model: Model, output: Target, options: ExportOptions) -> None:
-    """Write a checkpoint for another engine: llama.cpp, an engine of stock checkpoints, ONNX Runtime.
+    """Write a checkpoint for another engine: llama.cpp, MLX-LM, an engine of stock checkpoints, ONNX Runtime.
 
     The result computes the same. Where an engine needs more heads, their price is printed. docs/serving.md has a command
     for each engine.

@@ -18,6 +18,7 @@ from gqakit.errors import OutputError
 from gqakit.exporters.gguf_file import check_gguf, find_tool, gguf_bytes, odd_rows, run_tool, write_gguf
 from gqakit.exporters.gguf_model import describe_gguf
 from gqakit.exporters.gguf_vocab import read_vocab
+from gqakit.exporters.nemotron_nas import describe_nas, write_nas
 from gqakit.exporters.onnx_graph import FILE as ONNX_FILE
 from gqakit.exporters.onnx_graph import load_exporter, write_onnx
 from gqakit.exporters.options import BUILT_IN, DTYPES, ExportOptions
@@ -36,7 +37,7 @@ class ExportResult:
     """What `export` wrote and what it costs.
 
     Attributes:
-        target: gguf, uniform or onnx.
+        target: gguf, uniform, nemotron-nas or onnx.
         out: the file or directory.
         kind: the architecture in GGUF, or the `model_type`.
         how: for `uniform`, pad or equalise; else empty.
@@ -81,7 +82,9 @@ def export(
         UsageError: also for a uniform checkpoint that would give back all that grouping saved.
         GqakitError: one of CheckpointError, FamilyError, PlanError, OutputError, MissingDependencyError.
     """
-    write = {"gguf": _gguf, "uniform": _uniform, "onnx": _onnx}[str(options.to)]
+    write = {"gguf": _gguf, "uniform": _uniform, "nemotron-nas": _nemotron_nas, "onnx": _onnx}[
+        str(options.to)
+    ]
     return write(str(model), Path(out), options, progress)
 
 
@@ -127,6 +130,17 @@ def _uniform(model: str, out: Path, options: ExportOptions, progress: Reporter) 
     notes = (*_refined(source), *described.notes)
     made = {"target": "uniform", "kind": described.config["model_type"], "how": described.how}
     sizes = _sizes(source, described.arrangements)
+    return ExportResult(out=out, bytes_written=written.nbytes, notes=notes, **made, **sizes)
+
+
+def _nemotron_nas(model: str, out: Path, options: ExportOptions, progress: Reporter) -> ExportResult:
+    source = ExportSource.open(model)
+    described = describe_nas(source, allow_full_cache=options.allow_full_cache)
+    check_output(source.checkpoint, out, options.overwrite)
+    with progress("export", source.checkpoint.nbytes, "bytes") as advance:
+        written = write_nas(source, described, out, overwrite=options.overwrite, advance=advance)
+    made = {"target": "nemotron-nas", "kind": described.config["model_type"], "how": ""}
+    sizes, notes = _sizes(source, described.arrangements), (*_refined(source), *described.notes)
     return ExportResult(out=out, bytes_written=written.nbytes, notes=notes, **made, **sizes)
 
 

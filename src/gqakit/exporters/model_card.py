@@ -10,6 +10,7 @@ from gqakit.exporters.source import ExportSource
 
 _DONE = {
     "pad": "groups of query heads were padded with heads that nothing reads",
+    "nemotron-nas": "every layer states its own number of query heads per KV head, as DeciLM checkpoints do",
     "equalise": "KV heads were written again until all groups had one size",
 }
 
@@ -28,11 +29,11 @@ def lineage(source: ExportSource) -> dict[str, Any]:
     return found
 
 
-def uniform_card(source: ExportSource, how: str) -> str:
-    """The card of a grouped checkpoint written as an ordinary one, `how` (pad or equalise)."""
+def export_card(source: ExportSource, how: str, title: str = "uniform") -> str:
+    """The card of a grouped checkpoint written in another form, `how` (pad, equalise or nemotron-nas)."""
     known = {"base_model": source.short_name, **lineage(source)}
     body = (
-        f"# {source.short_name}, uniform\n\nExported by gqakit {__version__} from the grouped checkpoint "
+        f"# {source.short_name}, {title}\n\nExported by gqakit {__version__} from the grouped checkpoint "
         f"**{source.short_name}**; {_DONE[how]}. It computes the same.\n\n"
         f"- Base model: {known['base_model']}\n"
         f"- Licence: {known.get('license') or 'that of the base model, whose card states none that could be read'}\n"

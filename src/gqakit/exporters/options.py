@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from gqakit.models.run_options import PRECISIONS
 from gqakit.options import REQUIRED, Options, option
 
-TARGETS = ("gguf", "uniform", "onnx")
+TARGETS = ("gguf", "uniform", "nemotron-nas", "onnx")
 HOWS = ("auto", "pad", "equalise")
 DTYPES = {
     name: {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}[full] for name, full in PRECISIONS.items()
@@ -35,7 +35,9 @@ class ExportOptions(Options):
         "Default: the smaller cache.", panel="uniform", choices=HOWS,
     )  # fmt: skip
     allow_full_cache: bool = option(
-        False, "Write it even if it needs as large a KV cache as the base model.", panel="uniform"
+        False,
+        "Write it even if it needs as large a KV cache as the base model.",
+        panel="uniform, nemotron-nas",
     )
     dtype: str | None = option(
         None, "Precision of the weights. Default: the checkpoint's own.", panel="GGUF", choices=tuple(PRECISIONS)
@@ -52,9 +54,13 @@ class ExportOptions(Options):
     def problems(self) -> Iterator[str]:
         """Options of another target, and two that name a precision."""
         yield from super().problems()
-        of_gguf, of_uniform = ("dtype", "quantise", "tokenizer_pre"), ("how", "allow_full_cache")
-        for target, names in (("gguf", of_gguf), ("uniform", of_uniform)):
-            if target != self.to and (strange := [f"`{name}`" for name in names if getattr(self, name)]):
+        of = {
+            ("gguf",): ("dtype", "quantise", "tokenizer_pre"),
+            ("uniform",): ("how",),
+            ("uniform", "nemotron-nas"): ("allow_full_cache",),
+        }
+        for targets, names in of.items():
+            if self.to not in targets and (strange := [f"`{name}`" for name in names if getattr(self, name)]):
                 yield f"{', '.join(strange)} does not go with `to={self.to}`"
         if self.dtype and self.quantise in BUILT_IN:
             yield f"`dtype={self.dtype}` and `quantise={self.quantise}` contradict each other; give one"

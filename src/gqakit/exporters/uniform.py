@@ -9,7 +9,7 @@ from typing import Any
 from gqakit.checkpoint import WriteJob, WriteResult, write_checkpoint
 from gqakit.conversion.files import CARD_FILE
 from gqakit.errors import FamilyError, UsageError
-from gqakit.exporters.model_card import uniform_card
+from gqakit.exporters.model_card import export_card
 from gqakit.exporters.source import ExportSource
 from gqakit.models.head_layout import Arrangement, equalise_model, pad_model
 from gqakit.progress import Advance
@@ -105,7 +105,7 @@ def write_uniform(
             replaced=source.rearranged(model.arrangements),
             config=model.config,
             decides={"export": "uniform", "how": model.how},
-            extra_files={CARD_FILE: uniform_card(source, model.how).encode()},
+            extra_files={CARD_FILE: export_card(source, model.how).encode()},
             skip_files=lambda name: name.endswith("_gqakit.py"),
         ),
         overwrite=overwrite,

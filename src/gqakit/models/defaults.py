@@ -9,6 +9,9 @@ from gqakit.errors import FamilyError
 from gqakit.models.families import FAMILIES
 from gqakit.models.spec import GROUPED_PREFIX
 
+_OURS = ("model_type", "gqakit", "auto_map", "per_layer_config", "allow_global_per_layer_attribute_access")
+"""What a grouped checkpoint has that its family's config class must not see."""
+
 
 def leaves_out_sizes(config: Mapping[str, Any]) -> bool:
     """Whether a config leaves a number out that says how heads lie, which transformers then has a default for.
@@ -35,7 +38,7 @@ def with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
     from transformers import AutoConfig
 
     model_type = str(config.get("model_type")).removeprefix(GROUPED_PREFIX)
-    stated = {key: value for key, value in config.items() if key not in ("model_type", "gqakit", "auto_map")}
+    stated = {key: value for key, value in config.items() if key not in _OURS}
     try:
         known = AutoConfig.for_model(model_type, **stated).to_dict()
     except (StrictDataclassError, ValueError, KeyError, TypeError) as error:

@@ -21,6 +21,7 @@ class Engine:
         uniform, grouped, separate: how it runs each kind of checkpoint; None where it does not.
         families: the families whose grouped checkpoints it runs; None for all.
         checked: how that is known.
+        equal_groups: whether the groups of a layer must have one size; layers may differ.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Engine:
     separate: str | None
     families: tuple[str, ...] | None
     checked: str
+    equal_groups: bool = False
 
     def how(self, kind: Kind, family: str | None = None) -> str | None:
         """How the engine runs a checkpoint of a kind, None if it does not."""
@@ -39,6 +41,7 @@ class Engine:
         return self.grouped if kind == "grouped" else self.separate
 
 
+_NAS = "gqakit export --to nemotron-nas"
 _GGUF, _ONNX = "gqakit export --to gguf", "gqakit export --to onnx"
 _HERE = "as it is, with gqakit or with trust_remote_code"
 _VLLM = "as it is: trust_remote_code in its Transformers backend, or gqakit's plugin"
@@ -61,6 +64,24 @@ _ENGINES = (
         separate=f"as it is, with gqakit's plugin: {_REFINED}",
         families=("llama",),
         checked="benchmarks/vllm_check.py (CPU)",
+    ),
+    Engine(
+        "mlx-lm",
+        uniform="as it is",
+        grouped=f"{_NAS}, groups of one size in each layer",
+        separate=None,
+        families=("llama", "mistral"),
+        checked="tests (CPU)",
+        equal_groups=True,
+    ),
+    Engine(
+        "nemotron-nas",
+        uniform="as it is",
+        grouped=f"{_NAS}, groups of one size in each layer",
+        separate=None,
+        families=("llama", "mistral"),
+        checked="in MLX-LM; TensorRT-LLM and vLLM, which have the architecture, were not run",
+        equal_groups=True,
     ),
     Engine("sglang", "as it is", grouped=None, separate=None, families=None, checked="not run"),
     Engine(

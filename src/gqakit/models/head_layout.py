@@ -81,6 +81,16 @@ def pad_layer(heads: HeadMaps) -> Arrangement:
     return arrange(heads, groups, max(map(len, groups)))
 
 
+def equalise_layer(heads: HeadMaps) -> Arrangement:
+    """For an engine whose layers may differ and whose groups are alike: no padding, groups cut into parts of one size.
+
+    The size is the largest that divides every group of the layer: where groups have one size already, nothing is cut.
+    """
+    groups = groups_of(heads)
+    size = math.gcd(*map(len, groups))
+    return arrange(heads, cut(groups, _parts(groups, size), size), size)
+
+
 def pad_model(layers: Sequence[HeadMaps]) -> list[Arrangement]:
     """For an engine whose layers are all alike: as many KV heads as the layer with most, and the least padding.
 

@@ -164,7 +164,9 @@ class PlanOptions(StackOptions):
     @property
     def equal(self) -> bool:
         """Whether all groups of a layer must have the same size."""
-        return self.format == "uniform" or self.cardinality == "equal"
+        engine = ENGINES.get(self.engine or "")
+        wanted = engine is not None and engine.equal_groups
+        return self.format == "uniform" or self.cardinality == "equal" or wanted
 
 
 @dataclass(frozen=True)

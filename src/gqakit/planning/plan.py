@@ -22,7 +22,7 @@ from pydantic import (
 from gqakit.checkpoint.atomic import regular, write_bytes
 from gqakit.core.grouping import Grouping, Partition
 from gqakit.errors import PlanError, UsageError
-from gqakit.models.engines import check_engine, kind_of, names_that_run
+from gqakit.models.engines import ENGINES, check_engine, kind_of, names_that_run
 from gqakit.models.families import FAMILIES
 
 PLAN_VERSION = 1
@@ -190,6 +190,12 @@ class Plan(_Strict):
             raise UsageError(
                 f"`engine={engine}` cannot merge keys behind their normalisation, as this plan does; transformers can. "
                 "Plan with `format=uniform`, which merges them before it"
+            )
+        known = ENGINES.get(engine)
+        if known is not None and known.equal_groups and not all(each.is_uniform for each in self.groupings):
+            raise UsageError(
+                f"`engine={engine}` takes layers whose groups have one size, and this plan has others. Plan with "
+                f"`engine={engine}`, or with `cardinality=equal`"
             )
         check_engine(engine, (self.format,), not self.is_shared, self.source.model_type)
 

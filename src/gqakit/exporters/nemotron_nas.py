@@ -1,0 +1,155 @@
+"""A grouped checkpoint in DeciLM's form, `nemotron-nas`: each layer states its own number of query heads per KV head.
+
+Source: NVIDIA's Llama-Nemotron checkpoints, whose `block_configs` MLX-LM, TensorRT-LLM, vLLM and llama.cpp's converter read.
+Tensors have Llama's names. What the form cannot say is refused: groups of several sizes in a layer, head widths other than
+width / heads, feed-forward widths that are no multiple of 256.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gqakit.checkpoint import WriteJob, WriteResult, write_checkpoint
+from gqakit.conversion.files import CARD_FILE
+from gqakit.errors import FamilyError, UsageError
+from gqakit.exporters.model_card import export_card
+from gqakit.exporters.source import ExportSource
+from gqakit.models.head_layout import Arrangement, equalise_layer
+from gqakit.progress import Advance
+
+FAMILIES = ("llama", "mistral")
+"""Those whose layers are DeciLM's: Llama's names, no bias of one projection alone, no norm of queries and keys."""
+
+WIDTH_STEP = 256
+"""Engines round feed-forward widths up to a multiple of this."""
+
+_GIVEN = (
+    *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "rms_norm_eps", "hidden_act"),
+    *("max_position_embeddings", "initializer_range", "bos_token_id", "eos_token_id", "pad_token_id"),
+)
+"""What both configs call alike."""
+
+
+@dataclass(frozen=True)
+class NasModel:
+    """What is written: the heads of each layer, the config, and what to know."""
+
+    arrangements: list[Arrangement]
+    config: dict[str, Any]
+    notes: tuple[str, ...]
+
+
+def describe_nas(source: ExportSource, *, allow_full_cache: bool = False) -> NasModel:
+    """How a grouped checkpoint becomes a `nemotron-nas` one.
+
+    Layers whose groups have several sizes get KV heads written again until they have one: a larger cache.
+
+    Args:
+        allow_full_cache: write it even if that gives back all that grouping saved.
+
+    Raises:
+        UsageError: the checkpoint is not grouped, or all saving would be given back. FamilyError: the form cannot say it.
+    """
+    spec = source.spec
+    if not spec.is_grouped:
+        raise UsageError(
+            f"{source.path} is an ordinary {source.family} checkpoint, which these engines run as it is"
+        )
+    if source.family not in FAMILIES:
+        raise FamilyError(
+            f"{source.path}: nemotron-nas has Llama's layers; this is a grouped {source.family}, and what can be written so "
+            f"is {', '.join(FAMILIES)}. For llama.cpp use `to=gguf`"
+        )
+    arrangements = [equalise_layer(heads) for heads in source.heads]
+    written = sum(arrangement.num_kv_heads for arrangement in arrangements)
+    before = spec.num_layers * (spec.num_heads if source.plan is None else source.plan.source.num_kv_heads)
+    if written >= before and not allow_full_cache:
+        raise UsageError(
+            f"{source.path}: with groups of one size per layer it has {written:,} KV heads in all, and the base model had "
+            f"{before:,}: all that grouping saved is given back. Convert with `engine=nemotron-nas`, which makes groups of "
+            "one size; or write it all the same with `allow_full_cache=True`"
+        )
+    kept = sum(len(set(heads.key_head_of_query)) for heads in source.heads)
+    cut = f"KV heads were written again to make groups of one size: {kept:,} → {written:,} in all"
+    notes = (*((cut,) if written > kept else ()), "checked in MLX-LM; vLLM and TensorRT-LLM were not run")
+    return NasModel(arrangements, _config(source, arrangements), notes)
+
+
+def write_nas(
+    source: ExportSource, model: NasModel, out: Path, *, overwrite: bool, advance: Advance
+) -> WriteResult:
+    """Write the checkpoint, tensor by tensor; interrupted, the same call goes on.
+
+    Raises:
+        OutputError, CheckpointError: see `gqakit.checkpoint.write_checkpoint`.
+    """
+    return write_checkpoint(
+        source.checkpoint,
+        out,
+        WriteJob(
+            replaced=source.rearranged(model.arrangements),
+            config=model.config,
+            decides={"export": "nemotron-nas"},
+            extra_files={CARD_FILE: export_card(source, "nemotron-nas", "nemotron-nas").encode()},
+            skip_files=lambda name: name.endswith("_gqakit.py"),
+        ),
+        overwrite=overwrite,
+        progress=advance,
+    )
+
+
+def _config(source: ExportSource, arrangements: list[Arrangement]) -> dict[str, Any]:
+    config, spec = source.full_config, source.spec
+    problems = list(_not_said(source, config))
+    if problems:
+        raise FamilyError(f"{source.path}: nemotron-nas cannot say {'; '.join(problems)}")
+    multiple = 3 * config["intermediate_size"] / (2 * spec.hidden_size)
+    blocks = [
+        {
+            "attention": {
+                "n_heads_in_group": arrangement.num_heads // arrangement.num_kv_heads,
+                "no_op": False, "replace_with_linear": False, "sparsify": None,
+            },
+            "ffn": {"ffn_mult": multiple, "no_op": False, "replace_with_linear": False, "sparsify": None},
+        }
+        for arrangement in arrangements
+    ]  # fmt: skip
+    rope = _rope(config)
+    return {
+        "model_type": "nemotron-nas",
+        "architectures": ["DeciLMForCausalLM"],
+        **{name: config[name] for name in _GIVEN if config.get(name) is not None},
+        "attention_bias": bool(config.get("attention_bias", False)),
+        "mlp_bias": bool(config.get("mlp_bias", False)),
+        "rope_theta": rope.pop("rope_theta", 10000.0),
+        "rope_scaling": rope if rope.get("rope_type", "default") != "default" else None,
+        "tie_word_embeddings": bool(config.get("tie_word_embeddings", False)),
+        "torch_dtype": config.get("dtype") or config.get("torch_dtype"),
+        "num_key_value_heads": None,
+        "intermediate_size": None,
+        "block_configs": blocks,
+    }
+
+
+def _rope(config: dict[str, Any]) -> dict[str, Any]:
+    """Type, base and factors of the rotary embedding, from transformers' new or old keys."""
+    given = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    given.setdefault("rope_theta", config.get("rope_theta", 10000.0))
+    return given
+
+
+def _not_said(source: ExportSource, config: dict[str, Any]) -> list[str]:
+    """What the checkpoint has that the form has no place for."""
+    spec, width = source.spec, config["intermediate_size"]
+    found = []
+    if spec.head_dim * spec.num_heads != spec.hidden_size:
+        found.append(
+            f"heads of width {spec.head_dim}, as it takes width / heads, {spec.hidden_size} / {spec.num_heads}"
+        )
+    if width % WIDTH_STEP:
+        found.append(f"a feed-forward width of {width}, which engines round up to a multiple of {WIDTH_STEP}")
+    if config.get("sliding_window"):
+        found.append(f"a sliding window (sliding_window is {config['sliding_window']})")
+    return found
