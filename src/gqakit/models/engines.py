@@ -102,9 +102,14 @@ TITLE = {
 }
 
 
-def names_that_run(kind: Kind, family: str | None = None) -> str:
-    """The engines that run a kind of checkpoint, for a sentence."""
-    return ", ".join(name for name, engine in ENGINES.items() if engine.how(kind, family) is not None)
+def names_that_run(kind: Kind, family: str | None = None, *, equal: bool = False) -> str:
+    """The engines that run a kind of checkpoint, for a sentence.
+
+    Args:
+        equal: whether the groups of each layer have one size, as some engines want.
+    """
+    fits = (e for e in _ENGINES if equal or kind == "uniform" or not e.equal_groups)
+    return ", ".join(engine.name for engine in fits if engine.how(kind, family) is not None)
 
 
 def kind_of(format: str, separate: bool) -> Kind:

@@ -175,7 +175,9 @@ class Plan(_Strict):
             return "any engine that runs the source"
         if self.merging.behind_norm:
             return "transformers; no other engine merges keys behind their normalisation"
-        names = names_that_run(kind_of(self.format, not self.is_shared), self.source.model_type)
+        equal = all(grouping.is_uniform for grouping in self.groupings)
+        kind = kind_of(self.format, not self.is_shared)
+        names = names_that_run(kind, self.source.model_type, equal=equal)
         apart = "" if self.is_shared else "; no engine but transformers keeps keys and values apart"
         return f"{names} (how: docs/serving.md){apart}"
 
