@@ -30,6 +30,14 @@ _ENCODER = {"vocab_size": VOCAB, **_BODY, "max_position_embeddings": 130}
 _IMAGE = {**_BODY, "image_size": 24, "patch_size": 8}
 _NARROW = {"tie_word_embeddings": False, "initializer_range": 0.2}
 
+_SLIDING = ["sliding_attention", "full_attention"]
+_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+
+
+def _alike(families: Iterable[str], config: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {family: dict(config) for family in families}
+
+
 CONFIGS: dict[str, dict[str, Any]] = {
     "llama": {**_DECODER, **_NARROW},
     "mistral": {**_DECODER, **_NARROW, "head_dim": 16, "sliding_window": None},
@@ -52,6 +60,30 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "smollm3": {**_DECODER, **_NARROW, "no_rope_layers": [1, 0]},
     "phi": {**_DECODER, **_NARROW},
     "cohere": {**_DECODER, **_NARROW, "logit_scale": 1.0},
+    **_alike(
+        ("ministral", "arcee", "seed_oss", "jais2", "hyperclovax", "nemotron", "helium", "ernie4_5"),
+        {**_DECODER, **_NARROW, "head_dim": HIDDEN // HEADS},
+    ),
+    **_alike(("glm", "glm4"), {**_DECODER, **_NARROW, "head_dim": 16, "attention_bias": True}),
+    **_alike(
+        ("cwm", "cohere2", "exaone4", "olmo3", "vaultgemma"),
+        {**_DECODER, **_NARROW, "sliding_window": 8, "layer_types": _SLIDING},
+    ),
+    "apertus": {**_DECODER, **_NARROW},
+    **_alike(("qwen3_moe", "olmoe", "flex_olmo", "phimoe"), {**_DECODER, **_NARROW, **_EXPERTS}),
+    **_alike(
+        ("dots1", "glm4_moe", "solar_open"),
+        {**_DECODER, **_NARROW, **_EXPERTS, "n_routed_experts": 4, "n_shared_experts": 1},
+    ),
+    **_alike(
+        ("minimax_m2", "granitemoe", "granitemoeshared"),
+        {**_DECODER, **_NARROW, "num_local_experts": 3, "num_experts_per_tok": 2},
+    ),
+    "ernie4_5_moe": {**_DECODER, **_NARROW, "moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 16},
+    "gpt_oss": {
+        **{**_DECODER, **_NARROW, "head_dim": 16, "num_key_value_heads": HEADS // 2},
+        **{"sliding_window": 8, "num_local_experts": 3, "num_experts_per_tok": 2},
+    },
     "gptj": {
         **{**_TEXT, **_NARROW, "n_embd": HIDDEN, "n_layer": LAYERS, "n_head": HEADS, "n_positions": 128},
         "rotary_dim": 4,
@@ -74,6 +106,11 @@ CONFIGS: dict[str, dict[str, Any]] = {
         **{**_TEXT, **_BODY, **_NARROW, "bias": True},
         **{"new_decoder_architecture": True, "num_kv_heads": HEADS // 2},
     },
+    "gpt_bigcode": {
+        **{**_TEXT, "n_embd": HIDDEN, "n_layer": LAYERS, "n_head": HEADS, "n_positions": 128},
+        "multi_query": False,
+    },
+    "mpt": {**_TEXT, "d_model": HIDDEN, "n_layers": LAYERS, "n_heads": HEADS, "max_seq_len": 128},
     "whisper": {
         **{**_TEXT, "d_model": HIDDEN, "encoder_layers": LAYERS, "decoder_layers": LAYERS},
         **{"encoder_attention_heads": HEADS, "decoder_attention_heads": HEADS, "init_std": 0.2},
@@ -107,9 +144,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "falcon_rotary": ("falcon", {**_PLAIN_FALCON, "alibi": False}),
     "whisper_encoder": ("whisper", {}),
     "t5_everything": ("t5", {}),
+    "glm4_moe_norm": ("glm4_moe", {"use_qk_norm": True}),
 }
 SAMPLE = (
-    *("llama", "qwen3", "olmo2", "phi3", "gemma2", "gpt2", "codegen", "falcon", "falcon_alibi"),
+    *("llama", "qwen3", "olmo2", "phi3", "gemma2", "gpt2", "codegen", "falcon", "falcon_alibi", "gpt_oss"),
     *("whisper", "t5", "bert", "vit"),
 )
 """One variant of each kind of attention: by default the matrix runs these alone, and all with `pytest -m matrix`."""
@@ -141,6 +179,8 @@ def build_family(folder: Path, variant: str, seed: int = 0) -> Path:
         for path, parameter in model.named_parameters():
             if path.endswith("bias") or "norm" in path.lower():
                 parameter.add_(0.2 * torch.randn_like(parameter))
+            elif path.endswith("sinks"):
+                parameter.copy_(torch.randn_like(parameter))
             elif parameter.ndim == 2:
                 parameter.copy_(torch.randn_like(parameter) * (1.3 / parameter.shape[1] ** 0.5))
     model.save_pretrained(folder)

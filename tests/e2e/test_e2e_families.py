@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -95,9 +96,7 @@ def test_fold_with_as_many_heads_as_the_source_is_exact(source: Path, variant: s
 def _duplicated(weights: AttentionWeights, spec: Any) -> AttentionWeights:
     """Every second KV head made equal to the one before it."""
     heads = torch.arange(weights.num_kv_heads) // 2 * 2
-    return AttentionWeights(
-        weights.query, weights.key.select(heads), weights.value.select(heads), weights.output
-    )
+    return replace(weights, key=weights.key.select(heads), value=weights.value.select(heads))
 
 
 def test_merging_duplicates_by_mean_is_exact(variant: str, tmp_path: Path) -> None:
@@ -132,7 +131,7 @@ def _turned(weights: AttentionWeights, spec: Any) -> AttentionWeights:
         turns = [_key_turn(spec.channels, rng) for _ in turns]
         reading = [turns[head // per_head] for head in range(weights.num_heads)]
         query, key = turn(query, reading), turn(key, turns[: weights.num_kv_heads])
-    return AttentionWeights(query, key, value, output)
+    return replace(weights, query=query, key=key, value=value, output=output)
 
 
 def _key_turn(channels: Channels, rng: torch.Generator) -> torch.Tensor:

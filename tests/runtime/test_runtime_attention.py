@@ -118,6 +118,26 @@ def check_position_bias(maps, length, shape, mask_kind):
 
 @pytest.mark.usefixtures("layout")
 @pytest.mark.parametrize("maps", MAPS.values(), ids=MAPS)
+def test_sinks(maps, layout):
+    """A sink is one more key, of a fixed score and of zeros for a value."""
+    sinks = torch.randn(HEADS)
+    for length, kind in itertools.product(LENGTHS, (None, "rows")):
+        query, key, value = states(maps, length, 48)
+        mask = mask_of(kind, length, 48)
+        whole = mask if mask is None else torch.nn.functional.pad(mask, (0, 1), value=True)
+        bias = torch.cat(
+            [torch.zeros(1, HEADS, length, 48), sinks.view(1, -1, 1, 1).expand(-1, -1, length, -1)], 3
+        )
+        more_key, more_value = (torch.nn.functional.pad(each, (0, 0, 0, 1)) for each in (key, value))
+        expected = reference(maps, query, more_key, more_value, whole, bias)
+        given = {"attention_mask": mask, "s_aux": sinks, "is_causal": False, "output_attentions": True}
+        out, weights = grouped_attention_forward(module(maps), query, key, value, **given)
+        torch.testing.assert_close(out.double(), expected, atol=1e-5, rtol=1e-5)
+        mixed = weights @ value[:, maps[1]]
+        torch.testing.assert_close(mixed.transpose(1, 2).double(), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("maps", MAPS.values(), ids=MAPS)
 def test_causal(maps):
     for length, extra in itertools.product((3, 40), ("nothing", "bias", "cap")):
         inputs = states(maps, length, length)

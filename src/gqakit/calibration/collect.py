@@ -20,6 +20,7 @@ from gqakit.errors import DataError, FamilyError
 from gqakit.models.attention_hook import Attending, Look, watched_attention
 from gqakit.models.outputs import keeps_logits
 from gqakit.models.remote_code.adapters import HEADS_FIRST, by_head
+from gqakit.models.remote_code.attention import softmax
 from gqakit.models.spec import ModelSpec
 
 LEAST_SAMPLED = 32
@@ -161,31 +162,30 @@ class _LayerSums:
 
     def look(self, call: Attending) -> tuple[Tensor, Tensor]:
         """See a call of the attention function, and leave it as it is."""
-        self.see_attention(call.query, call.key, call.mask, call.scaling, call.causal, call.softcap)
+        self.see_attention(call)
         return call.key, call.value
 
-    def see_attention(
-        self, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, causal: bool, cap: float | None
-    ) -> None:
+    def see_attention(self, call: Attending) -> None:
         """Queries `[B, H, T, d]` and keys `[B, heads, S, d]`, as they meet after normalisation and rotation."""
         assert self.rows is not None
+        query, key = call.query, call.key
         heads, length, keys = *query.shape[1:3], key.shape[2]
         if self.rotates and keys > self.distances.shape[1]:
             self.distances = pad(self.distances, (0, keys - self.distances.shape[1]))
         key = key.float()  # some families give keys already repeated
         width = self.rows.shape[-1]
-        for part in _sample(heads, self.num_kv_heads, length, keys, width, causal, query.device):
-            self._see_part(query, key[:, :, : part.seen], mask, scaling, cap, part)
+        for part in _sample(heads, self.num_kv_heads, length, keys, width, call.causal, query.device):
+            self._see_part(call, key[:, :, : part.seen], part)
         self.rows = None
 
-    def _see_part(
-        self, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, cap: float | None, part: _Part
-    ) -> None:
-        """`see_attention` at some of the sampled positions."""
+    def _see_part(self, call: Attending, key: Tensor, part: _Part) -> None:
+        """`see_attention` at some of the sampled positions, with the keys that are seen from there."""
         assert self.rows is not None
-        places = part.places
+        places, query, mask, cap = part.places, call.query, call.mask, call.softcap
         head = torch.arange(query.shape[1], device=query.device)[:, None]
-        asking = (query[:, head, places].float() * scaling).unflatten(1, (key.shape[1], -1)).flatten(2, 3)
+        asking = (
+            (query[:, head, places].float() * call.scaling).unflatten(1, (key.shape[1], -1)).flatten(2, 3)
+        )
         scores = (asking @ key.mT).flatten(1, 2).unflatten(1, places.shape)  # [B, H, n, S]
         if cap is not None:
             scores = cap * torch.tanh(scores / cap)
@@ -195,7 +195,7 @@ class _LayerSums:
             scores = scores.masked_fill_(~added, -torch.inf) if added.dtype == torch.bool else scores + added
         elif part.later is not None:
             scores = scores.masked_fill_(part.later, -torch.inf)
-        weights = scores.softmax(-1)
+        weights = softmax(scores, call.sinks)
         self.value.add(weights.flatten(1, 2) @ self.rows[:, : part.seen])
         if self.rotates:
             found = weights.new_zeros(self.num_kv_heads, part.seen)

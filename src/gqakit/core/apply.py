@@ -63,7 +63,8 @@ def apply_grouping(
     order = torch.as_tensor(grouping.query_order(weights.num_heads, fixed=fixed_queries))
     queries = Projection.from_augmented(query, weights.query.bias is not None, weights.query.gain)
     maps = _norm_maps(weights, grouping.key, key_merges, key_expands, order) if apart else None
-    return AttentionWeights(queries.select(order), key, value, output[order], maps)
+    sinks = None if weights.sinks is None else weights.sinks[order]
+    return AttentionWeights(queries.select(order), key, value, output[order], maps, sinks)
 
 
 def _norm_maps(
@@ -151,12 +152,13 @@ def in_source_shape(
     back = torch.argsort(order)
     key, value, maps = converted.key, converted.value, converted.maps
     value = value.select(torch.as_tensor(grouping.value.labels))
+    sinks = None if converted.sinks is None else converted.sinks[back]
     if maps is not None:
         maps = NormMaps(maps.key, maps.query[back])
-        return AttentionWeights(converted.query.select(back), key, value, converted.output[back], maps)
+        return AttentionWeights(converted.query.select(back), key, value, converted.output[back], maps, sinks)
     key = key.select(torch.as_tensor(grouping.key.labels))
     if key.gain is not None:  # each copy weighs as one head again
         weight = _weight_in_norm(grouping.key)[list(grouping.key.labels), None]  # [source heads, 1]
         rows = (key.augmented().double() / weight[..., None]).to(key.weight.dtype)
         key = Projection.from_augmented(rows, key.bias is not None, (key.gain * weight).to(key.gain.dtype))
-    return AttentionWeights(converted.query.select(back), key, value, converted.output[back])
+    return AttentionWeights(converted.query.select(back), key, value, converted.output[back], sinks=sinks)

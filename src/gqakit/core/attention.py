@@ -85,7 +85,8 @@ class AttentionWeights:
 
     In a source layer query head `q` reads KV head `q // (query heads / KV heads)`. The bias of the output projection
     belongs to no head and is never touched, so it is not here. Where keys are merged behind a normalisation, `maps` does
-    it, and `key` is the source's.
+    it, and `key` is the source's. `sinks` is for each query head a score beside those of the keys, which takes weight and
+    reads no value.
     """
 
     query: Projection
@@ -93,6 +94,7 @@ class AttentionWeights:
     value: Projection
     output: Float[Tensor, "heads width_out head_dim"]
     maps: NormMaps | None = None
+    sinks: Float[Tensor, " heads"] | None = None
 
     @property
     def num_heads(self) -> int:
@@ -107,4 +109,5 @@ class AttentionWeights:
     def to(self, dtype: torch.dtype) -> AttentionWeights:
         """The same layer in another precision."""
         query, key, value = (part.to(dtype) for part in (self.query, self.key, self.value))
-        return AttentionWeights(query, key, value, self.output.to(dtype))
+        sinks = None if self.sinks is None else self.sinks.to(dtype)
+        return AttentionWeights(query, key, value, self.output.to(dtype), sinks=sinks)

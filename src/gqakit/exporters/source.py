@@ -111,4 +111,5 @@ def rearrange(weights: AttentionWeights, arrangement: Arrangement) -> AttentionW
     return AttentionWeights(
         weights.query.select(query), weights.key.select(key), weights.value.select(value),
         torch.where(live, output, torch.zeros((), dtype=output.dtype)),
+        sinks=None if weights.sinks is None else weights.sinks[query],
     )  # fmt: skip

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers.masking_utils import AttentionMaskInterface
 
+from gqakit.models.remote_code.adapters import attention_mask_for
 from gqakit.models.remote_code.attention import (
     GroupedHeads,
     grouped_attention_forward,
@@ -30,7 +31,7 @@ class Attending(NamedTuple):
         mask: boolean or added to the scores, with the model's position bias in it; None for none.
         scaling: factor on the scores.
         causal: later positions are masked, without a mask.
-        softcap: see `gqakit.models.remote_code.attention.Scoring`.
+        softcap, sinks: see `gqakit.models.remote_code.attention.Scoring`.
     """
 
     query: Tensor
@@ -40,6 +41,7 @@ class Attending(NamedTuple):
     scaling: float
     causal: bool
     softcap: float | None
+    sinks: Tensor | None = None
 
 
 Look = Callable[[Attending], tuple[Tensor, Tensor]]
@@ -60,7 +62,7 @@ def watched_attention(model: PreTrainedModel, looks: Mapping[nn.Module, Look]) -
         looks: for each attention module what sees its calls.
     """
     AttentionInterface.register(_NAME, _attention)
-    AttentionMaskInterface.register(_NAME, sdpa_mask)
+    AttentionMaskInterface.register(_NAME, attention_mask_for)
     configs, before = _configs(model), {module: _looks.get(module) for module in looks}
     try:
         _looks.update(looks)
@@ -94,7 +96,8 @@ def _attention(
 ) -> tuple[Tensor, Tensor | None]:
     """The attention that the model computes, after a look at its queries, keys and values.
 
-    What transformers' interface passes besides: `dropout`, `scaling`, `is_causal`, `position_bias`, `softcap`.
+    What transformers' interface passes besides: `dropout`, `scaling`, `is_causal`, `position_bias`, `softcap`,
+    and sinks as `s_aux`.
     """
     dropout, softcap = how.pop("dropout", 0.0), how.pop("softcap", None)
     scaling, causal = how.pop("scaling", None), how.pop("is_causal", None)
@@ -104,17 +107,18 @@ def _attention(
     position_bias = how.pop("position_bias", None)
     if position_bias is not None:
         attention_mask, causal = mask_with_bias(attention_mask, position_bias, causal, query, key), False
+    sinks = None if how.get("s_aux") is None else how["s_aux"].view(1, -1, 1, 1)
     look = _looks.get(module)
     if look is not None:
-        key, value = look(Attending(query, key, value, attention_mask, scale, causal, softcap))
+        key, value = look(Attending(query, key, value, attention_mask, scale, causal, softcap, sinks))
     if hasattr(module, "grouped_heads"):
         how |= {"dropout": dropout, "scaling": scale, "is_causal": causal, "softcap": softcap}
         return grouped_attention_forward(module, query, key, value, attention_mask, **how)
     group = query.shape[1] // key.shape[1]
-    if softcap is not None:  # which no function of transformers' but its eager ones knows
+    if softcap is not None or sinks is not None:  # only transformers' eager functions know these
         reads = tuple(head // group for head in range(query.shape[1]))
         heads = GroupedHeads(HeadMaps(reads, reads))
-        out = heads.attend(query, key, value, attention_mask, dropout, scale, causal, softcap)
+        out = heads.attend(query, key, value, attention_mask, dropout, scale, causal, softcap, sinks)
         return out.transpose(1, 2).contiguous(), None
     if not hasattr(module, "num_key_value_groups"):  # by which transformers' function repeats keys and values
         key, value = (states.repeat_interleave(group, dim=1) for states in (key, value))  # [B, H, S, d]

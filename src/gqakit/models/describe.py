@@ -138,7 +138,7 @@ def _check_accounted(
     family, unknown = spec.family, switched_on(spec.family, config)
     kinds = ("weight", "maps") if spec.is_grouped else ("weight",)  # maps behind a norm come of a conversion
     norms = [f"{name}.{kind}" for name in (family.query_norm, family.key_norm) if name for kind in kinds]
-    beside = (*_ALWAYS_BESIDE, *family.beside, *norms)
+    beside = (*_ALWAYS_BESIDE, *family.beside, *norms, *([family.sinks] if family.sinks else ()))
     homes = {}
     for layer, (stack, index) in enumerate(spec.sites):
         homes[f"{spec.prefix}{(stack.stored_home or stack.home).format(layer=index)}."] = layer

@@ -69,7 +69,8 @@ def read_layer(spec: ModelSpec, layer: int, load: Callable[[str], Tensor]) -> At
     if spec.projected_heads[layer] is not None:
         of_query, of_key = (fetch(spec.maps(layer, norm)) for norm in spec.norms)
         maps = NormMaps(of_key, of_query)
-    return AttentionWeights(query, key, value, output, maps)
+    sinks = fetch(spec.sinks(layer)) if spec.family.sinks else None
+    return AttentionWeights(query, key, value, output, maps, sinks)
 
 
 def tensors_of_layer(
@@ -106,6 +107,8 @@ def tensors_of_layer(
     if weights.maps is not None:
         of_query, of_key = (spec.maps(layer, norm) for norm in spec.norms)
         tensors |= {of_query: weights.maps.query.contiguous(), of_key: weights.maps.key.contiguous()}
+    if weights.sinks is not None:
+        tensors[spec.sinks(layer)] = weights.sinks.contiguous()
     put(spec.tensor(layer, "output"), weights.output.movedim(0, 1).flatten(1))
     return tensors
 
@@ -137,6 +140,8 @@ def layer_shapes(
     if projected_heads is not None:
         for norm, count in zip(spec.norms, (spec.num_heads, projected_heads), strict=True):
             shapes[spec.maps(layer, norm)] = (count, spec.head_dim, spec.head_dim)
+    if spec.family.sinks:
+        shapes[spec.sinks(layer)] = (spec.num_heads,)
     output = (spec.hidden_size, spec.num_heads * spec.head_dim)
     shapes[spec.tensor(layer, "output")] = _oriented(spec, output)
     return shapes
@@ -153,6 +158,8 @@ def parameters_of_layer(spec: ModelSpec, model: PreTrainedModel, layer: int) -> 
     if spec.gains:
         for norm in spec.gain_norms:
             found[spec.gain(layer, norm)] = spec.norm(model, layer, norm).get_parameter("weight")
+    if spec.family.sinks:
+        found[spec.sinks(layer)] = spec.home(model, layer).get_parameter(spec.family.sinks)
     return found
 
 

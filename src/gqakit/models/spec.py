@@ -138,6 +138,11 @@ class ModelSpec:
         """Name of the maps behind a normalisation, of a layer that merges keys there."""
         return self.gain(layer, norm).removesuffix("weight") + "maps"
 
+    def sinks(self, layer: int) -> str:
+        """Name of the sinks of query heads in the checkpoint, of a family that has them."""
+        stack, index = self.sites[layer]
+        return f"{self.prefix}{stack.stored_norm(index, self.family.sinks)}"
+
     def attention_module(self, model: PreTrainedModel, layer: int) -> nn.Module:
         """The module of a loaded model that calls the attention function of a layer."""
         stack, index = self.sites[layer]
@@ -148,10 +153,14 @@ class ModelSpec:
         stack, index = self.sites[layer]
         return _base(model).get_submodule(stack.module(index, role))
 
+    def home(self, model: PreTrainedModel, layer: int) -> nn.Module:
+        """The module of a loaded model that holds the projections of a layer."""
+        stack, index = self.sites[layer]
+        return _base(model).get_submodule(stack.home.format(layer=index))
+
     def norm(self, model: PreTrainedModel, layer: int, name: str) -> nn.Module:
         """A normalisation beside the projections of a loaded model."""
-        stack, index = self.sites[layer]
-        return _base(model).get_submodule(f"{stack.home.format(layer=index)}.{name}")
+        return self.home(model, layer).get_submodule(name)
 
     def block(self, model: PreTrainedModel, layer: int) -> nn.Module:
         """The transformer block around a layer's attention."""

@@ -105,6 +105,7 @@ class Family:
         key_norm: name of a normalisation between key projection and position embedding, or None. Where the tensor
             exists, key channels cannot be mixed before it.
         query_norm: the same for queries.
+        sinks: name of a tensor with a score for each query head that takes weight and reads no value, or None.
         encoder_classes: classes that are the encoder without the decoder, each with the kind of input it takes.
         beside: patterns of the tensors below an attention layer's home that are no projections and stay as they are.
             Any other is refused, as what is not known cannot be merged rightly.
@@ -131,6 +132,7 @@ class Family:
     rotary_pairs: Literal["half", "interleaved"] = "half"
     key_norm: str | None = None
     query_norm: str | None = None
+    sinks: str | None = None
     encoder_classes: Mapping[str, Task] = field(default_factory=dict)
     beside: tuple[str, ...] = ()
     handles: tuple[str, ...] = ()

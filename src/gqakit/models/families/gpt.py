@@ -50,6 +50,46 @@ GPT_NEOX = Family(
     beside=_MASKS,
 )
 
+
+def _bigcode_kv_heads(config: Mapping[str, Any]) -> int | None:
+    return 1 if config.get("multi_query", True) else None
+
+
+GPT_BIGCODE = Family(
+    "gpt_bigcode",
+    causal("GPTBigCode"),
+    stacks=(_fused("attn", "c_attn", "c_proj", "n_layer", "n_head"),),
+    prefixes=("transformer.", ""),
+    hidden_size="n_embd",
+    num_kv_heads=None,
+    count_kv_heads=_bigcode_kv_heads,
+    layout="interleaved",  # which with one KV head is the same as blocks
+    positions="none",
+    beside=_MASKS,
+    handles=("scale_attn_weights",),
+)
+
+MPT = Family(
+    "mpt",
+    causal("Mpt"),
+    stacks=(
+        Stack(
+            home="blocks.{layer}.attn",
+            names=Names.fused("Wqkv", "out_proj"),
+            block="blocks.{layer}",
+            num_layers="n_layers",
+            num_heads="n_heads",
+        ),
+    ),
+    prefixes=("transformer.", ""),
+    hidden_size="d_model",
+    num_kv_heads=None,
+    layout="blocks",
+    positions="bias",
+    handles=("alibi", "softmax_scale"),
+    watched=False,
+)
+
 OPT = Family(
     "opt",
     causal("OPT"),

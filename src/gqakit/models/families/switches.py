@@ -44,7 +44,9 @@ _CAUSAL = Switch("which positions see each other is set by the config")
 
 SWITCHES: Mapping[str, Switch] = {
     **dict.fromkeys(("qk_layernorm", "qk_norm", "use_qk_norm", "use_qk_layernorm", "qk_l2norm"), _NORM),
-    **dict.fromkeys(("query_key_norm", "attention_qk_norm", "key_norm", "query_norm", "v_norm"), _NORM),
+    **dict.fromkeys(
+        ("query_key_norm", "attention_qk_norm", "key_norm", "query_norm", "v_norm", "qk_ln"), _NORM
+    ),
     **dict.fromkeys(("clip_qkv", "qkv_clip", "attn_clip"), _CLIP),
     **dict.fromkeys(
         ("attn_logit_softcapping", "attention_logit_cap", "attn_logit_cap", "attn_softcap"), _CAP
@@ -66,7 +68,8 @@ SWITCHES: Mapping[str, Switch] = {
         "some layers have another kind of attention", ("full_attention", "sliding_attention")
     ),
     "attention_chunk_size": Switch("attention stays within chunks"),
-    "use_bidirectional_attention": _CAUSAL,
+    **dict.fromkeys(("use_bidirectional_attention", "prefix_lm", "attn_uses_sequence_id"), _CAUSAL),
+    "attn_type": Switch("keys and values are fewer than transformers makes", ("multihead_attention",)),
     "is_decoder": Switch("an encoder runs as a decoder with a cache"),
     "add_cross_attention": Switch("layers attend to another model's output as well"),
     "position_embedding_type": Switch(
@@ -89,17 +92,21 @@ HARMLESS = frozenset(
             "d_kv",
         ),
         *("encoder_attention_heads", "decoder_attention_heads", "multi_query", "new_decoder_architecture"),
-        *("attention_bias", "qkv_bias", "use_qkv_bias", "enable_bias", "bias"),
+        *("attention_bias", "attention_out_bias", "qkv_bias", "use_qkv_bias", "enable_bias", "bias"),
         # Positions: rotary embedding turns channels by an angle that is the same for all heads.
         *("rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor", "rotary_pct"),
         *("relative_attention_max_distance", "relative_attention_num_buckets"),
         # Which positions a layer sees is in its mask.
         *("sliding_window", "use_sliding_window", "max_window_layers", "_sliding_window_pattern"),
+        *("sliding_window_pattern", "alibi_bias_max"),
         # Training only, precision only, or what is returned.
         *("attention_dropout", "attention_probs_dropout_prob", "attn_pdrop", "output_attentions"),
-        *("reorder_and_upcast_attn", "attn_implementation", "_attn_implementation_autoset"),
+        *("reorder_and_upcast_attn", "attn_implementation", "_attn_implementation_autoset", "attn_impl"),
+        *("attention_softmax_in_fp32", "scale_attention_softmax_in_fp32"),
         # Outside of attention.
-        *("norm_epsilon", "norm_topk_prob", "shared_expert_intermediate_size"),
+        *("norm_epsilon", "norm_topk_prob", "norm_eps", "norm_type", "use_post_norm", "lm_head_bias"),
+        *("shared_expert_intermediate_size", "shared_intermediate_size", "n_shared_experts"),
+        *("moe_num_shared_experts", "moe_norm_min"),
         *("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "layer_norm_elementwise_affine"),
         *("final_logit_softcapping", "apply_layernorm", "apply_residual_connection_post_layernorm"),
         *("do_layer_norm_before", "_remove_final_layer_norm", "parallel_attn", "num_ln_in_parallel_attn"),
@@ -108,8 +115,15 @@ HARMLESS = frozenset(
 """Keys whose names speak of attention and whose values no conversion need mind."""
 
 
+def attention_keys(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config's keys, with those of its `attn_config` (MPT) beside them."""
+    inner = config.get("attn_config")
+    return {**config, **inner} if isinstance(inner, Mapping) else dict(config)
+
+
 def switched_on(family: Family, config: Mapping[str, Any]) -> list[str]:
     """What a config turns on that the family does not run, each as `key = value: what it does`."""
+    config = attention_keys(config)
     return [
         f"{key} = {config[key]!r}: {switch.effect}"
         for key, switch in SWITCHES.items()

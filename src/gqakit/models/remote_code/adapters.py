@@ -19,13 +19,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import dropout
 from transformers.cache_utils import EncoderDecoderCache
+from transformers.masking_utils import eager_mask, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .attention import grouped_attention_forward
 from .heads import HeadMaps
 from .packing import DeviceIndex, Mask
 
-HEADS_FIRST = ("gemma3_text",)  # normalise queries and keys as [B, heads, T, d]; others [B, T, heads (·) d]
+HEADS_FIRST = "gemma3_text", "apertus", "exaone4"  # normalise [B, heads, T, d]; others [B, T, heads (·) d]
 States = tuple[Tensor, Tensor, Tensor]  # queries, keys and values, [B, heads, T, d] each
 Out = tuple[Tensor, Any]  # [B, T, hidden size], and attention weights if any
 
@@ -41,6 +42,8 @@ def adapt(attention: Any, model_type: str, config: Any, heads: HeadMaps | None =
     """
     if model_type == "phi3" and heads is not None:
         attention.num_key_value_heads = heads.num_key_heads  # where its forward cuts the fused projection
+    if model_type == "mpt" and heads is None:  # its fused projection lies in blocks as it is
+        heads = HeadMaps(*[tuple(range(attention.n_heads))] * 2)
     attention.head_maps = heads
     forward = _FORWARDS.get(model_type)
     if forward is not None:
@@ -84,6 +87,12 @@ def prepare(model_type: str) -> None:
         classes = getattr(modeling, f"{model_type.upper()}_ATTENTION_CLASSES", {})
         if "eager" in classes:
             classes.setdefault("gqakit", classes["eager"])
+
+
+def attention_mask_for(*sizes: Any, config: Any = None, **kwargs: Any) -> Mask:
+    """Transformers' mask for SDPA; MPT takes what is not 0 in its mask for eager attention as hidden."""
+    make = eager_mask if config is not None and config.model_type == "mpt" else sdpa_mask
+    return make(*sizes, config=config, **kwargs)
 
 
 def _heads(states: Tensor, dim: int) -> Tensor:
@@ -168,7 +177,8 @@ def _gpt2(self: Any, hidden_states: Tensor, past_key_values: Any = None, **kwarg
     if isinstance(cache, EncoderDecoderCache):
         cache = cache.self_attention_cache
     kwargs["past_key_values"] = cache
-    out, weights = _attend(self, states, self.scaling, self.attn_dropout.p, kwargs)
+    rate = getattr(self.attn_dropout, "p", self.attn_dropout)  # a number in GPTBigCode
+    out, weights = _attend(self, states, self.scaling, rate, kwargs)
     return self.resid_dropout(self.c_proj(out)), weights
 
 
@@ -197,6 +207,16 @@ def _falcon(
     rate, kwargs["attention_mask"] = 0.0 if alibi is None else self.attention_dropout.p, attention_mask
     out, weights = _attend(self, states, self.inv_norm_factor, rate, kwargs)
     return self.dense(out), weights
+
+
+def _mpt(
+    self: Any, hidden_states: Tensor, position_bias: Tensor, attention_mask: Tensor, **kwargs: Any
+) -> Out:
+    states = _fused(self, self.Wqkv(hidden_states), self.head_dim)
+    bias = position_bias[None, ..., -attention_mask.shape[-1] :]  # [1, heads, 1, S]
+    kwargs |= {"attention_mask": ~attention_mask, "position_bias": bias}  # a mask of what is hidden
+    out, weights = _attend(self, states, self.softmax_scale, self.attn_dropout_p, kwargs)
+    return self.out_proj(out), weights
 
 
 def _mpnet(
@@ -249,6 +269,6 @@ def _gptj(self: Any, hidden_states: Tensor, position_ids: Any = None, **kwargs: 
     return self.resid_dropout(self.out_proj(out)), weights
 
 
-_NEEDED = (_opt, _whisper, _gpt2, _gpt_neox, _bloom, _falcon, _mpnet, _stablelm, _gptj)
+_NEEDED = (_opt, _whisper, _gpt2, _gpt_neox, _bloom, _falcon, _mpt, _mpnet, _stablelm, _gptj)
 _FORWARDS: dict[str, Callable[..., Any]] = {forward.__name__[1:]: forward for forward in _NEEDED}
-_FORWARDS["codegen"] = _gptj
+_FORWARDS |= {"codegen": _gptj, "gpt_bigcode": _gpt2}

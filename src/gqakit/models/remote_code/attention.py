@@ -37,19 +37,21 @@ WIDENED_POSITIONS = 2048
 
 
 class Scoring(NamedTuple):
-    """How scores become weights: `softmax(cap(q kᵀ · scaling) + mask)`.
+    """How scores become weights: `softmax(cap(q kᵀ · scaling) + mask)`, with a sink beside the scores if there is one.
 
     Attributes:
         dropout: probability to drop a weight.
         scaling: factor on the scores.
         is_causal: mask later positions; only without another mask.
         softcap: `cap(x) = softcap · tanh(x / softcap)`; None leaves scores as they are.
+        sinks: `[1, H, 1, 1]`, one more score for each query head, which takes weight and reads no value.
     """
 
     dropout: float
     scaling: float
     is_causal: bool
     softcap: float | None = None
+    sinks: Mask = None
 
 
 def rows_on_cpu(group: int) -> int:
@@ -115,14 +117,15 @@ class GroupedHeads:
             kernels = compiled_kernels()
             if kernels is not None and kernels.usable(query, key, value):
                 return self._compiled(query, key, value, mask, how)
-        if how.softcap is None:
+        plain = how.softcap is None and how.sinks is None
+        if plain:
             # For ordinary heads these are bit for bit what transformers' own function computes.
             if how.is_causal or length > PACKED_QUERY_LIMIT or stock:
                 return self._copied(query, key, value, mask, how)
             if self.multi_head or (self.ordinary and mask is not None):
                 return self.padded.fused(query, key, value, mask, how)
         layout = self.ragged if many else self.padded
-        explicit = how.softcap is not None or not self.same_maps or (many and not half)
+        explicit = not plain or not self.same_maps or (many and not half)
         return (layout.explicit if explicit else layout.fused)(query, key, value, mask, how)
 
     def weights(self, query: Tensor, key: Tensor, mask: Mask, *scoring: Any) -> Tensor:
@@ -132,15 +135,14 @@ class GroupedHeads:
             key, mask = key[:, :, :length], query.new_ones(length, length, dtype=torch.bool).tril()
         key = key.index_select(1, self._head_of_query[0].on(key.device))  # [B, H, S, d]
         scores = _masked(query @ key.transpose(-1, -2) * how.scaling, mask, how)
-        return scores.softmax(-1, dtype=torch.float32).to(query.dtype)
+        return softmax(scores, how.sinks).to(query.dtype)
 
     def _compiled(self, query: Tensor, key: Tensor, value: Tensor, mask: Mask, how: Scoring) -> Tensor:
         """Kernels read the cache as it lies; what is between them is small."""
         kernels = compiled_kernels()
         scores = kernels.scores(query.float() * how.scaling, key, self.maps[0])  # [B, H, T, S]
         scores = _masked(scores, mask, how)
-        torch.softmax(scores, -1, out=scores)
-        return kernels.mixture(scores, value, self.maps[1]).to(value.dtype)
+        return kernels.mixture(softmax(scores, how.sinks), value, self.maps[1]).to(value.dtype)
 
     def _copied(self, query: Tensor, key: Tensor, value: Tensor, mask: Mask, how: Scoring) -> Tensor:
         """SDPA over keys and values that are copied to all query heads, unless SDPA can do without."""
@@ -213,12 +215,12 @@ class _Layout:
     def _weights(self, query: Tensor, key: Tensor, mask: Mask, how: Scoring) -> Iterator[Tensor]:
         """The weights of each call, `[B, (heads,) rows, S]`, one by one: they are used while in cache."""
         packing = self.keys
-        masks = packing.pack_mask(mask, query.shape[2])
-        for rows, keys, rows_mask in zip(packing.pack(query), packing.cached(key), masks, strict=True):
+        masks, sinks = (packing.pack_mask(each, query.shape[2]) for each in (mask, how.sinks))
+        calls = zip(packing.pack(query), packing.cached(key), masks, sinks, strict=True)
+        for rows, keys, rows_mask, rows_sinks in calls:
             # Transposed, a product of few rows streams the keys; the other way round it is half as fast.
             scores = _product(keys, rows.transpose(-1, -2)).transpose(-1, -2).contiguous()
-            scores = _masked(scores, rows_mask, how)
-            yield scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
+            yield softmax(_masked(scores, rows_mask, how), rows_sinks)
 
     def _mix(self, weights: Iterable[Tensor], value: Tensor, length: int) -> Tensor:
         """`[B, H, T, dv]` from the weights of each call."""
@@ -238,6 +240,13 @@ def _masked(scores: Tensor, mask: Mask, how: Scoring) -> Tensor:
         # Not -inf: a position that sees nothing at all must stay finite.
         return scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     return scores if mask is None else scores + mask
+
+
+def softmax(scores: Tensor, sinks: Mask) -> Tensor:
+    """In float32 at least. A sink takes its part of each row's weights, `e^sink` beside the sum of `e^scores`."""
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    weights = scores.softmax(-1)
+    return weights if sinks is None else weights * (scores.logsumexp(-1, keepdim=True) - sinks).sigmoid()
 
 
 def _product(keys: Tensor, rows: Tensor) -> Tensor:
@@ -274,8 +283,8 @@ def grouped_attention_forward(
         module: the attention module.
         query, key, value, attention_mask: see `GroupedHeads.attend`.
         **kwargs: `dropout`, `scaling` (`d ** -0.5` if None) and `softcap`, see `Scoring`; `is_causal`, the module's
-            own if None; `position_bias` `[B or 1, 1 or H, T or 1, S]`, which is added to the scores; and what
-            transformers passes to attention functions of other kinds.
+            own if None; `s_aux`, its `sinks`; `position_bias` `[B or 1, 1 or H, T or 1, S]`, which is added to the
+            scores; and what transformers passes to attention functions of other kinds.
 
     Returns:
         `[B, T, H, dv]`, and with `output_attentions` the weights `[B, H, T, S]` before dropout.
@@ -290,7 +299,9 @@ def grouped_attention_forward(
     if heads is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, is_causal=causal, **kwargs)
     scaling = query.shape[-1] ** -0.5 if kwargs.get("scaling") is None else kwargs["scaling"]
-    scoring = Scoring(kwargs.get("dropout", 0.0), scaling, causal, kwargs.get("softcap"))
+    scoring = (kwargs.get("dropout", 0.0), scaling, causal, kwargs.get("softcap"))
+    if kwargs.get("s_aux") is not None:  # what no older release takes
+        scoring += (kwargs["s_aux"].view(1, -1, 1, 1),)
     weights = heads.weights(query, key, attention_mask, *scoring) if kwargs.get("output_attentions") else None
     out = heads.attend(query, key, value, attention_mask, *scoring)
     return out.transpose(1, 2).contiguous(), weights

@@ -14,17 +14,16 @@ import transformers
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.cache_utils import StaticLayer
-from transformers.masking_utils import sdpa_mask
 from transformers.pytorch_utils import Conv1D
 
-from .adapters import adapt, map_behind, prepare
+from .adapters import adapt, attention_mask_for, map_behind, prepare
 from .attention import GroupedHeads, grouped_attention_forward
 from .configuration import PREFIX, config_class, family_class
 
 ATTENTION = "gqakit"
 VLLM = "vllm"  # what its Transformers backend registers its attention as
 AttentionInterface.register(ATTENTION, grouped_attention_forward)
-AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+AttentionMaskInterface.register(ATTENTION, attention_mask_for)
 
 # Transformers' own functions take one group size; a function that an engine registers is let through.
 _UNSUPPORTED = ("eager", "sdpa", "flash", "flex", "paged")
