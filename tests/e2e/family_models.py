@@ -64,6 +64,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         ("ministral", "arcee", "seed_oss", "jais2", "hyperclovax", "nemotron", "helium", "ernie4_5"),
         {**_DECODER, **_NARROW, "head_dim": HIDDEN // HEADS},
     ),
+    "ministral3": {**_DECODER, **_NARROW, "head_dim": 16, "sliding_window": None},
     **_alike(("glm", "glm4"), {**_DECODER, **_NARROW, "head_dim": 16, "attention_bias": True}),
     **_alike(
         ("cwm", "cohere2", "exaone4", "olmo3", "vaultgemma"),
@@ -82,7 +83,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "ernie4_5_moe": {**_DECODER, **_NARROW, "moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 16},
     "gpt_oss": {
         **{**_DECODER, **_NARROW, "head_dim": 16, "num_key_value_heads": HEADS // 2},
-        **{"sliding_window": 8, "num_local_experts": 3, "num_experts_per_tok": 2},
+        **{"sliding_window": 8, "num_local_experts": 3, "num_experts_per_tok": 2, "intermediate_size": 64},
     },
     "gptj": {
         **{**_TEXT, **_NARROW, "n_embd": HIDDEN, "n_layer": LAYERS, "n_head": HEADS, "n_positions": 128},

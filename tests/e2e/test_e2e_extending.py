@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import random
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import family_models
 import pytest
 import torch
 from command import succeeds
@@ -19,6 +21,8 @@ from gqakit.core.merging.base import HeadMerge, MergeRule, identity_maps
 from gqakit.core.statistics import HeadStats
 from gqakit.grouping_methods import METHODS
 from gqakit.grouping_methods.base import GroupingMethod, HeadFeatures, Sizes, in_range
+from gqakit.models.families import FAMILIES
+from gqakit.models.families.base import Family, classes
 from gqakit.pipeline import convert
 from gqakit.planning.catalogue import markdown
 from gqakit.planning.make import plan
@@ -65,6 +69,30 @@ def test_a_merge_rule_is_one_class(model: Models, moments: Models, monkeypatch: 
     source = model()
     convert(source, "out", merge="heaviest", kv_heads=3, statistics=moments(source), progress=False)
     succeeds("verify", source, "out")
+
+
+def test_a_family_is_data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The family of the page, which gqakit does not have, converted as the matrix converts: duplicates merge exactly."""
+    blocks = re.findall(r"```python\n(.*?)```", (DOCS / "extending.md").read_text("utf-8"), flags=re.DOTALL)
+    data, config = (block for block in blocks if "mellum" in block)
+    for table in (family_models.CONFIGS, family_models.VARIANTS, FAMILIES):  # left as they were
+        monkeypatch.setitem(table, "mellum", None)
+    names: dict[str, Any] = {"Family": Family, "classes": classes}
+    exec(compile(data, "extending.md", "exec"), names)
+    exec(compile(config, "extending.md", "exec"), vars(family_models))
+    FAMILIES["mellum"], family_models.VARIANTS["mellum"] = names["MELLUM"], ("mellum", {})
+    source = family_models.build_family(tmp_path / "source", "mellum")
+
+    def twins(weights: Any, spec: Any) -> Any:
+        heads = torch.arange(weights.num_kv_heads) // 2 * 2
+        return replace(weights, key=weights.key.select(heads), value=weights.value.select(heads))
+
+    family_models.edit_layers(source, "mellum", twins)
+    made = plan(source, kv_ratio=0.5, method="neighbour", merge="mean", format="grouped", progress=False)
+    convert(source, "out", plan=made, progress=False)
+    expected = family_models.output_of(source, "mellum")
+    near = 1e-4 * float(expected.abs().max())
+    assert torch.allclose(family_models.output_of(Path("out"), "mellum"), expected, atol=near)
 
 
 def test_the_table_in_the_docs_is_the_catalogue() -> None:

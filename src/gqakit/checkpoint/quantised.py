@@ -1,4 +1,7 @@
-"""Recognise checkpoints whose weights are stored quantised: their numbers are codes, not values to merge."""
+"""Recognise checkpoints whose weights are stored quantised: their numbers are codes, not values to merge.
+
+MXFP4, in which gpt-oss is published, holds the experts alone in codes; nothing of these is merged, so they are copied.
+"""
 
 from __future__ import annotations
 
@@ -19,15 +22,19 @@ _NARROW = ("F4", "F6_", "F8_")
 
 
 def check_not_quantised(directory: Path, config: Mapping[str, Any], tensors: Iterable[TensorInfo]) -> None:
-    """Raises CheckpointError if the config declares a quantisation or a weight has a quantised dtype."""
+    """Raises CheckpointError if the config declares a quantisation or a weight has a quantised dtype.
+
+    That of experts in MXFP4 is let through.
+    """
+    experts = _method(config.get("quantization_config")) == "mxfp4"
     for where, part in _parts(config):
         for key in ("quantization_config", "compression_config"):
-            if part.get(key):
+            if part.get(key) and not (experts and (where, key) == ("", "quantization_config")):
                 raise CheckpointError(
                     f"{directory}: the weights are quantised: config.json has {where}{key} "
-                    f"({_method(part[key])}), expected plain floating-point weights. {_FIX}"
+                    f"({_named(part[key])}), expected plain floating-point weights. {_FIX}"
                 )
-    codes = [f"{info.name} ({info.dtype})" for info in tensors if _holds_codes(info)]
+    codes = [f"{info.name} ({info.dtype})" for info in tensors if _holds_codes(info, experts)]
     if codes:
         raise CheckpointError(
             f"{directory}: {len(codes)} weights are stored quantised: {listed(codes)}; "
@@ -41,14 +48,20 @@ def _parts(config: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
     return [("", config), *nested]
 
 
-def _method(value: Any) -> str:
+def _method(value: Any) -> Any:
+    return value.get("quant_method") if isinstance(value, dict) else None
+
+
+def _named(value: Any) -> str:
     if not isinstance(value, dict):
         return repr(value)
     bits = next((f", {n}-bit" for n in (4, 8) if value.get(f"load_in_{n}bit") is True), "")
-    return f"method {value.get('quant_method', 'not named')}{bits}"
+    return f"method {_method(value) or 'not named'}{bits}"
 
 
-def _holds_codes(info: TensorInfo) -> bool:
+def _holds_codes(info: TensorInfo, experts: bool) -> bool:
+    if experts and ".experts." in info.name and info.name.endswith(("_blocks", "_scales")):
+        return False
     if info.dtype.startswith(_NARROW):
         return True
     # Integer buffers are ordinary (position_ids, causal masks); integer matrices named as weights are not.

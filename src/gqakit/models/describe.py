@@ -10,6 +10,7 @@ from typing import Any, TypeGuard
 from gqakit.core.rope import Channels
 from gqakit.errors import FamilyError, unknown_name
 from gqakit.models.families.base import EQUAL_GROUPS, ROLES, Family, Stack, lookup
+from gqakit.models.families.refused import refusal
 from gqakit.models.families.switches import switched_on
 from gqakit.models.layers import layer_shapes
 from gqakit.models.spec import GROUPED_PREFIX, ModelSpec, Site
@@ -88,6 +89,9 @@ def _family(
         return family.as_named(
             str(n).removeprefix("Gqakit") for n in (names if isinstance(names, list) else ())
         )
+    why = refusal(model_type, config)
+    if why is not None:
+        raise FamilyError(f"a {model_type} cannot be converted: {why}")
     like = [name for name in shapes if "attn" in name or "attention" in name] or list(shapes)
     raise FamilyError(
         f"model family {model_type!r} is not known to gqakit. Known: {', '.join(sorted(families))}. "

@@ -15,10 +15,13 @@ def _language(model_type: str, prefix: str, **more: Any) -> Family:
     return Family(model_type, classes(prefix, "ForCausalLM"), **more)
 
 
-_NORMS = {"key_norm": "k_norm", "query_norm": "q_norm"}
+_NORMS: Any = {"key_norm": "k_norm", "query_norm": "q_norm"}
 _PAIRS: Any = {"rotary_pairs": "interleaved"}  # of neighbouring channels
 
 MINISTRAL = Family("ministral", causal("Ministral"))
+MINISTRAL3 = Family(
+    "ministral3", causal("Ministral3")
+)  # queries are scaled by position, which no map of keys minds
 ARCEE = Family("arcee", causal("Arcee"))
 SEED_OSS = Family("seed_oss", causal("SeedOss"))
 CWM = _language("cwm", "Cwm")
@@ -53,7 +56,20 @@ GRANITEMOESHARED = _language("granitemoeshared", "GraniteMoeShared", handles=("a
 GPT_OSS = Family("gpt_oss", causal("GptOss"), sinks="sinks")
 
 RECENT = (
-    *(MINISTRAL, ARCEE, SEED_OSS, CWM, JAIS2, HYPERCLOVAX, VAULTGEMMA, NEMOTRON, HELIUM, ERNIE4_5, COHERE2),
+    *(
+        MINISTRAL,
+        MINISTRAL3,
+        ARCEE,
+        SEED_OSS,
+        CWM,
+        JAIS2,
+        HYPERCLOVAX,
+        VAULTGEMMA,
+        NEMOTRON,
+        HELIUM,
+        ERNIE4_5,
+        COHERE2,
+    ),
     *(GLM, GLM4, OLMO3, APERTUS, EXAONE4, QWEN3_MOE, OLMOE, FLEX_OLMO, DOTS1, GLM4_MOE, MINIMAX_M2, PHIMOE),
     *(ERNIE4_5_MOE, SOLAR_OPEN, GRANITEMOE, GRANITEMOESHARED, GPT_OSS),
 )
