@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from family_models import CONFIGS, build_family, inputs_of
+from family_models import CONFIGS, build_family, in_matrix, inputs_of, run
 
 from gqakit.conversion.checks import check_runtime
-from gqakit.models.load import load
+from gqakit.models.attention_hook import Attending, watched_attention
+from gqakit.models.load import load, use_attention_interface
 from gqakit.models.source import Source
 
 
@@ -24,6 +25,27 @@ def test_the_grouped_runtime_with_the_sources_heads_is_the_source(family: str, t
     check = checked(build_family(tmp_path / "source", family), family)
     assert check.name == "runtime"
     assert check.passed, check.detail
+
+
+@pytest.mark.parametrize("family", in_matrix(CONFIGS))
+def test_what_calibration_looks_at_is_what_the_model_computes(family: str, tmp_path: Path) -> None:
+    """Every attention layer is seen, with the cached heads that it has, and the output stays what it is."""
+    source = Source.open(build_family(tmp_path / "source", family)).with_all_stacks()
+    model = load(source.path, dtype=torch.float32)
+    inputs = inputs_of(family)
+    expected = run(model, inputs)
+    use_attention_interface(model, source.spec)
+    seen: list[tuple[int, ...]] = []
+
+    def look(call: Attending) -> tuple[torch.Tensor, torch.Tensor]:
+        seen.append(tuple(call.query.shape[:2]))
+        return call.key, call.value
+
+    layers = range(source.spec.num_layers)
+    with watched_attention(model, {source.spec.attention_module(model, layer): look for layer in layers}):
+        watched = run(model, inputs)
+    assert seen == [(2, source.spec.num_heads)] * len(layers)
+    assert torch.allclose(watched, expected, atol=2e-5 * float(expected.abs().max()))
 
 
 def test_attention_that_the_runtime_does_not_run_fails(tmp_path: Path) -> None:
