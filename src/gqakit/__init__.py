@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from gqakit.comparison.compare import compare
     from gqakit.conversion.verify import verify
     from gqakit.demonstration.demo import demo
+    from gqakit.evaluation.bench import bench
     from gqakit.evaluation.evaluate import evaluate
     from gqakit.exporters.export import export
     from gqakit.key_driven.train import vision_train
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "bench": "evaluation.bench",
     "calibrate": "calibration.calibrate",
     "compare": "comparison.compare",
     "convert": "pipeline",
@@ -58,6 +60,7 @@ register_lazily()
 
 __all__ = [
     "__version__",
+    "bench",
     "calibrate",
     "compare",
     "convert",

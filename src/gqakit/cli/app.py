@@ -8,6 +8,7 @@ import typer
 
 from gqakit import __version__
 from gqakit.cli import (
+    bench,
     calibrate,
     compare,
     convert,
@@ -66,6 +67,7 @@ COMMANDS = {
         "verify": (verify.verify, "Check that a conversion is what its plan promises."),
         "evaluate": (evaluate.evaluate, "Compare checkpoints: perplexity, divergence, cache size."),
         "compare": (compare.compare, "Several methods and budgets at equal bytes: one table, one page."),
+        "bench": (bench.bench, "Time checkpoints beside each other."),
         "generate": (generate.generate, "Continue a prompt."),
         "demo": (demo.demo, "See it work on a real pretrained model."),
     },
