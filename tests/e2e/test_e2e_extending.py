@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import textwrap
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from gqakit.core.statistics import HeadStats
 from gqakit.grouping_methods import METHODS
 from gqakit.grouping_methods.base import GroupingMethod, HeadFeatures, Sizes, in_range
 from gqakit.models.families import FAMILIES
-from gqakit.models.families.base import Family, classes
+from gqakit.models.families.base import Family, Names, Stack, causal, classes
 from gqakit.pipeline import convert
 from gqakit.planning.catalogue import markdown
 from gqakit.planning.make import plan
@@ -93,6 +94,16 @@ def test_a_family_is_data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     expected = family_models.output_of(source, "mellum")
     near = 1e-4 * float(expected.abs().max())
     assert torch.allclose(family_models.output_of(Path("out"), "mellum"), expected, atol=near)
+
+
+def test_the_families_that_the_page_shows_are_these() -> None:
+    page = (DOCS / "families.md").read_text("utf-8")
+    blocks = re.findall(r"(?:^    .*\n)+", page[page.index("## Adding a family") :], flags=re.MULTILINE)
+    names: dict[str, Any] = {"Family": Family, "Stack": Stack, "Names": Names, "causal": causal}
+    for block in blocks:
+        exec(compile(textwrap.dedent(block), "families.md", "exec"), names)
+    assert names["QWEN2"] == FAMILIES["qwen2"]
+    assert names["GPT_NEOX"] == FAMILIES["gpt_neox"]
 
 
 def test_the_table_in_the_docs_is_the_catalogue() -> None:

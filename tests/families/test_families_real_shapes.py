@@ -73,18 +73,48 @@ CONFIGS = {
         "max_position_embeddings": 40960,
         "tie_word_embeddings": True,
     },
+    "Phi-2": {  # as its config.json says it: no number of KV heads, 32 of 80 channels rotate
+        "model_type": "phi",
+        "architectures": ["PhiForCausalLM"],
+        "vocab_size": 51200,
+        "hidden_size": 2560,
+        "intermediate_size": 10240,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": None,
+        "partial_rotary_factor": 0.4,
+        "qk_layernorm": False,
+    },
+    "gpt-oss-20b": {  # 64 heads of 64 channels in a width of 2,880, every second layer with a window
+        "model_type": "gpt_oss",
+        "architectures": ["GptOssForCausalLM"],
+        "vocab_size": 201088,
+        "hidden_size": 2880,
+        "intermediate_size": 2880,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+        "head_dim": 64,
+        "num_local_experts": 32,
+        "layer_types": ["sliding_attention", "full_attention"] * 12,
+        "attention_bias": True,
+    },
 }
 PARAMETERS = {  # as their model cards say
     "Llama-3.1-70B": 70.6e9,
     "Llama-3.1-405B": 405.9e9,
     "Gemma-2-9B": 9.24e9,
     "Qwen3-4B": 4.02e9,
+    "Phi-2": 2.78e9,
+    "gpt-oss-20b": 20.9e9,
 }
-BYTES_PER_TOKEN = {  # 2 · layers · 8 heads · head_dim · 2 bytes
+BYTES_PER_TOKEN = {  # 2 · layers · KV heads · head_dim · 2 bytes
     "Llama-3.1-70B": 327_680,
     "Llama-3.1-405B": 516_096,
     "Gemma-2-9B": 344_064,
     "Qwen3-4B": 147_456,
+    "Phi-2": 327_680,
+    "gpt-oss-20b": 49_152,
 }
 Shapes = dict[str, tuple[int, ...]]
 
