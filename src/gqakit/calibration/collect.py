@@ -266,7 +266,7 @@ def _frequencies(model: PreTrainedModel, spec: ModelSpec, layer: int) -> Tensor 
         return None
     fitting = {
         name.rpartition(".")[2]: buffer
-        for name, buffer in model.named_buffers()
+        for name, buffer in spec.body(model).named_buffers()
         if name.endswith("inv_freq") and buffer.numel() == pairs
     }
     own = f"{getattr(spec.attention_module(model, layer), 'layer_type', None)}_inv_freq"

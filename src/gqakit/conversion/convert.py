@@ -33,7 +33,8 @@ def converted_config(config: Mapping[str, Any], spec: ModelSpec, plan: Plan) -> 
     """The new `config.json`, with nothing changed that need not."""
     if plan.format == "uniform":
         assert spec.family.num_kv_heads is not None  # the planner knows what can be uniform
-        return {**config, spec.family.num_kv_heads: plan.groupings[0].key.num_groups}
+        part = {**spec.family.part(config), spec.family.num_kv_heads: plan.groupings[0].key.num_groups}
+        return spec.family.with_part(config, part)
     architecture(config, strict=True)
     maps = [g.query_maps(spec.num_heads, fixed=spec.fixed_queries) for g in plan.groupings]
     merged = {

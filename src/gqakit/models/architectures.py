@@ -18,7 +18,7 @@ PREFIX = "Gqakit"
 def family_of(config: Mapping[str, Any]) -> Family | None:
     """The family of a config, grouped or not; None where gqakit has none."""
     family = FAMILIES.get(str(config.get("model_type")).removeprefix(GROUPED_PREFIX))
-    return None if family is None else family.as_named(named(config))
+    return None if family is None else family.holding(config).as_named(named(config))
 
 
 def named(config: Mapping[str, Any]) -> list[str]:

@@ -21,11 +21,13 @@ def leaves_out_sizes(config: Mapping[str, Any]) -> bool:
     family = FAMILIES.get(str(config.get("model_type")).removeprefix(GROUPED_PREFIX))
     if family is None:
         return False
+    family = family.holding(config)
     sizes = [key for stack in family.stacks for key in (stack.num_layers, stack.num_heads)]
     sizes.append(family.hidden_size)
     if family.num_kv_heads is not None:  # in the other families heads follow from the width
         sizes += [family.num_kv_heads, family.head_dim]
-    return not all(any(each in config for each in key.split("|")) for key in sizes)
+    part = family.part(config)
+    return not all(any(each in part for each in key.split("|")) for key in sizes)
 
 
 def with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -46,4 +48,9 @@ def with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
         raise FamilyError(
             f"config.json of this {model_type}: transformers refuses it ({said[:300]})"
         ) from error
-    return {**known, **config}
+    whole = {**known, **config}
+    family = FAMILIES[model_type]
+    if not family.section:
+        return whole
+    stated = config.get(family.section) or {}
+    return family.with_part(whole, {**family.part(known), **stated})

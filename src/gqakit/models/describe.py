@@ -40,6 +40,7 @@ def describe_model(
     family = _family(families, model_type, config, shapes)
     grouped = model_type.startswith(GROUPED_PREFIX)
     section = _Section.read(config, model_type) if grouped else None
+    config = {**config, **family.part(config)}
     chosen = _chosen(family, section.stacks if section else stacks)
     sizes = _Sizes.read(family, chosen, config, grouped)
     sites = _in_order(chosen, sizes.layers, len(shapes))
@@ -86,7 +87,7 @@ def _family(
     family = families.get(model_type.removeprefix(GROUPED_PREFIX))
     if family is not None:
         names = config.get("architectures")
-        return family.as_named(
+        return family.holding(config).as_named(
             str(n).removeprefix("Gqakit") for n in (names if isinstance(names, list) else ())
         )
     why = refusal(model_type, config)

@@ -48,7 +48,7 @@ def grouped_config(
         "projections": _projections(spec),
         "layers": [
             {
-                "attention": site.stack.attention(site.index),
+                "attention": f"{family.root}.{site.stack.attention(site.index)}".lstrip("."),
                 "key_head_of_query": [int(head) for head in key_map],
                 "value_head_of_query": [int(head) for head in value_map],
             }
@@ -70,8 +70,10 @@ def grouped_config(
     new["auto_map"] = auto_map(family, name)
     if family.num_kv_heads is not None:
         num_key_heads = [layer.num_key_heads for layer in layers]
-        new[family.num_kv_heads] = max(num_key_heads)
-        _set_per_layer(new, family.num_kv_heads, num_key_heads)
+        part = {**family.part(new), family.num_kv_heads: max(num_key_heads)}
+        if not family.section or family.section in new:  # a multimodal config that is flat has no place for it
+            _set_per_layer(part, family.num_kv_heads, num_key_heads)
+        new = family.with_part(new, part)
     new["gqakit"] = section
     return new
 

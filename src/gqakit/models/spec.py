@@ -143,20 +143,24 @@ class ModelSpec:
         stack, index = self.sites[layer]
         return f"{self.prefix}{stack.stored_norm(index, self.family.sinks)}"
 
+    def body(self, model: PreTrainedModel) -> nn.Module:
+        """The module of a loaded model that the stacks are in: its base model, or the text model of a multimodal one."""
+        return model.base_model.get_submodule(self.family.root)
+
     def attention_module(self, model: PreTrainedModel, layer: int) -> nn.Module:
         """The module of a loaded model that calls the attention function of a layer."""
         stack, index = self.sites[layer]
-        return _base(model).get_submodule(stack.attention(index))
+        return self.body(model).get_submodule(stack.attention(index))
 
     def projection(self, model: PreTrainedModel, layer: int, role: Role) -> nn.Module:
         """A projection of a loaded model. A fused one answers to three roles."""
         stack, index = self.sites[layer]
-        return _base(model).get_submodule(stack.module(index, role))
+        return self.body(model).get_submodule(stack.module(index, role))
 
     def home(self, model: PreTrainedModel, layer: int) -> nn.Module:
         """The module of a loaded model that holds the projections of a layer."""
         stack, index = self.sites[layer]
-        return _base(model).get_submodule(stack.home.format(layer=index))
+        return self.body(model).get_submodule(stack.home.format(layer=index))
 
     def norm(self, model: PreTrainedModel, layer: int, name: str) -> nn.Module:
         """A normalisation beside the projections of a loaded model."""
@@ -165,8 +169,4 @@ class ModelSpec:
     def block(self, model: PreTrainedModel, layer: int) -> nn.Module:
         """The transformer block around a layer's attention."""
         stack, index = self.sites[layer]
-        return _base(model).get_submodule(stack.block.format(layer=index))
-
-
-def _base(model: PreTrainedModel) -> nn.Module:
-    return model.base_model
+        return self.body(model).get_submodule(stack.block.format(layer=index))

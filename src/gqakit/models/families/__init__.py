@@ -4,6 +4,7 @@ from gqakit.models.families.base import Family
 from gqakit.models.families.bert import BERT, DISTILBERT, ELECTRA, MPNET, ROBERTA, XLM_ROBERTA
 from gqakit.models.families.gpt import BLOOM, FALCON, GPT2, GPT_BIGCODE, GPT_NEOX, MPT, OPT
 from gqakit.models.families.llama import GEMMA2, GEMMA3, LLAMA, MISTRAL, OLMO2, PHI3, QWEN2, QWEN3, STABLELM
+from gqakit.models.families.multimodal import MULTIMODAL
 from gqakit.models.families.recent import RECENT
 from gqakit.models.families.rotary import (
     CODEGEN,
@@ -28,6 +29,7 @@ FAMILIES: dict[str, Family] = {
         *(GEMMA, OLMO, MIXTRAL, QWEN2_MOE, STARCODER2, GRANITE, SMOLLM3, PHI, COHERE, GPTJ, CODEGEN),
         *RECENT,
         *(GPT2, GPT_NEOX, OPT, BLOOM, FALCON, GPT_BIGCODE, MPT),
+        *MULTIMODAL,
         *(WHISPER, T5),
         *(BERT, ROBERTA, XLM_ROBERTA, ELECTRA, DISTILBERT, MPNET),
         *(VIT, DEIT, DINOV2, DINOV2_REGISTERS, CLIP_VISION),

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from gqakit.errors import FamilyError
+
 Role = Literal["query", "key", "value", "output"]
 ROLES: tuple[Role, ...] = ("query", "key", "value", "output")
 Layout = Literal["split", "blocks", "interleaved", "quarters"]
@@ -37,7 +39,7 @@ class Names:
 class Stack:
     """The attention layers of one kind: a decoder's own, an encoder's, or those between the two.
 
-    Paths are relative to the base model, with `{layer}` for the index.
+    Paths are relative to the base model, or to `Family.root` below it, with `{layer}` for the index.
 
     Attributes:
         name: what the option `stacks` calls it.
@@ -111,6 +113,9 @@ class Family:
             Any other is refused, as what is not known cannot be merged rightly.
         handles: the switches of `SWITCHES` that its forward pass runs for any number of KV heads.
         watched: its own attention modules call transformers' attention interface, so that calibration can look on.
+        root: of a multimodal family, path below the base model of the text model that its stacks are in.
+        section: config key under which it keeps the text model's config; where there is none, the config is flat.
+        texts: the text models that it may hold, by their `model_type`; the first is what it holds without saying so.
     """
 
     model_type: str
@@ -137,6 +142,38 @@ class Family:
     beside: tuple[str, ...] = ()
     handles: tuple[str, ...] = ()
     watched: bool = True
+    root: str = ""
+    section: str = ""
+    texts: Mapping[str, Family] = field(default_factory=dict)
+
+    def part(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What of a config is about the stacks: the text model's section of a multimodal one, else all of it."""
+        inner = config.get(self.section) if self.section else None
+        return inner if isinstance(inner, Mapping) else config
+
+    def with_part(self, config: Mapping[str, Any], part: Mapping[str, Any]) -> dict[str, Any]:
+        """The config with another `part`."""
+        return dict(part) if self.part(config) is config else {**config, self.section: dict(part)}
+
+    def holding(self, config: Mapping[str, Any]) -> Family:
+        """A multimodal family with the text model that a config says it holds; any other as it is.
+
+        Raises:
+            FamilyError: that text model is not known here.
+        """
+        if not self.texts or self.part(config) is config:
+            return self
+        kind = self.part(config).get("model_type", next(iter(self.texts)))
+        if kind not in self.texts:
+            raise FamilyError(
+                f"config.json: this {self.model_type} holds a text model {kind!r}. Known in it: {', '.join(self.texts)}"
+            )
+        return self.around(self.texts[kind])
+
+    def around(self, text: Family) -> Family:
+        """A multimodal family with the stacks and the attention of a text model."""
+        own = ("model_type", "classes", "prefixes", "root", "section", "texts")
+        return replace(text, **{name: getattr(self, name) for name in own})
 
     def as_named(self, names: Iterable[str]) -> Family:
         """The family of a checkpoint that is of one of these classes: of an encoder alone only its layers."""
