@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from multimodal_models import multimodal_configs
 from safetensors.torch import load_file, save_file
 
 import gqakit
@@ -93,6 +94,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         **{**_TEXT, **_NARROW, "n_embd": HIDDEN, "n_layer": LAYERS, "n_head": HEADS, "n_positions": 128},
         "rotary_dim": 4,
     },
+    **multimodal_configs({**_DECODER, **_NARROW}, _IMAGE),
     "gpt2": {
         **{**_TEXT, "n_embd": HIDDEN, "n_layer": LAYERS, "n_head": HEADS, "n_positions": 128},
         "initializer_range": 0.2,
@@ -149,7 +151,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 SAMPLE = (
     *("llama", "qwen3", "olmo2", "phi3", "gemma2", "gpt2", "codegen", "falcon", "falcon_alibi", "gpt_oss"),
-    *("whisper", "t5", "bert", "vit"),
+    *("llava", "whisper", "t5", "bert", "vit"),
 )
 """One variant of each kind of attention: by default the matrix runs these alone, and all with `pytest -m matrix`."""
 

@@ -36,7 +36,10 @@ from gqakit.pipeline import convert
 from gqakit.planning.make import plan
 
 CACHED = [
-    name for name, (family, _) in VARIANTS.items() if FAMILIES[family].task not in ("embedding", "image")
+    name
+    for name, (family, _) in VARIANTS.items()
+    if FAMILIES[family].task not in ("embedding", "image")
+    and name != "paligemma"  # sees its whole prompt in both directions, so a prompt in parts is another
 ]
 DECODERS = [name for name, (family, _) in VARIANTS.items() if FAMILIES[family].task == "text"]
 

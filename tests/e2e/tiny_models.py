@@ -33,6 +33,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "mistral": {"head_dim": 8, "sliding_window": None},  # heads x width is 64, not the hidden size
     "qwen2": {},  # biases on q, k and v
     "qwen3": {"head_dim": 8},  # q and k are normalised
+    "phi3": {"original_max_position_embeddings": 256},  # fused projections
+    "mixtral": {"head_dim": 8, "sliding_window": None, "num_local_experts": 2},
 }
 CARD = "---\nlicense: apache-2.0\nlanguage: en\n---\n\n# The card of the source\n"
 CHAT = (

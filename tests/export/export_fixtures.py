@@ -54,7 +54,7 @@ LAYOUTS = {
     "apart": APART,
     "one": APART[:1],
 }
-WIDTHS: dict[str, dict[str, Any]] = {"llama": {"hidden_size": 72}, "qwen2": {"hidden_size": 72}}
+WIDTHS: dict[str, dict[str, Any]] = {family: {"hidden_size": 72} for family in ("llama", "qwen2", "phi3")}
 
 
 def plan_of(source: Path, layers: tuple[Maps, ...]) -> Plan:

@@ -33,9 +33,13 @@ def test_a_plan_that_the_engine_cannot_take_is_refused(
 
 
 def test_the_family_counts(model: Models) -> None:
-    for engine in ("vllm", "llama.cpp"):
-        says = ("grouped qwen3", "--format uniform")
-        refused(2, "plan", model("qwen3"), "--kv-ratio", "0.5", "-o", "p", "--for", engine, says=says)
+    some = ("--kv-ratio", "0.5", "--method", "neighbour", "--merge", "mean", "-o", "plan.json")
+    says = ("grouped qwen3 with an output matrix beside its embeddings", "--format uniform")
+    refused(2, "plan", model("qwen3"), *some, "--for", "llama.cpp", says=says)
+    succeeds("plan", model("qwen3", tie_word_embeddings=True), *some, "--for", "llama.cpp")
+    refused(
+        2, "plan", model("mixtral"), *some, "--for", "llama.cpp", says=("grouped mixtral", "--format uniform")
+    )
 
 
 def test_a_plan_that_fits_passes(model: Models) -> None:

@@ -19,7 +19,8 @@ from tiny_models import all_tensors, edit_json
 
 from gqakit.core.grouping import Grouping, Partition
 from gqakit.errors import UsageError
-from gqakit.exporters.gguf_model import interleave, llama3_divisors
+from gqakit.exporters.gguf_model import llama3_divisors
+from gqakit.exporters.gguf_tensors import interleave
 from gqakit.exporters.options import ExportOptions
 
 gguf = pytest.importorskip("gguf")

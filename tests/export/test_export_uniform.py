@@ -19,7 +19,16 @@ Models = Callable[..., Path]
 
 @pytest.mark.parametrize(
     ("family", "how"),
-    [("llama", "pad"), ("llama", "equalise"), ("mistral", "equalise"), ("qwen2", "pad"), ("qwen3", "pad")],
+    [
+        *(
+            ("llama", "pad"),
+            ("llama", "equalise"),
+            ("mistral", "equalise"),
+            ("qwen2", "pad"),
+            ("qwen3", "pad"),
+        ),
+        *(("phi3", "pad"), ("mixtral", "pad")),
+    ],
 )
 def test_the_model_computes_the_same(grouped: Models, family: str, how: str) -> None:
     source = grouped(family)

@@ -14,7 +14,7 @@ from gqakit.data.pixels import PixelTransform
 from gqakit.data.samples import Images, Speech, text_batches, translation_batches
 from gqakit.data.text import Text, token_windows
 from gqakit.errors import DataError, UsageError
-from gqakit.models.architectures import family_of, named
+from gqakit.models.architectures import family_of, named, text_part
 from gqakit.models.load import load
 from gqakit.models.running import load_tokenizer
 from gqakit.models.source import Source
@@ -90,8 +90,8 @@ def batches_of(
 
 def _longest(source: Checkpoint) -> int:
     """The longest text that learned positions allow."""
-    kind = source.config.get("model_type", "").removeprefix("gqakit_")
-    longest = source.config.get("max_position_embeddings") or source.config.get("n_positions")
+    kind, part = source.config.get("model_type", "").removeprefix("gqakit_"), text_part(source.config)
+    longest = part.get("max_position_embeddings") or part.get("n_positions")
     if kind in ("roberta", "mpnet") and longest:
         longest -= 2  # their positions begin after the padding index
     return longest or 1 << 30

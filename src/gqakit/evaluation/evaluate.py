@@ -19,6 +19,7 @@ from gqakit.evaluation.cache import measure_cache
 from gqakit.evaluation.language import score_language
 from gqakit.evaluation.options import EvaluateOptions
 from gqakit.evaluation.table import EvaluationRow
+from gqakit.models.architectures import text_part
 from gqakit.models.families.base import Task
 from gqakit.models.outputs import Output, predicts_tokens, run
 from gqakit.models.rounding import check_cache_types, rounded_cache
@@ -148,9 +149,9 @@ class _Sizes:
 
 
 def _check_vocabulary(source: Source, conversions: Sequence[Source]) -> None:
-    expected = source.checkpoint.config.get("vocab_size")
+    expected = text_part(source.checkpoint.config).get("vocab_size")
     for each in conversions:
-        if (found := each.checkpoint.config.get("vocab_size")) != expected:
+        if (found := text_part(each.checkpoint.config).get("vocab_size")) != expected:
             raise DataError(
                 f"{each.name} has a vocabulary of {found}, {source.name} one of {expected}: it was not made of it"
             )

@@ -1,16 +1,16 @@
 """A checkpoint as GGUF sees it: the architecture that can hold it, hyperparameters, and where each tensor goes.
 
 Facts of llama.cpp that this rests on. `llama` and `deci` rotate neighbouring channels, so rows of q and k are
-permuted from the half-split order of transformers; `qwen2` and `qwen3` rotate halves as transformers does. Only
-`deci` takes numbers of heads per layer. Every architecture wants groups of one size within a layer.
+permuted from the half-split order of transformers; `qwen2`, `qwen3` and `openelm` rotate halves as transformers does.
+Only `deci` and `openelm` take numbers of heads per layer: `deci` is Llama with any biases, `openelm` has Qwen3's
+normalisation of queries and keys, but no output matrix of its own. Neither has experts, so a grouped mixtral has none.
+Every architecture wants groups of one size within a layer.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from gqakit.checkpoint import Replacement
 from gqakit.errors import FamilyError
+from gqakit.exporters.gguf_tensors import gguf_tensors
 from gqakit.exporters.model_card import lineage
 from gqakit.exporters.source import ExportSource
 from gqakit.models.head_layout import Arrangement, pad_layer
@@ -25,13 +26,23 @@ from gqakit.models.head_layout import Arrangement, pad_layer
 if TYPE_CHECKING:
     from gguf import GGUFWriter
 
-STOCK_ARCHITECTURE = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
+STOCK_ARCHITECTURE = {
+    "llama": "llama",
+    "mistral": "llama",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "phi3": "llama",
+}
 """GGUF architecture of each family with equal groups that are the same in all layers."""
 
-PER_LAYER_ARCHITECTURE = {"llama": "deci", "mistral": "deci", "qwen2": "deci"}
-"""And otherwise. `deci` takes the biases of qwen2; it has no key normalisation, which qwen3 needs."""
-
-INTERLEAVED = {"llama", "deci"}
+PER_LAYER_ARCHITECTURE = {
+    "llama": "deci",
+    "mistral": "deci",
+    "qwen2": "deci",
+    "phi3": "deci",
+    "qwen3": "openelm",
+}
+"""And otherwise. A phi3 is a llama once its fused projections are cut."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +77,7 @@ def describe_gguf(source: ExportSource) -> GgufModel:
     _add_origin(writer, source)
     notes = _add_numbers(writer, source, arrangements)
     frequencies = _add_rope(writer, source)
-    tensors = _tensors(source, arrangements, architecture)
+    tensors = gguf_tensors(source, arrangements, architecture)
     if frequencies is not None:
         tensors["rope_freqs.weight"] = Replacement(tuple(frequencies.shape), None, frequencies.clone)
     return GgufModel(arrangements, writer, tensors, notes)
@@ -77,18 +88,18 @@ def _architecture(source: ExportSource, arrangements: list[Arrangement]) -> str:
     counts = {(a.num_heads, a.num_kv_heads) for a in arrangements}
     alike = len(counts) == 1 and not any(a.is_padded for a in arrangements)
     table = STOCK_ARCHITECTURE if alike else PER_LAYER_ARCHITECTURE
-    if family in table and source.full_config.get("hidden_act", "silu") == "silu":
-        return table[family]
-    if family in STOCK_ARCHITECTURE and not alike:
+    if family not in table or source.full_config.get("hidden_act", "silu") != "silu":
         raise FamilyError(
-            f"{source.path}: a grouped {family} has no architecture in GGUF: the only one with heads per layer, "
-            "deci, has no key normalisation. Give it the same heads in every layer by an export with `to=uniform`, which "
+            f"{source.path}: GGUF is written for {', '.join(STOCK_ARCHITECTURE)} with hidden_act silu; this is "
+            f"{family} with {source.full_config.get('hidden_act')}."
+        )
+    if table[family] == "openelm" and not source.full_config.get("tie_word_embeddings"):
+        raise FamilyError(
+            f"{source.path}: a grouped {family} goes into GGUF as openelm, which has no output matrix beside the "
+            "embeddings, and this one has. Give it the same heads in every layer by an export with `to=uniform`, which "
             "costs cache or weights, and export that; or convert with `format=uniform`."
         )
-    raise FamilyError(
-        f"{source.path}: GGUF is written for {', '.join(STOCK_ARCHITECTURE)} with hidden_act silu; this is "
-        f"{family} with {source.full_config.get('hidden_act')}."
-    )
+    return table[family]
 
 
 def _add_origin(writer: GGUFWriter, source: ExportSource) -> None:
@@ -141,10 +152,10 @@ def _add_rope(writer: GGUFWriter, source: ExportSource) -> Tensor | None:
     kind = scaling.get("rope_type") or scaling.get("type") or "default"
     if float(scaling.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1) != 1:
         kind = "partial"
-    if kind not in ("default", "linear", "llama3"):
+    if kind not in ("default", "linear", "llama3") or (kind != "default" and writer.arch == "openelm"):
         raise FamilyError(
             f"{source.path}: rotary embedding of type {kind!r}; GGUF is written for default, linear and "
-            "llama3."
+            "llama3, a grouped qwen3 for default alone."
         )
     writer.add_rope_freq_base(base)
     if kind == "linear":
@@ -165,46 +176,3 @@ def llama3_divisors(head_dim: int, base: float, scaling: dict[str, Any]) -> Tens
     turns = original / (2 * math.pi * base ** (torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim))
     share = ((turns - low) / (high - low)).clamp(0, 1)
     return (1 / ((1 - share) / factor + share)).float()
-
-
-def interleave(rows: Tensor, head_dim: int) -> Tensor:
-    """Rows of q or k, `[heads * head_dim, …]`, from halves to neighbouring pairs: channel `j` and `j + d/2` of each
-    head become `2j` and `2j + 1`.
-    """
-    halves = rows.reshape(-1, 2, head_dim // 2, *rows.shape[1:])  # [heads, 2, head_dim / 2, …]
-    return halves.transpose(1, 2).reshape(rows.shape)
-
-
-def _tensors(
-    source: ExportSource, arrangements: list[Arrangement], architecture: str
-) -> dict[str, Replacement]:
-    """Every tensor of the checkpoint under its name in GGUF, in the checkpoint's order: a layer's lie together."""
-    import gguf
-
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[architecture.upper()], source.spec.num_layers)
-    rearranged = source.rearranged(arrangements)
-    made: dict[str, Replacement] = {}
-    strange: list[str] = []
-    for name, info in source.checkpoint.tensors.items():
-        if name.endswith(".inv_freq") or (
-            name == "lm_head.weight" and source.full_config.get("tie_word_embeddings")
-        ):
-            continue
-        target = names.get_name(name, try_suffixes=(".weight", ".bias"))
-        if target is None:
-            strange.append(name)
-            continue
-        plain = Replacement(info.shape, None, partial(source.checkpoint.load, name))
-        made[target] = rearranged.get(name, plain)
-        if architecture in INTERLEAVED and target.split(".")[-2] in ("attn_q", "attn_k"):
-            produce = partial(_interleaved, made[target].produce, source.spec.head_dim)
-            made[target] = replace(made[target], produce=produce)
-    if strange:
-        raise FamilyError(
-            f"{source.path}: {len(strange)} tensors have no place in GGUF, first {strange[0]!r}."
-        )
-    return made
-
-
-def _interleaved(produce: Callable[[], Tensor], head_dim: int) -> Tensor:
-    return interleave(produce(), head_dim)

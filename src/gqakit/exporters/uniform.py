@@ -14,7 +14,7 @@ from gqakit.exporters.source import ExportSource
 from gqakit.models.head_layout import Arrangement, equalise_model, pad_model
 from gqakit.progress import Advance
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "phi3", "mixtral")
 """Those for which the result is known to load and to compute the same."""
 
 _GROUPED_KEYS = ("gqakit", "auto_map", "per_layer_config", "allow_global_per_layer_attribute_access")

@@ -21,6 +21,12 @@ def family_of(config: Mapping[str, Any]) -> Family | None:
     return None if family is None else family.holding(config).as_named(named(config))
 
 
+def text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The part of a config that is about the text model: a section of a multimodal one's, else all of it."""
+    family = FAMILIES.get(str(config.get("model_type")).removeprefix(GROUPED_PREFIX))
+    return config if family is None else family.part(config)
+
+
 def named(config: Mapping[str, Any]) -> list[str]:
     """The classes that a config names, as transformers calls them; none where what it says is no list."""
     names = config.get("architectures")

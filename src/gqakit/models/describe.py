@@ -72,6 +72,7 @@ def describe_model(
         fixed_queries=positions == "bias",
         gains=key_norm is not None and key_norm[0] > sizes.head_dim,
         projected_heads=section.projected_heads if section else (None,) * len(sites),
+        tied=bool(config.get("tie_word_embeddings")),
     )
     _check_shapes(spec, shapes)
     _check_accounted(spec, config, shapes)

@@ -22,6 +22,7 @@ class Engine:
         families: the families whose grouped checkpoints it runs; None for all.
         checked: how that is known.
         equal_groups: whether the groups of a layer must have one size; layers may differ.
+        tied: those of the families that it runs only where the output matrix is the embeddings.
     """
 
     name: str
@@ -31,12 +32,18 @@ class Engine:
     families: tuple[str, ...] | None
     checked: str
     equal_groups: bool = False
+    tied: tuple[str, ...] = ()
 
-    def how(self, kind: Kind, family: str | None = None) -> str | None:
-        """How the engine runs a checkpoint of a kind, None if it does not."""
+    def how(self, kind: Kind, family: str | None = None, *, tied: bool = True) -> str | None:
+        """How the engine runs a checkpoint of a kind, None if it does not.
+
+        `tied`: its output matrix is its embeddings, as far as that is known.
+        """
         if kind == "uniform":
             return self.uniform
         if family is not None and self.families is not None and family not in self.families:
+            return None
+        if family in self.tied and not tied:
             return None
         return self.grouped if kind == "grouped" else self.separate
 
@@ -54,8 +61,9 @@ _ENGINES = (
         uniform=_GGUF,
         grouped=_GGUF,
         separate=f"{_GGUF}: {_REFINED} of the two maps",
-        families=("llama", "mistral", "qwen2"),
+        families=("llama", "mistral", "qwen2", "phi3", "qwen3"),
         checked="tests (xllamacpp, CPU)",
+        tied=("qwen3",),
     ),
     Engine(
         "vllm",
@@ -102,14 +110,17 @@ TITLE = {
 }
 
 
-def names_that_run(kind: Kind, family: str | None = None, *, equal: bool = False) -> str:
+def names_that_run(
+    kind: Kind, family: str | None = None, *, equal: bool = False, tied: bool = True
+) -> str:
     """The engines that run a kind of checkpoint, for a sentence.
 
     Args:
         equal: whether the groups of each layer have one size, as some engines want.
+        tied: whether the output matrix is the embeddings, as far as that is known.
     """
     fits = (e for e in _ENGINES if equal or kind == "uniform" or not e.equal_groups)
-    return ", ".join(engine.name for engine in fits if engine.how(kind, family) is not None)
+    return ", ".join(engine.name for engine in fits if engine.how(kind, family, tied=tied) is not None)
 
 
 def kind_of(format: str, separate: bool) -> Kind:
@@ -119,7 +130,9 @@ def kind_of(format: str, separate: bool) -> Kind:
     return "separate" if separate else "grouped"
 
 
-def check_engine(name: str, formats: Sequence[str], separate: bool, family: str | None = None) -> None:
+def check_engine(
+    name: str, formats: Sequence[str], separate: bool, family: str | None = None, *, tied: bool = True
+) -> None:
     """Refuse what an engine cannot run.
 
     Args:
@@ -127,6 +140,7 @@ def check_engine(name: str, formats: Sequence[str], separate: bool, family: str 
         formats: those that the plan has or may come out with.
         separate: whether keys and values are grouped apart.
         family: `model_type` of the source; None if it is not known yet.
+        tied: whether its output matrix is its embeddings, as far as that is known.
 
     Raises:
         UsageError: the engine is not known, or one of the formats is not for it; says what would fit.
@@ -136,16 +150,17 @@ def check_engine(name: str, formats: Sequence[str], separate: bool, family: str 
     engine = ENGINES[name]
     for format in formats:
         kind = kind_of(format, separate)
-        if engine.how(kind, family) is not None:
+        if engine.how(kind, family, tied=tied) is not None:
             continue
-        shared_fits = kind == "separate" and engine.how("grouped", family) is not None
+        shared_fits = kind == "separate" and engine.how("grouped", family, tied=tied) is not None
         fit = "`kv_maps=shared`" if shared_fits else "`format=uniform`"
         of = f" {family}" if family else ""
+        of += " with an output matrix beside its embeddings" if family in engine.tied and not tied else ""
         apart = " with keys and values grouped apart" if kind == "separate" else ""
         may = " (which `format=auto` may come out with)" if len(formats) > 1 else ""
         raise UsageError(
             f"`engine={name}` cannot run a grouped{of} checkpoint{apart}{may}. What fits: {fit}. "
-            f"Engines that can: {names_that_run(kind, family)}"
+            f"Engines that can: {names_that_run(kind, family, tied=tied)}"
         )
 
 
@@ -155,6 +170,7 @@ def markdown() -> str:
     lines = [header, ("---",) * len(header)]
     for engine in _ENGINES:
         cells = (engine.how(kind) or "no" for kind in ("uniform", "grouped", "separate"))
-        families = "none" if engine.grouped is None else ", ".join(engine.families or ("all",))
+        names = [f"{name} (tied)" if name in engine.tied else name for name in engine.families or ("all",)]
+        families = "none" if engine.grouped is None else ", ".join(names)
         lines.append((f"`{engine.name}`", *cells, families, engine.checked))
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"

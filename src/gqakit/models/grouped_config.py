@@ -71,7 +71,9 @@ def grouped_config(
     if family.num_kv_heads is not None:
         num_key_heads = [layer.num_key_heads for layer in layers]
         part = {**family.part(new), family.num_kv_heads: max(num_key_heads)}
-        if not family.section or family.section in new:  # a multimodal config that is flat has no place for it
+        if (
+            not family.section or family.section in new
+        ):  # a multimodal config that is flat has no place for it
             _set_per_layer(part, family.num_kv_heads, num_key_heads)
         new = family.with_part(new, part)
     new["gqakit"] = section

@@ -122,8 +122,8 @@ def _formats(spec: ModelSpec) -> tuple[FormatReach, ...]:
     if not spec.can_be_uniform:
         why = f"the {family} architecture has as many KV heads as query heads"
         uniform = FormatReach("uniform", False, (), why)
-    why = f"any groups: {names_that_run('grouped', family)}"
-    if names_that_run("separate", family) != "transformers":
+    why = f"any groups: {names_that_run('grouped', family, tied=spec.tied)}"
+    if names_that_run("separate", family, tied=spec.tied) != "transformers":
         why += "; with separate maps for keys and values only transformers keeps the smaller cache"
     return uniform, FormatReach("grouped", True, tuple(range(1, heads)), why)
 

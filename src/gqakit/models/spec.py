@@ -45,6 +45,7 @@ class ModelSpec:
         gains: queries and keys are normalised over all heads together, with a gain for each channel.
         projected_heads: heads that the key projection of each layer makes, where maps behind a normalisation then merge
             them into `key_heads`; None where it makes just these.
+        tied: the output matrix is the embeddings.
     """
 
     family: Family
@@ -64,6 +65,7 @@ class ModelSpec:
     gains: bool
     behind_norm: Channels | None = None
     projected_heads: tuple[int | None, ...] = ()
+    tied: bool = False
 
     @property
     def num_layers(self) -> int:

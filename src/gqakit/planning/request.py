@@ -183,7 +183,8 @@ class Request:
             separate = options.kv_maps == "separate"
             either = options.format == "auto" and not separate
             formats = ("uniform", "grouped") if either else (options.format,)
-            check_engine(options.engine, formats, separate, self.spec.family.model_type)
+            family, tied = self.spec.family.model_type, self.spec.tied
+            check_engine(options.engine, formats, separate, family, tied=tied)
 
     def _problems(self) -> Iterator[str]:
         """Why no plan can be made; only the first is reported."""

@@ -62,7 +62,7 @@ def _entry(family: Family) -> FamilyEntry:
     cached = tuple(stack.name for stack in family.stacks if stack.cached)
     return FamilyEntry(
         family=family.model_type,
-        runs_on=_RUNS_ON[family.task],
+        runs_on="text and images" if family.texts else _RUNS_ON[family.task],
         stacks=stacks,
         default=cached or stacks,
         layout=_LAYOUT[family.layout] if isinstance(family.layout, str) else "by the config",

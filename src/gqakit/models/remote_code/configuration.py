@@ -26,6 +26,7 @@ class GroupedConfig:
 
     model_type: str
     gqakit: dict | None
+    get_text_config: Any
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Fill the family's fields, then check the head maps.
@@ -47,9 +48,8 @@ class GroupedConfig:
 
         Only vLLM reads these, to make its attention; `pad_groups_for_vllm` hands it queries to match.
         """
-        text: Any = self.get_text_config()  # pyright: ignore[reportAttributeAccessIssue]
-        raw: dict[str, Any] = text.to_dict()
-        per_layer = {int(index): dict(values) for index, values in raw.get("per_layer_config", {}).items()}
+        text = self.get_text_config()
+        per_layer = {int(i): dict(own) for i, own in text.to_dict().get("per_layer_config", {}).items()}
         for index, heads in enumerate(layers):
             largest = max(map(heads.key_head_of_query.count, range(heads.num_key_heads)))
             per_layer.setdefault(index, {})["num_attention_heads"] = heads.num_key_heads * largest
@@ -72,11 +72,10 @@ class GroupedConfig:
                 f"config.json: gqakit.base_model_type is {base!r}, "
                 f"which does not fit model_type {type(self).model_type!r}."
             )
-        text: Any = self.get_text_config()  # pyright: ignore[reportAttributeAccessIssue]
-        layers, count = self.gqakit.get("layers"), text.num_hidden_layers
+        layers, count = self.gqakit.get("layers"), self.get_text_config().num_hidden_layers
         if isinstance(layers, list) and self.gqakit.get("stacks") != ["decoder"]:
             count = len(layers)  # several kinds of layers, which a config counts in its own ways
-        return read_layers(self.gqakit, count, text.num_attention_heads)
+        return read_layers(self.gqakit, count, self.get_text_config().num_attention_heads)
 
 
 def family_class(name: str) -> Any:

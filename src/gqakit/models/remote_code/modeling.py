@@ -37,7 +37,7 @@ class GroupedModel(PreTrainedModel):
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         prepare(config.model_type.removeprefix("gqakit_"))
-        config.get_text_config()._attn_implementation = config._attn_implementation or ATTENTION  # of a part's too
+        config.get_text_config()._attn_implementation = config._attn_implementation or ATTENTION
         super().__init__(config, *args, **kwargs)
         install_grouped_heads(self)
 
