@@ -110,9 +110,7 @@ TITLE = {
 }
 
 
-def names_that_run(
-    kind: Kind, family: str | None = None, *, equal: bool = False, tied: bool = True
-) -> str:
+def names_that_run(kind: Kind, family: str | None = None, *, equal: bool = False, tied: bool = True) -> str:
     """The engines that run a kind of checkpoint, for a sentence.
 
     Args:

@@ -9,14 +9,15 @@ from gqakit.models.families.llama import GEMMA2, GEMMA3, LLAMA, MISTRAL, QWEN2, 
 from gqakit.models.families.rotary import COHERE, GEMMA, GRANITE, MIXTRAL
 
 
-def _sees(
-    model_type: str, prefix: str, *texts: Family, root: str = "language_model"
-) -> Family:
+def _sees(model_type: str, prefix: str, *texts: Family, root: str = "language_model") -> Family:
     """A family around text models; tensor names as transformers 5 has them, then as releases before it."""
     return replace(
         texts[0],
         model_type=model_type,
-        classes={"AutoModel": f"{prefix}Model", "AutoModelForImageTextToText": f"{prefix}ForConditionalGeneration"},
+        classes={
+            "AutoModel": f"{prefix}Model",
+            "AutoModelForImageTextToText": f"{prefix}ForConditionalGeneration",
+        },
         prefixes=(f"model.{root}.", f"{root}.model.", f"{root}.", "model."),
         root=root,
         section="text_config",

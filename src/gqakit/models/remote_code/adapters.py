@@ -26,7 +26,7 @@ from .attention import grouped_attention_forward
 from .heads import HeadMaps
 from .packing import DeviceIndex, Mask
 
-HEADS_FIRST = "gemma3_text", "gemma3", "apertus", "exaone4"  # norms of [B, heads, T, d]; others [B, T, heads (·) d]
+HEADS_FIRST = "gemma3_text", "gemma3", "apertus", "exaone4"  # norms see heads before positions
 States = tuple[Tensor, Tensor, Tensor]  # queries, keys and values, [B, heads, T, d] each
 Out = tuple[Tensor, Any]  # [B, T, hidden size], and attention weights if any
 
