@@ -1,4 +1,4 @@
-"""The README's shell commands run as printed, on a tiny model."""
+"""Shell commands of README and tutorials run as printed, on a tiny model; those of other machines are understood."""
 
 from __future__ import annotations
 
@@ -7,26 +7,32 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+import typer
 from typer.testing import CliRunner
 
 from gqakit.cli.app import app
 
 README = Path(__file__).parents[2] / "README.md"
+TUTORIALS = README.parent / "docs" / "tutorials"
 
 
-def commands() -> list[str]:
-    """Every `gqakit` line of the README's shell blocks, comments cut off."""
-    blocks = re.findall(r"```sh\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+def commands(page: Path) -> list[str]:
+    """Every `gqakit` line of a page's shell blocks, comments cut off."""
+    blocks = re.findall(r"```sh\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
     return [line for line in lines if line.startswith("gqakit ")]
 
 
-def test_readme_commands_run(model: Callable[..., Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("page", "most"), [(README, 12), (TUTORIALS / "laptop.md", 8)], ids=["README", "laptop"]
+)
+def test_commands_run(model: Callable[..., Path], tmp_path: Path, page: Path, most: int) -> None:
     text = tmp_path / "text.txt"
     text.write_text("The cat sat on the mat and looked at the rain. " * 400, encoding="utf-8")
     values = {"MODEL": str(model()), "OUT": str(tmp_path / "out"), "TEXT": str(text), "WORK": str(tmp_path)}
-    found = commands()
-    assert len(found) >= 9, found
+    found = commands(page)
+    assert len(found) >= most, found
     for line in found:
         arguments = [re.sub(r"\$([A-Z]+)", lambda m: values[m[1]], word) for word in shlex.split(line)[1:]]
         if (
@@ -37,6 +43,16 @@ def test_readme_commands_run(model: Callable[..., Path], tmp_path: Path) -> None
             arguments += ["--steps", "2"] if arguments[0] == "repair" else []
         result = CliRunner().invoke(app, arguments)
         assert result.exit_code == 0, f"{line}\n{result.output}\n{result.exception!r}"
+
+
+@pytest.mark.parametrize("name", ["one-gpu", "many-gpus"])
+def test_commands_for_other_machines_are_understood(name: str) -> None:
+    known = getattr(typer.main.get_command(app), "commands", {})
+    found = commands(TUTORIALS / f"{name}.md")
+    assert found
+    for line in found:
+        _, command, *arguments = shlex.split(line)
+        known[command].make_context(command, arguments)  # raises for an option that is none
 
 
 def test_readme_states_no_unfilled_figure() -> None:
