@@ -61,6 +61,13 @@ def test_a_plan_that_is_given_is_looked_at(model: Models) -> None:
     )
 
 
+def test_only_what_a_family_can_become_is_advised() -> None:
+    with pytest.raises(
+        UsageError, match=r"What fits: nothing that bert can become\. Engines that can: transf"
+    ):
+        check_engine("vllm", ("uniform", "grouped"), separate=False, family="bert")
+
+
 def test_uniform_goes_everywhere() -> None:
     for name in ENGINES:
         check_engine(name, ("uniform",), separate=False, family="qwen3")

@@ -33,6 +33,26 @@ def test_numbers_of_heads_that_a_config_leaves_out(tmp_path):
     assert Source.open(qwen).spec.head_dim == 128
 
 
+def test_stacks_that_differ_in_their_heads_are_taken_apart(tmp_path):
+    """Whisper's sides may: what is not converted then is not calibrated either."""
+    sizes = {
+        "d_model": 32,
+        "encoder_layers": 2,
+        "decoder_layers": 2,
+        "encoder_ffn_dim": 16,
+        "decoder_ffn_dim": 16,
+    }
+    config = transformers.WhisperConfig(
+        **sizes, vocab_size=64, encoder_attention_heads=2, decoder_attention_heads=4, pad_token_id=0
+    )
+    transformers.WhisperForConditionalGeneration(config).save_pretrained(tmp_path)
+    source = Source.open(tmp_path)
+    assert source.with_all_stacks().spec.stacks == ("decoder", "cross")
+    assert Source.open(tmp_path, ["encoder"]).with_all_stacks().spec.stacks == ("encoder",)
+    with pytest.raises(FamilyError, match="one stack at a time"):
+        source.with_stacks(["encoder", "decoder"])
+
+
 def test_what_is_stated_stays_as_it_is_stated():
     config = {**SMALL, "model_type": "gqakit_llama", "rms_norm_eps": 0.1, "own": 1}
     full = with_defaults(config)

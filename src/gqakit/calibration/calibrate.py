@@ -32,7 +32,7 @@ def calibrate(
         CheckpointError, FamilyError: about the model. DataError: about the text.
         OutputError: when `out` cannot be written. UsageError: for a checkpoint that is grouped already.
     """
-    source = Source.open(model)
+    source = Source.open(model, options.stacks)
     source.check_not_grouped()
     return calibrate_source(source, Path(out), options.read(), options, progress)
 
@@ -48,7 +48,7 @@ def calibrate_source(
 
     if not out.parent.is_dir() or out.is_dir():
         raise OutputError(f"statistics go into a file in a directory that exists; {out} is not one")
-    source = source.with_all_stacks()
+    source = source if options.stacks else source.with_all_stacks()
     spec = source.spec
     batches = batches_of(source, content, window=options.window, tokens=options.tokens)
     positions = sum(map(positions_of, batches))

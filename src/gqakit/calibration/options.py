@@ -5,15 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gqakit.data.options import DATA, WINDOW, DataOptions
-from gqakit.models.run_options import RunOptions
+from gqakit.models.run_options import RunOptions, StackOptions
 from gqakit.options import option
 
 TOKENS = 12288
 
 
 @dataclass(frozen=True)
-class CalibrateOptions(DataOptions, RunOptions):
+class CalibrateOptions(StackOptions, DataOptions, RunOptions):
     """What a model is calibrated on, and how it is run."""
 
+    stacks: tuple[str, ...] = option(
+        (),
+        "Kinds of attention layers, such as decoder,cross (see `gqakit families`). Default: all.",
+        panel="How",
+    )
     tokens: int = option(TOKENS, "Most tokens of text, in whole windows.", panel=DATA, at_least=1)
     window: int = option(WINDOW, "Tokens per window.", panel=DATA, at_least=2)

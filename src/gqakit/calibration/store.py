@@ -91,6 +91,10 @@ class StatisticsFile:
             found = {
                 kind: file.get_tensor(name) for kind in _KINDS if (name := f"layers.{key}.{kind}") in names
             }
+        if not found:
+            raise PlanError(
+                f"statistics {self.path} say nothing of layer {key}; run `gqakit calibrate` with these `stacks`"
+            )
         return LayerStatistics(**found)
 
     @cached_property

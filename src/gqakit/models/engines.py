@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gqakit.errors import UsageError, unknown_name
+from gqakit.models.families import FAMILIES
 
 Kind = Literal["uniform", "grouped", "separate"]
 """`uniform`; `grouped` with one map for keys and values of a layer; `grouped` with two maps that differ."""
@@ -137,7 +138,7 @@ def check_engine(
         name: of the engine.
         formats: those that the plan has or may come out with.
         separate: whether keys and values are grouped apart.
-        family: `model_type` of the source; None if it is not known yet.
+        family: `model_type` of the source; None if it is not known yet. Only what it can become is advised.
         tied: whether its output matrix is its embeddings, as far as that is known.
 
     Raises:
@@ -151,7 +152,15 @@ def check_engine(
         if engine.how(kind, family, tied=tied) is not None:
             continue
         shared_fits = kind == "separate" and engine.how("grouped", family, tied=tied) is not None
-        fit = "`kv_maps=shared`" if shared_fits else "`format=uniform`"
+        known = FAMILIES.get(family or "")
+        can = known is None or known.num_kv_heads is not None
+        fit = (
+            "`kv_maps=shared`"
+            if shared_fits
+            else "`format=uniform`"
+            if can
+            else f"nothing that {family} can become"
+        )
         of = f" {family}" if family else ""
         of += " with an output matrix beside its embeddings" if family in engine.tied and not tied else ""
         apart = " with keys and values grouped apart" if kind == "separate" else ""

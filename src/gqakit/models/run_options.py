@@ -28,6 +28,16 @@ class DeviceOptions(Options):
 
 
 @dataclass(frozen=True)
+class StackOptions(Options):
+    """Which attention layers of a model with several kinds."""
+
+    stacks: tuple[str, ...] = option(
+        (), "Kinds of attention layers, such as decoder,cross (see `gqakit families`). Default: what is cached.",
+        panel="How",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
 class RunOptions(DeviceOptions):
     """Where a model runs, and in which precision."""
 

@@ -10,7 +10,7 @@ from typing import Self
 
 from gqakit.checkpoint import Checkpoint
 from gqakit.core.attention import AttentionWeights
-from gqakit.errors import UsageError
+from gqakit.errors import FamilyError, UsageError
 from gqakit.models.defaults import leaves_out_sizes, with_defaults
 from gqakit.models.describe import describe_model
 from gqakit.models.families import FAMILIES
@@ -52,8 +52,11 @@ class Source:
         return replace(self, spec=_described(self.checkpoint, stacks))
 
     def with_all_stacks(self) -> Source:
-        """The same model with every attention layer that its family has."""
-        return self.with_stacks([stack.name for stack in self.spec.family.stacks])
+        """The same model with every attention layer that its family has; as it is where those differ in their heads."""
+        try:
+            return self.with_stacks([stack.name for stack in self.spec.family.stacks])
+        except FamilyError:
+            return self
 
     @property
     def path(self) -> Path:

@@ -11,7 +11,7 @@ from gqakit.core.merging import RULES
 from gqakit.data.options import DATA, WINDOW, DataOptions
 from gqakit.grouping_methods import METHODS
 from gqakit.models.engines import ENGINES
-from gqakit.models.run_options import DeviceOptions
+from gqakit.models.run_options import DeviceOptions, StackOptions
 from gqakit.options import Options, option
 from gqakit.planning.allocation import ALLOCATIONS
 
@@ -58,16 +58,6 @@ class BudgetOptions(Options):
             yield "`context` and `batch` belong to `kv_gib`"
         if self.kv_gib is not None and self.context is None:
             yield "`kv_gib` needs `context` (tokens per sequence)"
-
-
-@dataclass(frozen=True)
-class StackOptions(Options):
-    """Which attention layers of a model with several kinds."""
-
-    stacks: tuple[str, ...] = option(
-        (), "Kinds of attention layers, such as decoder,cross (see `gqakit families`). Default: what is cached.",
-        panel=HOW,
-    )  # fmt: skip
 
 
 @dataclass(frozen=True)

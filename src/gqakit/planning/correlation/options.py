@@ -9,9 +9,9 @@ from typing import Any
 
 from gqakit.core.merging import RULES
 from gqakit.data.options import DATA, WINDOW, DataOptions
-from gqakit.models.run_options import KV_CACHE
+from gqakit.models.run_options import KV_CACHE, StackOptions
 from gqakit.options import REQUIRED, option
-from gqakit.planning.options import LossOptions, StackOptions
+from gqakit.planning.options import LossOptions
 
 SAMPLED = "What is sampled"
 
