@@ -86,6 +86,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         **{**_DECODER, **_NARROW, "head_dim": 16, "num_key_value_heads": HEADS // 2},
         **{"sliding_window": 8, "num_local_experts": 3, "num_experts_per_tok": 2, "intermediate_size": 64},
     },
+    "hunyuan_v1_dense": {**_DECODER, **_NARROW, "head_dim": 16},
     "gptj": {
         **{**_TEXT, **_NARROW, "n_embd": HIDDEN, "n_layer": LAYERS, "n_head": HEADS, "n_positions": 128},
         "rotary_dim": 4,
@@ -143,6 +144,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
 _PLAIN_FALCON = {"new_decoder_architecture": False, "multi_query": False, "num_kv_heads": None}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     **{family: (family, {}) for family in CONFIGS},
+    "stablelm_normed": ("stablelm", {"qk_layernorm": True, "num_key_value_heads": HEADS // 2}),
+    "phi_normed": ("phi", {"qk_layernorm": True}),
+    "cohere_normed": ("cohere", {"use_qk_norm": True}),
     "falcon_alibi": ("falcon", {**_PLAIN_FALCON, "alibi": True}),
     "falcon_rotary": ("falcon", {**_PLAIN_FALCON, "alibi": False}),
     "whisper_encoder": ("whisper", {}),

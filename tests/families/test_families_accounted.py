@@ -106,7 +106,7 @@ def test_the_families_that_run_a_switch_take_it(family: str, switches: dict[str,
     ("family", "key", "value"),
     [
         *(("olmo", "clip_qkv", 8.0), ("gemma", "use_bidirectional_attention", True)),
-        *(("cohere", "use_qk_norm", True), ("phi", "qk_layernorm", True)),
+        ("olmoe", "clip_qkv", 8.0),
     ],
 )
 def test_a_family_with_a_switch_that_it_does_not_run_refuses_it(family: str, key: str, value: object) -> None:
@@ -114,6 +114,31 @@ def test_a_family_with_a_switch_that_it_does_not_run_refuses_it(family: str, key
     tensors = {name.replace("o_proj", output): shape for name, shape in shapes().items()}
     with pytest.raises(FamilyError, match=f"this {family} .* {key} = {value}"):
         describe_model(FAMILIES, {**CONFIG, "model_type": family, key: value}, tensors, 2)
+
+
+@pytest.mark.parametrize("family", ["cohere", "phi", "stablelm", "glm4_moe"])
+def test_the_config_and_the_tensors_must_agree_on_normalised_keys(family: str) -> None:
+    data = FAMILIES[family]
+    output, switch = data.stacks[0].names.output, data.norm_switch or ""
+    tensors = {name.replace("o_proj", output): shape for name, shape in shapes().items()}
+    config = {**CONFIG, "model_type": family, "partial_rotary_factor": 0.5}
+    assert describe_model(FAMILIES, config, tensors, 2).behind_norm is None
+    with pytest.raises(
+        FamilyError, match=f"{switch} = True, but the checkpoint has no tensor .*{data.query_norm}"
+    ):
+        describe_model(FAMILIES, {**config, switch: True}, tensors, 2)
+    dim = CONFIG["hidden_size"] // CONFIG["num_attention_heads"]
+    for layer in range(CONFIG["num_hidden_layers"]):
+        for norm in (data.query_norm, data.key_norm):
+            tensors[f"model.layers.{layer}.self_attn.{norm}.weight"] = (dim,)
+    assert describe_model(FAMILIES, {**config, switch: True}, tensors, 2).behind_norm is not None
+    with pytest.raises(
+        FamilyError, match=f"{switch} = None, but the checkpoint has tensors .*{data.query_norm}"
+    ):
+        describe_model(FAMILIES, config, tensors, 2)
+    del tensors[f"model.layers.1.self_attn.{data.key_norm}.weight"]
+    with pytest.raises(FamilyError, match=f"layers.1.self_attn.{data.key_norm}.weight is missing"):
+        describe_model(FAMILIES, {**config, switch: True}, tensors, 2)
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,6 @@ REAL = {
     "Rwkv": {},
     "Gemma3nText": {"num_kv_shared_layers": 1, "layer_types": ["full_attention"] * 2, "head_dim": 8},
     "DiffLlama": {},
-    "HunYuanDenseV1": {"head_dim": 8},
     "DebertaV2": {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]},
     "Deberta": {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]},
 }

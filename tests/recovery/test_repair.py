@@ -86,6 +86,20 @@ def test_repair_helps_and_touches_only_attention_that_was_converted(
     succeeds("verify", source, "fixed")
 
 
+def test_maps_behind_a_normalisation_are_fitted_too(model: Models) -> None:
+    source = model("qwen3")
+    succeeds("convert", source, "-o", "plain", "--kv-heads", 3, "--tokens", 1024, *QUICK)
+    repaired(source)
+    plain, fixed = Checkpoint.open("plain"), Checkpoint.open("fixed")
+    changed = {name for name in plain.tensors if not torch.equal(plain.load(name), fixed.load(name))}
+    layers = [layer for layer in record()["layers"] if layer["repaired"]]
+    assert layers
+    for norm in ("q_norm", "k_norm"):
+        assert sum(name.endswith(f"{norm}.maps") for name in changed) == len(layers)
+    assert not any(name.endswith("norm.weight") for name in changed)
+    succeeds("verify", source, "fixed")
+
+
 def test_a_plan_that_changes_nothing_is_left_alone(model: Models) -> None:
     source = model()
     succeeds("convert", source, "-o", "plain", "--kv-heads", 8, *MEAN)

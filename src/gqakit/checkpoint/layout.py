@@ -56,7 +56,11 @@ class PlannedShard:
         return self.source.name
 
 
-def plan_shards(source: Checkpoint, replaced: Mapping[str, Replacement]) -> tuple[PlannedShard, ...]:
+Replacements = Mapping[str, Replacement | None]
+"""What the output holds under a name instead of the source's tensor; None leaves it out."""
+
+
+def plan_shards(source: Checkpoint, replaced: Replacements) -> tuple[PlannedShard, ...]:
     """The output's shards: those of the source in its order, with `replaced` put in.
 
     Raises OutputError if a replacement has an unknown dtype or a negative size, or if an addition has no
@@ -65,7 +69,8 @@ def plan_shards(source: Checkpoint, replaced: Mapping[str, Replacement]) -> tupl
     followers = _followers(source, replaced)
     shards = tuple(_plan_shard(shard, replaced, followers) for shard in source.shards)
     planned = {tensor.info.name for shard in shards for tensor in shard.tensors}
-    if lost := [f"{name} (after {item.after!r})" for name, item in replaced.items() if name not in planned]:
+    added = {name: item for name, item in replaced.items() if item is not None}
+    if lost := [f"{name} (after {item.after!r})" for name, item in added.items() if name not in planned]:
         raise OutputError(
             f"{source.path}: tensors to add follow none of the source's: {listed(lost)}. "
             "Set `after` to a tensor of the source, or replace one that exists."
@@ -73,16 +78,16 @@ def plan_shards(source: Checkpoint, replaced: Mapping[str, Replacement]) -> tupl
     return shards
 
 
-def output_bytes(source: Checkpoint, replaced: Mapping[str, Replacement]) -> int:
+def output_bytes(source: Checkpoint, replaced: Replacements) -> int:
     """Bytes of all shard files of the output. Raises as `plan_shards`."""
     return sum(shard.size for shard in plan_shards(source, replaced))
 
 
-def _followers(source: Checkpoint, replaced: Mapping[str, Replacement]) -> dict[str, list[str]]:
+def _followers(source: Checkpoint, replaced: Replacements) -> dict[str, list[str]]:
     """For each tensor the added ones right behind it, in the order of `replaced`."""
     followers: dict[str, list[str]] = {}
     for name, item in replaced.items():
-        if name not in source.tensors and item.after is not None:
+        if item is not None and name not in source.tensors and item.after is not None:
             followers.setdefault(item.after, []).append(name)
     return followers
 
@@ -95,19 +100,17 @@ def _names_in_order(shard: Shard, followers: Mapping[str, list[str]]) -> Iterato
         stack.extend(reversed(followers.get(name, ())))
 
 
-def _plan_shard(
-    shard: Shard, replaced: Mapping[str, Replacement], followers: Mapping[str, list[str]]
-) -> PlannedShard:
+def _plan_shard(shard: Shard, replaced: Replacements, followers: Mapping[str, list[str]]) -> PlannedShard:
     old = {info.name: info for info in shard.tensors}
     names = list(_names_in_order(shard, followers))
     if not any(name in replaced for name in names):
         copies = tuple(PlannedTensor(info, info) for info in shard.tensors)
         return PlannedShard(shard, None, copies, shard.size)
-    contents = {name: replaced.get(name) or old[name] for name in names}
+    contents = {name: content for name in names if (content := replaced.get(name, old.get(name))) is not None}
     infos = _lay_out([_target(name, content, shard, old) for name, content in contents.items()])
     header = build_header(shard.metadata, infos)
     tensors = tuple(PlannedTensor(_shifted(info, len(header)), contents[info.name]) for info in infos)
-    return PlannedShard(shard, header, tensors, tensors[-1].info.end)
+    return PlannedShard(shard, header, tensors, tensors[-1].info.end if tensors else len(header))
 
 
 def _target(

@@ -17,7 +17,7 @@ from gqakit.errors import OutputError
 from .atomic import PARTIAL, output_errors, sync_directory, write_bytes
 from .index import INDEX_NAME, build_index
 from .jsonio import canonical, pretty
-from .layout import PlannedShard, Replacement, count_parameters, plan_shards
+from .layout import PlannedShard, Replacements, count_parameters, plan_shards
 from .manifest import MANIFEST_NAME, FinishedFile, Manifest, is_inside, new_manifest, write_manifest
 from .output import check_output, clear_output, clearable
 from .reader import Checkpoint
@@ -45,7 +45,8 @@ class WriteJob:
     """What is written besides what is copied.
 
     Attributes:
-        replaced: tensor name -> Replacement; each is produced once, in file order, and freed when written.
+        replaced: tensor name -> Replacement, None for one to leave out; each is produced once, in file order, and freed
+            when written.
         config: the new config.json (the source's bytes are kept if it is unchanged).
         decides: what determines the output besides the source, as JSON; a changed one is not continued.
         extra_files: relative name -> content, written after the side files, replacing equal names.
@@ -53,7 +54,7 @@ class WriteJob:
         skip_files: which side files of the source, by name, the output is not to have.
     """
 
-    replaced: Mapping[str, Replacement]
+    replaced: Replacements
     config: dict[str, Any]
     decides: Mapping[str, Any]
     extra_files: Mapping[str, bytes] = field(default_factory=dict)
@@ -197,4 +198,4 @@ def _small_bytes(source: Checkpoint, copies: Iterable[str], extra_files: Mapping
 def _weight_map(source: Mapping[str, str], shards: tuple[PlannedShard, ...]) -> dict[str, str]:
     """Tensor -> shard in the source's order, additions after all others."""
     planned = {tensor.info.name: shard.name for shard in shards for tensor in shard.tensors}
-    return {**source, **planned}
+    return {**{name: shard for name, shard in source.items() if name in planned}, **planned}

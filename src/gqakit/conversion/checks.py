@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from gqakit.checkpoint import Checkpoint
-from gqakit.conversion.convert import converted_config, converted_shapes
+from gqakit.conversion.convert import converted_config, converted_shapes, removed_tensors
 from gqakit.conversion.files import CHECKSUM_FILE
 from gqakit.core.budget import CacheShape
+from gqakit.core.rope import Channels
 from gqakit.data.samples import Batch
 from gqakit.evaluation.cache import measure_cache
 from gqakit.models.families.base import EQUAL_GROUPS
@@ -90,14 +91,9 @@ def check_tensors(
 def check_structure(source: Source, plan: Plan, out: Checkpoint) -> Check:
     """Names, shapes and types of all tensors are as planned."""
     planned = _planned_shapes(source.spec, plan)
-    problems = [
-        f"{name} is missing"
-        for name in sorted((source.checkpoint.tensors.keys() | planned) - out.tensors.keys())
-    ]
-    problems += [
-        f"{name} is not expected"
-        for name in sorted(out.tensors.keys() - source.checkpoint.tensors.keys() - planned.keys())
-    ]
+    expected = (source.checkpoint.tensors.keys() - removed_tensors(source.spec, plan)) | planned.keys()
+    problems = [f"{name} is missing" for name in sorted(expected - out.tensors.keys())]
+    problems += [f"{name} is not expected" for name in sorted(out.tensors.keys() - expected)]
     for name in sorted((planned.keys() - source.checkpoint.tensors.keys()) & out.tensors.keys()):
         if out.tensors[name].shape != planned[name]:
             problems.append(f"{name} is {list(out.tensors[name].shape)}, planned {list(planned[name])}")
@@ -204,7 +200,9 @@ def attention_errors(
     return errors
 
 
-def check_runtime(source: Source, stock: PreTrainedModel, batch: Batch) -> Check:
+def check_runtime(
+    source: Source, stock: PreTrainedModel, batch: Batch, *, behind_norm: bool = False
+) -> Check:
     """Grouped attention with the source's own heads gives the source's output.
 
     The one side is transformers' code alone and the other is the head maps, the layout of fused tensors and the grouped
@@ -212,8 +210,9 @@ def check_runtime(source: Source, stock: PreTrainedModel, batch: Batch) -> Check
 
     Args:
         source: the model. stock: it, loaded in float32; its tensors are shared. batch: what both are run on.
+        behind_norm: with maps behind the normalisations too, those of queries undoing those of keys.
     """
-    grouped = identity_model(source, stock)
+    grouped = identity_model(source, stock, behind_norm=behind_norm)
     with torch.inference_mode():
         expected, seen = (Output.of(model(**batch)) for model in (stock, grouped))
     error = expected.relative_error(seen)
@@ -221,13 +220,17 @@ def check_runtime(source: Source, stock: PreTrainedModel, batch: Batch) -> Check
     return Check("runtime", error < _EQUAL, detail)
 
 
-def identity_model(source: Source, stock: PreTrainedModel) -> PreTrainedModel:
-    """The grouped model in which nothing is merged, made in memory of the tensors of the loaded source."""
+def identity_model(source: Source, stock: PreTrainedModel, *, behind_norm: bool = False) -> PreTrainedModel:
+    """The grouped model in which nothing is merged, made in memory of the tensors of the loaded source.
+
+    `behind_norm`: with maps behind the normalisations that undo each other, which they only do there.
+    """
     spec = source.spec
     if spec.is_grouped:
         raise ValueError(f"{source.name} is grouped already")
     maps = tuple(head * spec.key_heads[0] // spec.num_heads for head in range(spec.num_heads))
-    config = grouped_config(stock.config.to_dict(), spec, [(maps, maps)] * spec.num_layers)
+    alone = {layer: range(spec.key_heads[layer]) for layer in range(spec.num_layers) if behind_norm}
+    config = grouped_config(stock.config.to_dict(), spec, [(maps, maps)] * spec.num_layers, alone)
     kind = model_class(f"Gqakit{type(stock).__name__}")
     with torch.device("meta"):  # its tensors are the source's, so none is made
         model = kind._from_config(kind.config_class.from_dict(config), dtype=stock.dtype)
@@ -238,11 +241,33 @@ def identity_model(source: Source, stock: PreTrainedModel) -> PreTrainedModel:
         for name, tensor in tensors_of_layer(spec, layer, source.layer(layer), layout).items():
             if name in parameters:
                 parameters[name].data = tensor.to(stock.dtype)
+        if behind_norm:
+            counts = spec.num_heads, spec.key_heads[layer]
+            for name, count, maps in zip(spec.norms, counts, _undoing(spec.turning), strict=True):
+                norm: Any = spec.norm(model, layer, name)
+                norm.maps = nn.Parameter(maps.to(stock.device, stock.dtype).repeat(count, 1, 1))
     buffers = dict(stock.named_buffers())  # those that are no part of the state too
     for path, module in model.named_modules():
         for name in module._buffers:
             module._buffers[name] = buffers.get(f"{path}.{name}" if path else name)
     return model.eval()
+
+
+def _undoing(channels: Channels) -> tuple[Tensor, Tensor]:
+    """Maps of queries and of keys, `[d, d]`, that leave all scores and change the length of a head.
+
+    Each frequency pair is turned and stretched by a measure of its own, so that it commutes with the positions.
+    """
+    first, second, free = channels.indices
+    key = torch.eye(channels.head_dim, dtype=torch.float64)
+    stretch = torch.linspace(0.7, 1.4, len(first), dtype=torch.float64)
+    key[first, first] = key[second, second] = stretch * torch.cos(3 * stretch)
+    key[first, second], key[second, first] = (
+        -stretch * torch.sin(3 * stretch),
+        stretch * torch.sin(3 * stretch),
+    )
+    key[free, free] = torch.linspace(0.7, 1.4, len(free), dtype=torch.float64)
+    return torch.linalg.inv(key).mT.contiguous(), key
 
 
 @contextmanager

@@ -61,6 +61,13 @@ def converted_shapes(spec: ModelSpec, plan: Plan) -> dict[int, dict[str, tuple[i
     }
 
 
+def removed_tensors(spec: ModelSpec, plan: Plan) -> set[str]:
+    """Tensors of the source that the result does not have: normalisations of single key heads that are merged."""
+    shapes = converted_shapes(spec, plan)
+    own = (layer_shapes(spec, layer, spec.key_heads[layer], spec.value_heads[layer]) for layer in shapes)
+    return {name for layer in own for name in layer} - {name for layer in shapes.values() for name in layer}
+
+
 def _merged_apart(plan: Plan, layer: int) -> bool:
     """Whether a layer merges keys by maps behind their normalisation."""
     return plan.merging.behind_norm and not plan.groupings[layer].key.is_identity
@@ -137,7 +144,8 @@ def convert_checkpoint(
     def converted(layer: int) -> dict[str, Tensor]:
         return convert_layer(read(layer), plan, layer)
 
-    replaced = {
+    replaced: dict[str, Replacement | None] = dict.fromkeys(removed_tensors(source.spec, plan))
+    replaced |= {
         name: Replacement(shape, produce=_Produce(converted, layer, name), **_placed(source, layer, name))
         for layer, shapes in converted_shapes(source.spec, plan).items()
         for name, shape in shapes.items()

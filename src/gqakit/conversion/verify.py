@@ -84,7 +84,7 @@ def verify(
     with progress("verify the running model", 4, "steps") as advance:
         batch = batch or _batch(source, options)
         stock = load_model(source.checkpoint)
-        checks.append(check_runtime(source, stock, batch))
+        checks.append(check_runtime(source, stock, batch, behind_norm=plan.merging.behind_norm))
         advance(1)
         running = load_model(target)
         checks.append(Check("reload", True, f"loads as {type(running).__name__}"))

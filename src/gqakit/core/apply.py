@@ -61,7 +61,7 @@ def apply_grouping(
         heads = slice(head * per_head, (head + 1) * per_head)
         output[heads] = (output[heads].double() @ expand).to(output.dtype)
     order = torch.as_tensor(grouping.query_order(weights.num_heads, fixed=fixed_queries))
-    queries = Projection.from_augmented(query, weights.query.bias is not None, weights.query.gain)
+    queries = weights.query.with_rows(query)
     maps = _norm_maps(weights, grouping.key, key_merges, key_expands, order) if apart else None
     sinks = None if weights.sinks is None else weights.sinks[order]
     return AttentionWeights(queries.select(order), key, value, output[order], maps, sinks)
@@ -106,17 +106,28 @@ def _merge_projection(
     new = torch.stack(merged)
     if source.gain is None:
         return Projection.from_augmented(new, source.bias is not None)
-    weight = _weight_in_norm(partition)
-    members = zip(partition.groups, merges, strict=True)
-    gains = [
-        source.gain[group[0]].double()
-        if merge is None
-        else torch.einsum("hab,hb->a", merge.combine, source.gain[list(group)].double())
-        for group, merge in members
-    ]
-    gain = (torch.stack(gains) / weight[:, None]).to(source.gain.dtype)
-    new = (new.double() * weight[:, None, None]).to(new.dtype)
-    return Projection.from_augmented(new, source.bias is not None, gain)
+    gain = torch.stack(
+        [
+            source.gain[group[0]].double() if merge is None else _merged_gain(source, group, merge)
+            for group, merge in zip(partition.groups, merges, strict=True)
+        ]
+    )
+    if not source.each_alone:
+        weight = _weight_in_norm(partition)
+        gain, new = gain / weight[:, None], (new.double() * weight[:, None, None]).to(new.dtype)
+    return Projection.from_augmented(
+        new, source.bias is not None, gain.to(source.gain.dtype), source.each_alone
+    )
+
+
+def _merged_gain(source: Projection, group: Sequence[int], merge: HeadMerge) -> Float[Tensor, " head_dim"]:
+    """The gain of a merged head. A normalisation of each head alone takes out its length, so there shares add up to 1."""
+    assert source.gain is not None
+    gain = source.gain[list(group)].double()  # [members, d]
+    if source.each_alone:
+        shares = merge.combine.diagonal(dim1=1, dim2=2)  # of locked heads, whose maps are diagonal
+        return (shares * gain).sum(0) / shares.sum(0)
+    return torch.einsum("hab,hb->a", merge.combine, gain)
 
 
 def _weight_in_norm(partition: Partition) -> Float[Tensor, " groups"]:
@@ -157,7 +168,7 @@ def in_source_shape(
         maps = NormMaps(maps.key, maps.query[back])
         return AttentionWeights(converted.query.select(back), key, value, converted.output[back], maps, sinks)
     key = key.select(torch.as_tensor(grouping.key.labels))
-    if key.gain is not None:  # each copy weighs as one head again
+    if key.gain is not None and not key.each_alone:  # each copy weighs as one head again
         weight = _weight_in_norm(grouping.key)[list(grouping.key.labels), None]  # [source heads, 1]
         rows = (key.augmented().double() / weight[..., None]).to(key.weight.dtype)
         key = Projection.from_augmented(rows, key.bias is not None, (key.gain * weight).to(key.gain.dtype))

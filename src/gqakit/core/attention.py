@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -15,12 +15,14 @@ class Projection:
     """A projection whose output is cut into heads: q, k or v.
 
     `weight` is `[heads, head_dim, width]`, acting on the layer's input; `bias` is `[heads, head_dim]` or None.
-    `gain` is there where a normalisation over all heads together follows: its factor for each channel.
+    `gain` is there where a normalisation follows that has a factor of its own for each channel of each head;
+    `each_alone` where it takes the mean square of each head by itself, not of all heads together.
     """
 
     weight: Float[Tensor, "heads head_dim width"]
     bias: Float[Tensor, "heads head_dim"] | None = None
     gain: Float[Tensor, "heads head_dim"] | None = None
+    each_alone: bool = False
 
     @property
     def num_heads(self) -> int:
@@ -49,11 +51,16 @@ class Projection:
         augmented: Float[Tensor, "heads head_dim augmented"],
         has_bias: bool,
         gain: Float[Tensor, "heads head_dim"] | None = None,
+        each_alone: bool = False,
     ) -> Projection:
         """The inverse of `augmented`."""
         if not has_bias:
-            return cls(augmented, None, gain)
-        return cls(augmented[..., :-1], augmented[..., -1], gain)
+            return cls(augmented, None, gain, each_alone)
+        return cls(augmented[..., :-1], augmented[..., -1], gain, each_alone)
+
+    def with_rows(self, augmented: Float[Tensor, "heads head_dim augmented"]) -> Projection:
+        """The same with other weights and biases, as `augmented` has them."""
+        return Projection.from_augmented(augmented, self.bias is not None, self.gain, self.each_alone)
 
     def select(self, heads: Tensor) -> Projection:
         """Some of the heads, in the order of `heads`."""
@@ -65,7 +72,7 @@ class Projection:
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Projection:
         bias, gain = (None if part is None else change(part) for part in (self.bias, self.gain))
-        return Projection(change(self.weight), bias, gain)
+        return replace(self, weight=change(self.weight), bias=bias, gain=gain)
 
 
 @dataclass(frozen=True)

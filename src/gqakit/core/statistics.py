@@ -154,10 +154,9 @@ def key_stats(weights: AttentionWeights, moments: LayerStatistics, channels: Cha
     second = own_moments(weights.query, moments.input if moments.query is None else moments.query)
     metric = _per_kv_head(second, weights)
     scale = torch.ones(gram.shape[0], dtype=gram.dtype)
-    if channels.locked and weights.key.gain is None:
-        length = (
-            gram.diagonal(dim1=0, dim2=2).diagonal(dim1=0, dim2=1).sum(-1).clamp_min(1e-30).sqrt()
-        )  # [kv heads]
+    if channels.locked and (weights.key.gain is None or weights.key.each_alone):
+        before = own_moments(replace(weights.key, gain=None), moments.input)  # of what is normalised
+        length = before.diagonal(dim1=1, dim2=2).sum(-1).clamp_min(1e-30).sqrt()  # [kv heads]
         scale = length.mean() / length
         gram = gram * scale[:, None, None, None] * scale[None, None, :, None]
         energy = metric.diagonal(dim1=1, dim2=2).mean(1)

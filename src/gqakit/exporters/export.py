@@ -147,6 +147,7 @@ def _nemotron_nas(model: str, out: Path, options: ExportOptions, progress: Repor
 def _onnx(model: str, out: Path, options: ExportOptions, progress: Reporter) -> ExportResult:
     load_exporter()
     source = ExportSource.open(model)
+    _ = source.heads  # which refuses what only transformers runs
     # By a run that was killed while it replaced an export.
     begun = claimed(out.with_name(out.name + ONNX_SUFFIX)) is not None
     if begun:

@@ -12,8 +12,8 @@ from gqakit.errors import FamilyError, unknown_name
 from gqakit.models.families.base import EQUAL_GROUPS, ROLES, Family, Stack, lookup
 from gqakit.models.families.refused import refusal
 from gqakit.models.families.switches import switched_on
-from gqakit.models.layers import layer_shapes
-from gqakit.models.spec import GROUPED_PREFIX, ModelSpec, Site
+from gqakit.models.layers import gain_shapes, layer_shapes
+from gqakit.models.spec import GROUPED_PREFIX, Gains, ModelSpec, Site
 
 
 def describe_model(
@@ -52,7 +52,8 @@ def describe_model(
     layout = family.layout(config) if callable(family.layout) else family.layout
     stack, index = sites[0]  # what is asked of tensors is asked of the first layer
     prefix = _prefix(family, f"{stack.stored(index, 'query')}.weight", shapes)
-    key_norm = shapes.get(f"{prefix}{stack.stored_norm(index, family.key_norm)}.weight")
+    query_norm = f"{prefix}{stack.stored_norm(index, family.query_norm)}."
+    normed, gains = _norms(family, config, query_norm, shapes, sizes.head_dim)
     channels = _key_channels(family, config, positions, sizes.head_dim)
     spec = ModelSpec(
         family=family,
@@ -63,14 +64,14 @@ def describe_model(
         value_heads=section.value_heads if section else (sizes.kv_heads,) * len(sites),
         head_dim=sizes.head_dim,
         hidden_size=sizes.hidden,
-        channels=channels if key_norm is None else Channels.normalised(sizes.head_dim),
-        behind_norm=None if key_norm is None else channels,
+        channels=Channels.normalised(sizes.head_dim) if normed else channels,
+        behind_norm=channels if normed else None,
         element_bytes=element_bytes,
         biased=frozenset(role for role in ROLES if f"{prefix}{stack.stored(index, role)}.bias" in shapes),
         prefix=prefix,
         layout="blocks" if grouped and layout in EQUAL_GROUPS else layout,
         fixed_queries=positions == "bias",
-        gains=key_norm is not None and key_norm[0] > sizes.head_dim,
+        gains=gains,
         projected_heads=section.projected_heads if section else (None,) * len(sites),
         tied=bool(config.get("tie_word_embeddings")),
     )
@@ -102,6 +103,27 @@ def _family(
     )
 
 
+def _norms(
+    family: Family,
+    config: Mapping[str, Any],
+    query_norm: str,
+    shapes: Mapping[str, tuple[int, ...]],
+    head_dim: int,
+) -> tuple[bool, Gains | None]:
+    """Whether queries and keys are normalised, and how gains of single heads lie in a tensor `query_norm…`."""
+    shape = shapes.get(f"{query_norm}weight")
+    apart = f"{query_norm}norms.0.weight" in shapes
+    there = family.query_norm is not None and (apart or shape is not None)
+    if (switch := family.norm_switch) is not None and bool(config.get(switch)) != there:
+        raise FamilyError(
+            f"config.json: {switch} = {config.get(switch)!r}, but the checkpoint has "
+            f"{f'tensors {query_norm}*' if there else f'no tensor {query_norm}weight'}"
+        )
+    if not there or shape == (head_dim,):
+        return there, None
+    return there, "apart" if shape is None else "each" if len(shape) > 1 else "together"
+
+
 def _check_shapes(spec: ModelSpec, shapes: Mapping[str, tuple[int, ...]]) -> None:
     problems: list[str] = []
     for layer in range(spec.num_layers):
@@ -112,6 +134,9 @@ def _check_shapes(spec: ModelSpec, shapes: Mapping[str, tuple[int, ...]]) -> Non
                 problems.append(f"{name} is missing")
             elif shapes[name] != shape:
                 problems.append(f"{name} is {list(shapes[name])}, the config asks for {list(shape)}")
+        if spec.behind_norm is not None and spec.gains is None:
+            norms = [spec.gain(layer, norm) for norm in spec.norms]
+            problems += [f"{name} is missing" for name in norms if name not in shapes]
         for role in ROLES:
             bias = spec.tensor(layer, role, "bias")
             if bias in shapes and role not in spec.biased:
@@ -142,13 +167,18 @@ def _check_accounted(
 ) -> None:
     """Nothing in or about the attention layers may be unknown: a conversion that ignored it would be silently wrong."""
     family, unknown = spec.family, switched_on(spec.family, config)
-    kinds = ("weight", "maps") if spec.is_grouped else ("weight",)  # maps behind a norm come of a conversion
+    kinds = ("weight", "bias", "maps") if spec.is_grouped else ("weight", "bias")  # maps come of a conversion
     norms = [f"{name}.{kind}" for name in (family.query_norm, family.key_norm) if name for kind in kinds]
     beside = (*_ALWAYS_BESIDE, *family.beside, *norms, *([family.sinks] if family.sinks else ()))
     homes = {}
     for layer, (stack, index) in enumerate(spec.sites):
         homes[f"{spec.prefix}{(stack.stored_home or stack.home).format(layer=index)}."] = layer
     known = {spec.tensor(layer, role, kind) for layer in homes.values() for role in ROLES for kind in _KINDS}
+    if spec.gains is not None:
+        for layer in homes.values():
+            counts = spec.num_heads, spec.projected_heads[layer] or spec.key_heads[layer]
+            for norm, count in zip(spec.norms, counts, strict=True):
+                known |= gain_shapes(spec, layer, norm, count).keys()
     found: dict[str, list[str]] = {}
     for name in shapes.keys() - known:
         home = next((home for home in _parents(name) if home in homes), None)

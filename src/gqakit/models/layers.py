@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -61,10 +62,21 @@ def read_layer(spec: ModelSpec, layer: int, load: Callable[[str], Tensor]) -> At
         weights = _cut(heads(rows("query")), counts, spec.layout)
         fused = bias("query")
         biases = [None] * 3 if fused is None else _cut(fused, counts, spec.layout)
-    gains = [heads(fetch(spec.gain(layer, norm))) if norm else None for norm in (*spec.gain_norms, "")]
+    counts = spec.num_heads, spec.projected_heads[layer] or spec.key_heads[layer]
+    gains = [
+        torch.cat([fetch(name).flatten() for name in gain_shapes(spec, layer, norm, count)])
+        for norm, count in zip(spec.gain_norms, counts, strict=True)
+        if norm
+    ]
     # [hidden size, heads · d] to [heads, hidden size, d]
     output = rows("output").unflatten(1, (-1, spec.head_dim)).movedim(1, 0)
-    query, key, value = map(Projection, weights, biases, gains)
+    query, key, value = map(Projection, weights, biases)
+    if gains:
+        alone = spec.gains != "together"
+        query, key = (
+            replace(part, gain=heads(gain), each_alone=alone)
+            for part, gain in zip((query, key), gains, strict=True)
+        )
     maps = None
     if spec.projected_heads[layer] is not None:
         of_query, of_key = (fetch(spec.maps(layer, norm)) for norm in spec.norms)
@@ -103,7 +115,10 @@ def tensors_of_layer(
             put(spec.tensor(layer, "query", "bias"), _join(biases, layout))
     for part, norm in zip((weights.query, weights.key), spec.gain_norms, strict=True):
         if part.gain is not None:
-            put(spec.gain(layer, norm), part.gain.flatten(0, 1))
+            shapes = gain_shapes(spec, layer, norm, part.num_heads)
+            pieces = part.gain.chunk(len(shapes))  # [heads of a tensor, d] each
+            for (name, shape), piece in zip(shapes.items(), pieces, strict=True):
+                tensors[name] = piece.reshape(shape).contiguous()
     if weights.maps is not None:
         of_query, of_key = (spec.maps(layer, norm) for norm in spec.norms)
         tensors |= {of_query: weights.maps.query.contiguous(), of_key: weights.maps.key.contiguous()}
@@ -133,10 +148,8 @@ def layer_shapes(
         shapes[name] = _oriented(spec, (count, spec.hidden_size))
         if any(spec.tensor(layer, role) == name for role in spec.biased):
             shapes[name.removesuffix("weight") + "bias"] = (count,)
-    if spec.gains:
-        query_norm, key_norm = spec.gain_norms
-        shapes[spec.gain(layer, query_norm)] = (spec.num_heads * spec.head_dim,)
-        shapes[spec.gain(layer, key_norm)] = (key_heads * spec.head_dim,)
+    for norm, count in zip(spec.gain_norms, (spec.num_heads, key_heads), strict=True):
+        shapes |= gain_shapes(spec, layer, norm, count) if norm else {}
     if projected_heads is not None:
         for norm, count in zip(spec.norms, (spec.num_heads, projected_heads), strict=True):
             shapes[spec.maps(layer, norm)] = (count, spec.head_dim, spec.head_dim)
@@ -147,6 +160,14 @@ def layer_shapes(
     return shapes
 
 
+def gain_shapes(spec: ModelSpec, layer: int, norm: str, count: int) -> dict[str, tuple[int, ...]]:
+    """The tensors of a normalisation that has gains for `count` heads, with their shapes."""
+    if spec.gains == "apart":
+        return {spec.gain(layer, norm, f"norms.{head}.weight"): (spec.head_dim,) for head in range(count)}
+    shape = (count, spec.head_dim) if spec.gains == "each" else (count * spec.head_dim,)
+    return {spec.gain(layer, norm): shape}
+
+
 def parameters_of_layer(spec: ModelSpec, model: PreTrainedModel, layer: int) -> dict[str, nn.Parameter]:
     """A loaded model's parameters by the names of `tensors_of_layer`; paths in a model may differ from those."""
     found: dict[str, nn.Parameter] = {}
@@ -155,9 +176,9 @@ def parameters_of_layer(spec: ModelSpec, model: PreTrainedModel, layer: int) -> 
         found[spec.tensor(layer, role)] = module.get_parameter("weight")
         if role in spec.biased and role != "output":
             found[spec.tensor(layer, role, "bias")] = module.get_parameter("bias")
-    if spec.gains:
-        for norm in spec.gain_norms:
-            found[spec.gain(layer, norm)] = spec.norm(model, layer, norm).get_parameter("weight")
+    for norm in filter(None, spec.gain_norms):
+        for name, parameter in spec.norm(model, layer, norm).named_parameters():
+            found[spec.gain(layer, norm, name)] = parameter
     if spec.family.sinks:
         found[spec.sinks(layer)] = spec.home(model, layer).get_parameter(spec.family.sinks)
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from gqakit.core.budget import CacheShape
 from gqakit.core.rope import Channels
@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 
 GROUPED_PREFIX = "gqakit_"
 """`model_type` of a `grouped` checkpoint: this and the family it was converted from."""
+
+
+Gains = Literal["together", "each", "apart"]
+"""One normalisation over all heads, `[heads · d]`; one of each head, `[heads, d]`; or a tensor for each head."""
 
 
 class Site(NamedTuple):
@@ -42,7 +46,8 @@ class ModelSpec:
         prefix: what stands before a stack's path in tensor names.
         layout: how q, k and v lie in their tensors.
         fixed_queries: query heads must keep their places, as each has its own position bias.
-        gains: queries and keys are normalised over all heads together, with a gain for each channel.
+        gains: how the normalisations of queries and keys keep a gain for each channel of each head; None where all heads
+            have the same, which no merge changes.
         projected_heads: heads that the key projection of each layer makes, where maps behind a normalisation then merge
             them into `key_heads`; None where it makes just these.
         tied: the output matrix is the embeddings.
@@ -62,7 +67,7 @@ class ModelSpec:
     prefix: str
     layout: Layout
     fixed_queries: bool
-    gains: bool
+    gains: Gains | None
     behind_norm: Channels | None = None
     projected_heads: tuple[int | None, ...] = ()
     tied: bool = False
@@ -114,8 +119,8 @@ class ModelSpec:
 
     @property
     def gain_norms(self) -> tuple[str, str]:
-        """Names of the normalisations over all query heads and all key heads; "" where there are none."""
-        return self.norms if self.gains else ("", "")
+        """Names of the normalisations of queries and of keys with a gain for each head; "" where there are none."""
+        return ("", "") if self.gains is None else self.norms
 
     def key(self, layer: int) -> str:
         """A layer as files call it: its index, with the stack where there are several."""
@@ -131,14 +136,14 @@ class ModelSpec:
         stack, index = self.sites[layer]
         return f"{self.prefix}{stack.stored(index, role)}.{kind}"
 
-    def gain(self, layer: int, norm: str) -> str:
+    def gain(self, layer: int, norm: str, part: str = "weight") -> str:
         """Name of a normalisation's weight in the checkpoint."""
         stack, index = self.sites[layer]
-        return f"{self.prefix}{stack.stored_norm(index, norm)}.weight"
+        return f"{self.prefix}{stack.stored_norm(index, norm)}.{part}"
 
     def maps(self, layer: int, norm: str) -> str:
         """Name of the maps behind a normalisation, of a layer that merges keys there."""
-        return self.gain(layer, norm).removesuffix("weight") + "maps"
+        return self.gain(layer, norm, "maps")
 
     def sinks(self, layer: int) -> str:
         """Name of the sinks of query heads in the checkpoint, of a family that has them."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -47,7 +47,11 @@ class LayerFeatures:
     def key(self) -> HeadStats:
         """Of the key heads: as a normalisation leaves them where they are merged behind it."""
         if self.behind_norm and self.spec.behind_norm is not None:
-            return normalised_key_stats(self.statistics, self.spec.behind_norm)
+            known = self.statistics
+            if self.spec.family.norm_after_rope:
+                # Maps then act on keys at their absolute positions, so that they must hold at all of them alike.
+                known = replace(known, distances=None, frequencies=None)
+            return normalised_key_stats(known, self.spec.behind_norm)
         return key_stats(self.weights, self.statistics, self.spec.channels)
 
     @cached_property

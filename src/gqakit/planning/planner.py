@@ -19,6 +19,7 @@ from gqakit.errors import PlanError
 from gqakit.models.source import Source
 from gqakit.models.spec import ModelSpec
 from gqakit.planning.allocation.base import FrontPoint, LayerEntry, pick
+from gqakit.planning.before_norm import KeyErrors, key_errors
 from gqakit.planning.candidates import EntryCandidates, EntryShape
 from gqakit.planning.layer_features import LayerFeatures, LayerReader, Side
 from gqakit.planning.plan import (
@@ -79,7 +80,10 @@ def make_plan(
     behind = request.merges_behind_norm(statistics)
     work = _Work(source.spec, request, LayerReader(source, statistics, behind_norm=behind), progress)
     candidates, front, layers = _decide(work, measure, whole_front)
-    plan = _record(source, request, statistics, layers)
+    errors = None
+    if request.could_merge_behind_norm(statistics) and not behind:
+        errors = key_errors(layers, work.read, work.rule)
+    plan = _record(source, request, statistics, layers, errors)
     return Planned(plan, tuple(candidates), tuple(front))
 
 
@@ -188,9 +192,13 @@ def _layer_plan(
 
 
 def _record(
-    source: Source, request: Request, statistics: StatisticsFile | None, layers: Sequence[LayerPlan]
+    source: Source,
+    request: Request,
+    statistics: StatisticsFile | None,
+    layers: Sequence[LayerPlan],
+    errors: KeyErrors | None,
 ) -> Plan:
-    """The plan as it is written down."""
+    """The plan as it is written down; `errors` of keys where they are merged before a normalisation."""
     spec, options, allocation = source.spec, request.options, request.allocation
     rule = RULES[options.merge]
     behind = request.merges_behind_norm(statistics)
@@ -220,7 +228,7 @@ def _record(
         seed=options.seed,
         moments=statistics_record(statistics) if statistics else None,
         versions={"gqakit": __version__},
-        notes=tuple(_notes(merging, spec)),
+        notes=tuple(_notes(merging, spec, errors)),
         layers=tuple(layers),
     )
 
@@ -261,13 +269,14 @@ def _reached(before: CacheShape, budget: Budget, groupings: Sequence[Grouping]) 
     )
 
 
-def _notes(merging: Merging, spec: ModelSpec) -> list[str]:
+def _notes(merging: Merging, spec: ModelSpec, errors: KeyErrors | None) -> list[str]:
     notes: list[str] = []
     if merging.key != merging.rule:
+        cost = "" if errors is None else f": {errors}"
         notes.append(
             f"keys use {merging.key} instead of {merging.rule}: this {spec.model_type} normalises keys after "
             "their projection, so no linear map can be folded there; `format=grouped` with a calibration merges them "
-            "behind it, which keeps far more quality"
+            f"behind it, for transformers alone, which keeps far more quality{cost}"
         )
     if merging.behind_norm:
         notes.append(

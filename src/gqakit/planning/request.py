@@ -143,14 +143,21 @@ class Request:
 
         That takes statistics of keys there, and a checkpoint that only transformers need run.
         """
-        options, rule = self.options, RULES[self.options.merge]
+        options = self.options
+        return (
+            self.could_merge_behind_norm(statistics)
+            and options.format != "uniform"
+            and options.engine in (None, "transformers")
+        )
+
+    def could_merge_behind_norm(self, statistics: StatisticsFile | None) -> bool:
+        """Whether it would with another format or engine."""
+        rule = RULES[self.options.merge]
         return (
             self.spec.behind_norm is not None
             and rule.on(self.spec.channels) is not rule
             and statistics is not None
             and {"key", "query_heads"} <= statistics.kinds
-            and options.format != "uniform"
-            and options.engine in (None, "transformers")
         )
 
     @property

@@ -5,6 +5,7 @@ from gqakit.models.families.bert import BERT, DISTILBERT, ELECTRA, MPNET, ROBERT
 from gqakit.models.families.gpt import BLOOM, FALCON, GPT2, GPT_BIGCODE, GPT_NEOX, MPT, OPT
 from gqakit.models.families.llama import GEMMA2, GEMMA3, LLAMA, MISTRAL, OLMO2, PHI3, QWEN2, QWEN3, STABLELM
 from gqakit.models.families.multimodal import MULTIMODAL
+from gqakit.models.families.normalised import HUNYUAN
 from gqakit.models.families.recent import RECENT
 from gqakit.models.families.rotary import (
     CODEGEN,
@@ -27,6 +28,7 @@ FAMILIES: dict[str, Family] = {
     for family in (
         *(LLAMA, MISTRAL, QWEN2, QWEN3, PHI3, GEMMA2, GEMMA3, OLMO2, STABLELM),
         *(GEMMA, OLMO, MIXTRAL, QWEN2_MOE, STARCODER2, GRANITE, SMOLLM3, PHI, COHERE, GPTJ, CODEGEN),
+        HUNYUAN,
         *RECENT,
         *(GPT2, GPT_NEOX, OPT, BLOOM, FALCON, GPT_BIGCODE, MPT),
         *MULTIMODAL,

@@ -108,6 +108,8 @@ class Family:
             exists, key channels cannot be mixed before it.
         query_norm: the same for queries.
         sinks: name of a tensor with a score for each query head that takes weight and reads no value, or None.
+        norm_switch: config key that says whether the two are there, in families that have them only in some models.
+        norm_after_rope: they stand behind the position embedding, not before it.
         encoder_classes: classes that are the encoder without the decoder, each with the kind of input it takes.
         beside: patterns of the tensors below an attention layer's home that are no projections and stay as they are.
             Any other is refused, as what is not known cannot be merged rightly.
@@ -138,6 +140,8 @@ class Family:
     key_norm: str | None = None
     query_norm: str | None = None
     sinks: str | None = None
+    norm_switch: str | None = None
+    norm_after_rope: bool = False
     encoder_classes: Mapping[str, Task] = field(default_factory=dict)
     beside: tuple[str, ...] = ()
     handles: tuple[str, ...] = ()

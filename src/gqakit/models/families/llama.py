@@ -24,4 +24,11 @@ GEMMA3 = Family(
     handles=_GEMMA,
 )
 OLMO2 = Family("olmo2", causal("Olmo2"), key_norm="k_norm", query_norm="q_norm")
-STABLELM = Family("stablelm", causal("StableLm"), rotary_share=0.25)
+STABLELM = Family(
+    "stablelm",
+    causal("StableLm"),
+    rotary_share=0.25,
+    key_norm="k_layernorm",
+    query_norm="q_layernorm",
+    norm_switch="qk_layernorm",
+)

@@ -83,7 +83,7 @@ _BY_REASON: Mapping[str, tuple[str, ...]] = {
     _SPARSE: ("big_bird", "bigbird_pegasus", "longformer", "led", "longt5"),
     _HASHED: ("reformer",),
     _DIFFERENCE: ("diffllama",),
-    _AFTER: ("hunyuan_v1_dense", "hunyuan_v1_moe", "nanochat"),
+    _AFTER: ("hunyuan_v1_moe", "nanochat"),
     _GATED: ("afmoe", "laguna"),
     _INNER: ("bitnet",),
     _CONVOLVED: ("inkling_text", "inkling2_text", "zaya"),

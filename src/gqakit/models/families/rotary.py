@@ -22,7 +22,15 @@ SMOLLM3 = Family(
     # A map that acts inside frequency pairs is as valid in a layer without positions, so all layers count as rotary.
     handles=("no_rope_layers", "no_rope_layer_interval"),
 )
-PHI = Family("phi", causal("Phi"), stacks=(Stack(names=Names(output="dense")),), rotary_share=0.5)
+PHI = Family(
+    "phi",
+    causal("Phi"),
+    stacks=(Stack(names=Names(output="dense")),),
+    rotary_share=0.5,
+    key_norm="k_layernorm",
+    query_norm="q_layernorm",
+    norm_switch="qk_layernorm",
+)
 GPTJ = Family(
     "gptj",
     causal("GPTJ"),
@@ -59,4 +67,7 @@ COHERE = Family(
     "cohere",
     {"AutoModel": "CohereModel", "AutoModelForCausalLM": "CohereForCausalLM"},
     rotary_pairs="interleaved",
+    key_norm="k_norm",
+    query_norm="q_norm",
+    norm_switch="use_qk_norm",
 )

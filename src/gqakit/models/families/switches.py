@@ -127,5 +127,5 @@ def switched_on(family: Family, config: Mapping[str, Any]) -> list[str]:
     return [
         f"{key} = {config[key]!r}: {switch.effect}"
         for key, switch in SWITCHES.items()
-        if key in config and key not in family.handles and switch.is_on(config[key])
+        if key in config and key not in (*family.handles, family.norm_switch) and switch.is_on(config[key])
     ]

@@ -72,10 +72,12 @@ def _entry(family: Family) -> FamilyEntry:
 
 
 def _keys(family: Family) -> str:
-    if family.key_norm:
-        return "normalised"
+    if family.key_norm and family.norm_switch is None:
+        return "normalised behind the rotation" if family.norm_after_rope else "normalised"
     if callable(family.positions):
         return "rotary, or a bias for each head"
     if family.positions == "rotary":
-        return "rotary" if family.rotary_share == 1 else f"rotary in {family.rotary_share:g} of the channels"
+        some = ", in some models normalised" if family.norm_switch else ""
+        share = "" if family.rotary_share == 1 else f" in {family.rotary_share:g} of the channels"
+        return f"rotary{share}{some}"
     return {"none": "free", "bias": "free, with a bias for each head"}[family.positions]

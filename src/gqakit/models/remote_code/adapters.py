@@ -26,7 +26,8 @@ from .attention import grouped_attention_forward
 from .heads import HeadMaps
 from .packing import DeviceIndex, Mask
 
-HEADS_FIRST = "gemma3_text", "gemma3", "apertus", "exaone4"  # norms see heads before positions
+# Those whose norms see heads before positions.
+HEADS_FIRST = "gemma3_text", "gemma3", "apertus", "exaone4", "hunyuan_v1_dense", "phi", "stablelm"
 States = tuple[Tensor, Tensor, Tensor]  # queries, keys and values, [B, heads, T, d] each
 Out = tuple[Tensor, Any]  # [B, T, hidden size], and attention weights if any
 
@@ -58,7 +59,7 @@ def map_behind(norm: Any, heads: int, dim: int, model_type: str, merged: Sequenc
         norm: the module. heads: that it puts out. dim: channels of a head. model_type: the family's.
         merged: which head each becomes part of, if any.
     """
-    norm.maps = torch.nn.Parameter(torch.eye(dim, dtype=norm.weight.dtype).repeat(heads, 1, 1))
+    norm.maps = torch.nn.Parameter(torch.eye(dim).repeat(heads, 1, 1))
     into = None
     if merged is not None:
         into = DeviceIndex([[int(head == each) for each in merged] for head in range(max(merged) + 1)])
@@ -231,6 +232,8 @@ def _mpnet(
 
 def _stablelm(self: Any, hidden_states: Tensor, **kwargs: Any) -> Out:
     query, key, value = _split(self, hidden_states)
+    if self.qk_layernorm:
+        query, key = self.q_layernorm(query), self.k_layernorm(key)
     width = self.rotary_ndims  # the first channels of a head rotate
     turned = _rotated(self, (query[..., :width], key[..., :width], value), kwargs)
     query = torch.cat([turned[0], query[..., width:]], dim=-1)

@@ -6,6 +6,7 @@ The classes are made when they are asked for: `GqakitLlamaForCausalLM` is transf
 
 from __future__ import annotations
 
+import copy
 from functools import cache
 from typing import Any
 
@@ -118,7 +119,10 @@ def install_grouped_heads(model: PreTrainedModel) -> None:
                 _resize(model, attention.get_submodule(names[role]), count * dim)
         if "key_norm" in names:
             norm = attention.get_submodule(names["key_norm"])
-            norm.weight = nn.Parameter(norm.weight.new_ones(key * dim))
+            if hasattr(norm, "norms"):  # one for each head
+                norm.norms = nn.ModuleList(copy.deepcopy(norm.norms[0]) for _ in range(key))
+            else:  # [heads · d] or [heads, d]
+                norm.weight = nn.Parameter(norm.weight.new_ones(key * dim).view(-1, *norm.weight.shape[1:]))
         if merged is not None:
             for name, count, into in zip(section["norms"], (query, key), (None, merged), strict=True):
                 map_behind(attention.get_submodule(name), count, dim, section["base_model_type"], into)

@@ -226,7 +226,7 @@ def _mapped(
     try:
         for name in norms:
             norm: Any = spec.norm(model, layer, name)
-            norm.maps = weights[spec.maps(layer, name)].to(norm.weight.device, norm.weight.dtype)
+            norm.maps = weights[spec.maps(layer, name)].to(model.device, model.dtype)
             alike = [[int(one == other) for other in merged_keys] for one in merged_keys]
             into = DeviceIndex(alike) if name == spec.norms[1] else None
             first = spec.family.model_type in HEADS_FIRST

@@ -23,7 +23,8 @@ class RepairBlock:
 
     Attributes:
         block: that runs. attention: the attention module in it.
-        projections: weights and biases of q, k, v and o, by the checkpoint's names.
+        projections: weights and biases of q, k, v and o, and maps behind normalisations, by the
+            checkpoint's names.
     """
 
     block: Block
@@ -104,6 +105,10 @@ class RepairBlocks:
             module = self._spec.projection(self._blocks.model, layer, role)
             for kind, parameter in module.named_parameters(recurse=False):
                 found[self._spec.tensor(layer, role, kind)] = parameter
+        for norm in filter(None, self._spec.norms):
+            module = self._spec.norm(self._blocks.model, layer, norm)
+            if hasattr(module, "maps"):
+                found[self._spec.maps(layer, norm)] = module.get_parameter("maps")
         return found
 
 
