@@ -21,6 +21,7 @@ from gqakit.checkpoint import (
     write_bytes,
 )
 from gqakit.checkpoint.atomic import output_errors
+from gqakit.checkpoint.upload import check_upload, upload
 from gqakit.conversion.convert import check_rules, check_statistics, convert_checkpoint, job_of
 from gqakit.conversion.files import CARD_FILE
 from gqakit.conversion.model_card import model_card
@@ -111,6 +112,8 @@ def convert(
     with output_lock(job.out) if not options.dry_run else nullcontext():
         written, repairs = job.written(plan, statistics)
         rows = job.measured(plan, bool(repairs))
+        if options.push_to_hub and not options.dry_run:
+            upload(job.out, options.push_to_hub)
     return ConvertResult(
         plan=plan,
         out=job.out,
@@ -154,6 +157,8 @@ class Conversion:
         if (options.format if plan is None else plan.format) != "uniform":
             architecture(source.checkpoint.config, strict=True)
         check_output(source.checkpoint, out, options.overwrite)
+        if options.push_to_hub:
+            check_upload(options.push_to_hub)
         content = options.read()
         job = cls(source, out, options, progress, content, None, plan, None)
         if plan is None:

@@ -47,3 +47,7 @@ class RunOptions(DeviceOptions):
     def precision(self) -> str:
         """torch's name of the precision."""
         return PRECISIONS[self.dtype]
+
+
+UPLOAD = "Afterwards upload it to this repository of the Hugging Face hub, organisation/name."
+"""Help of the option `push_to_hub` of commands that write a checkpoint."""

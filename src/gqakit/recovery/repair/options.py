@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gqakit.data.options import DATA, WINDOW, TextOptions
-from gqakit.models.run_options import DeviceOptions
+from gqakit.models.run_options import UPLOAD, DeviceOptions
 from gqakit.options import REQUIRED, Options, option
 
 HOW = "How"
@@ -44,3 +44,4 @@ class RepairOptions(FitOptions, TextOptions, DeviceOptions):
         False, "Replace a checkpoint in the output directory, and an unfinished repair with other options.",
         panel=OUTPUT,
     )  # fmt: skip
+    push_to_hub: str | None = option(None, UPLOAD, panel=OUTPUT)

@@ -21,6 +21,7 @@ from gqakit.checkpoint import (
     write_bytes,
     write_checkpoint,
 )
+from gqakit.checkpoint.upload import check_upload, upload
 from gqakit.conversion.checks import check_config, check_structure
 from gqakit.conversion.files import CARD_FILE, CHECKSUM_FILE, PLAN_FILE, REPAIR_FILE
 from gqakit.conversion.model_card import model_card
@@ -91,6 +92,8 @@ def repair(
     source = Source.open(str(options.source), plan.source.stacks)
     check_conversion(source, target, plan)
     out = target.path.with_name(target.path.name + "-repaired") if out is None else Path(out)
+    if options.push_to_hub:
+        check_upload(options.push_to_hub)
     held_out = read_named(options.evaluate_text, "evaluation") if options.evaluate else None
     job = repair_job(source, target, plan, options.read(), options, options.device)
     scoring = EvaluateOptions(window=min(options.window, WINDOW), device=options.device)
@@ -104,6 +107,8 @@ def repair(
         stated = f"{held_out.name}, {rows[0].sample(scoring.window)}"
         card = model_card(plan, source.path, [rows[0], rows[-1]], stated, repaired=True)
         write_bytes(out / CARD_FILE, card.encode())
+    if options.push_to_hub:
+        upload(out, options.push_to_hub)
     return RepairResult(out, tuple(layers), done, tuple(rows))
 
 
