@@ -1,6 +1,7 @@
 """The search for partitions against brute force, on costs with and without structure."""
 
 import random
+from types import SimpleNamespace
 
 import pytest
 from methods_brute_force import KINDS, all_partitions, brute_force, random_cost, total
@@ -11,6 +12,11 @@ from gqakit.core.key_allocation import equal_allocation
 from gqakit.grouping_methods import METHODS
 from gqakit.grouping_methods import partition_search as search
 from gqakit.grouping_methods.base import Sizes, cut
+from gqakit.grouping_methods.local_search import LocalSearch
+
+
+def local_partition(num_heads, num_groups, cost, *, sizes, rng):
+    return LocalSearch(num_heads, cost).partition(num_groups, sizes=sizes, rng=rng)
 
 
 def limits(num_heads: int, num_groups: int) -> list[Sizes]:
@@ -70,7 +76,7 @@ def test_ties_are_broken_the_same_way():
     found = search.exact_partitions(6, {3: sizes}, lambda group: 0.0)
     assert found == search.exact_partitions(6, {3: sizes}, lambda group: 0.0)
     drawn = {
-        search.local_partition(14, 4, lambda group: 0.0, sizes=Sizes(1, 11), rng=random.Random(5))
+        local_partition(14, 4, lambda group: 0.0, sizes=Sizes(1, 11), rng=random.Random(5))
         for _ in range(3)
     }
     assert len(drawn) == 1
@@ -81,7 +87,7 @@ def test_ties_are_broken_the_same_way():
 def test_local_search_lies_between_the_optimum_and_neighbour(kind, num_heads, num_groups, seed):
     cost = KINDS[kind](num_heads, seed)
     for sizes in limits(num_heads, num_groups):
-        found = search.local_partition(num_heads, num_groups, cost, sizes=sizes, rng=random.Random(seed))
+        found = local_partition(num_heads, num_groups, cost, sizes=sizes, rng=random.Random(seed))
         assert found.num_groups == num_groups
         assert sizes.hold(found)
         optimum = brute_force(num_heads, num_groups, cost, sizes)
@@ -97,7 +103,7 @@ def test_local_search_lies_between_the_optimum_and_neighbour(kind, num_heads, nu
 def test_local_search_finds_the_optimum_of_structured_costs(num_heads, num_groups, seed):
     cost = KINDS["plane"](num_heads, seed)
     for sizes in limits(num_heads, num_groups):
-        found = search.local_partition(num_heads, num_groups, cost, sizes=sizes, rng=random.Random(seed))
+        found = local_partition(num_heads, num_groups, cost, sizes=sizes, rng=random.Random(seed))
         exact = search.exact_partitions(num_heads, {num_groups: sizes}, cost)[num_groups]
         assert total(found, cost) == pytest.approx(total(exact, cost))
 
@@ -107,7 +113,9 @@ def test_best_is_exact_up_to_so_many_heads(exact_heads, monkeypatch):
     monkeypatch.setattr(search, "EXACT_HEADS", exact_heads)
     ways = {
         "exact_partitions": lambda heads, counts, cost: dict.fromkeys(counts, Partition.identity(heads)),
-        "local_partition": lambda heads, groups, cost, sizes, rng: Partition.single(heads),
+        "LocalSearch": lambda heads, cost: SimpleNamespace(
+            partition=lambda groups, sizes, rng: Partition.single(heads)
+        ),
     }
     for name, way in ways.items():
         monkeypatch.setattr(search, name, way)
@@ -118,7 +126,7 @@ def test_best_is_exact_up_to_so_many_heads(exact_heads, monkeypatch):
 @pytest.mark.parametrize("sizes", [Sizes(2, 2), Sizes(1, 5), Sizes(1, 3)])
 def test_no_move_or_swap_improves_what_local_search_finds(sizes):
     cost = KINDS["plane"](8, 5)
-    found = search.local_partition(8, 4, cost, sizes=sizes, rng=random.Random(0))
+    found = local_partition(8, 4, cost, sizes=sizes, rng=random.Random(0))
     here = total(found, cost)
     for a in range(8):
         moves = [[*found.labels[:a], g, *found.labels[a + 1 :]] for g in range(4)]
@@ -137,7 +145,7 @@ def test_no_move_or_swap_improves_what_local_search_finds(sizes):
 def test_local_search_keeps_to_sizes_with_many_heads(num_heads, num_groups):
     cost = KINDS["plane"](num_heads, 0)
     for sizes in limits(num_heads, num_groups):
-        found = search.local_partition(num_heads, num_groups, cost, sizes=sizes, rng=random.Random(0))
+        found = local_partition(num_heads, num_groups, cost, sizes=sizes, rng=random.Random(0))
         assert found.num_groups == num_groups
         assert sizes.hold(found)
 
@@ -146,7 +154,7 @@ def test_local_search_keeps_to_sizes_with_many_heads(num_heads, num_groups):
 def test_the_unit_of_a_cost_does_not_matter(scale):
     cost = KINDS["plane"](14, 2)
     plain, scaled = (
-        search.local_partition(14, 4, c, sizes=Sizes(1, 11), rng=random.Random(0))
+        local_partition(14, 4, c, sizes=Sizes(1, 11), rng=random.Random(0))
         for c in (cost, lambda group: scale * cost(group))
     )
     assert total(scaled, cost) == pytest.approx(total(plain, cost))

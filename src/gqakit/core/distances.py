@@ -83,6 +83,10 @@ class Rotation:
         cos, sin, mixed = (t.mean(axis, keepdim=keepdim) for t in (self.cos_cos, self.sin_sin, self.sin_cos))
         return Rotation(cos, sin, mixed, self.quarter)
 
+    def to(self, dtype: torch.dtype) -> Rotation:
+        """The same in another precision."""
+        return Rotation(*(t.to(dtype) for t in (self.cos_cos, self.sin_sin, self.sin_cos, self.quarter)))
+
     def forward(self, x: Float[Tensor, "*batch d d"]) -> Float[Tensor, "*batch d d"]:
         """`E[R X Rᵀ]`: a second moment of keys after RoPE."""
         return self._turn(x, 1.0)
@@ -92,9 +96,11 @@ class Rotation:
         return self._turn(x, -1.0)
 
     def _turn(self, x: Tensor, sign: float) -> Tensor:
-        left, right = self.quarter @ x, x @ self.quarter.mT
+        # `quarter @ x` and `x @ quarter.mT`: one entry in each row of the quarter turn, ±1, or none
+        other, way = self.quarter.abs().argmax(-1), self.quarter.sum(-1)
+        left, right = x[..., other, :] * way[:, None], x[..., other] * way
         mixed = self.sin_cos * left + self.sin_cos.mT * right
-        return self.cos_cos * x + sign * mixed + self.sin_sin * (left @ self.quarter.mT)
+        return self.cos_cos * x + sign * mixed + self.sin_sin * (left[..., other] * way)
 
 
 def beyond_window(distances: Float[Tensor, "*heads window"]) -> Float[Tensor, "*heads longer"]:

@@ -18,7 +18,9 @@ from torch import Tensor
 
 from gqakit.core.attention import AttentionWeights, Projection
 from gqakit.core.distances import Rotation, beyond_window
+from gqakit.core.linalg import eigvalsh
 from gqakit.core.rope import Channels
+from gqakit.core.weighting import roots, weighted_gram
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class HeadStats:
 
     `gram[h, :, g, :]` is `E[k_h k_gᵀ]`, keys before rotation. `metric[h]` weighs an error of head `h`: an error
     vector `e`, rotated if it is a key's, costs `eᵀ metric[h] e`, so the costs of different heads add up.
+    `gram` may be in float32 (see `head_gram`); the statistics of some of the heads are in float64 again.
     `channels` says what may be mixed. The statistics are those of `scale[h] · k_h`; `scale` is 1 but where
     a normalisation removes the length anyway. `distances` and `frequencies` are those of `LayerStatistics`.
     `behind_norm`: the heads are what a normalisation leaves, so no weights before it can take up the maps.
@@ -75,12 +78,27 @@ class HeadStats:
         """Number of heads."""
         return self.gram.shape[0]
 
+    @property
+    def single(self) -> bool:
+        """Whether inner products are in float32: see `head_gram`."""
+        return self.gram.dtype == torch.float32
+
+    @cached_property
+    def weighted(self) -> Float[Tensor, "wide wide"]:
+        """The Gram matrix of all heads stacked, each weighted by `M_h^{1/2}`, before RoPE."""
+        return weighted_gram(self.gram, roots(self.metric)[0].to(self.gram.dtype))
+
+    @cached_property
+    def spectrum(self) -> Float[Tensor, " wide"]:
+        """The eigenvalues of `weighted`, ascending: one decomposition for every number of groups."""
+        return eigvalsh((self.weighted + self.weighted.mT) / 2).double().clamp_min(0)
+
     def select(self, members: Sequence[int]) -> HeadStats:
         """The statistics of some of the heads."""
         index = torch.as_tensor(list(members))
         selected = replace(
             self,
-            gram=self.gram[index][:, :, index],
+            gram=self.gram[index][:, :, index].double(),
             metric=self.metric[index],
             scale=self.scale[index],
             distances=None if self.distances is None else self.distances[index],
@@ -115,7 +133,7 @@ class HeadStats:
     @property
     def own(self) -> Float[Tensor, "heads head_dim head_dim"]:
         """`E[k_h k_hᵀ]` of each head, before RoPE."""
-        return self.gram.diagonal(dim1=0, dim2=2).movedim(-1, 0)
+        return self.gram.diagonal(dim1=0, dim2=2).movedim(-1, 0).double()
 
     def energy(self) -> Float[Tensor, " heads"]:
         """`E[(R k_h)ᵀ M_h (R k_h)]`: what losing head `h` altogether would cost."""
@@ -125,22 +143,45 @@ class HeadStats:
 def head_gram(
     projection: Projection, moment: Float[Tensor, "augmented augmented"]
 ) -> Float[Tensor, "heads head_dim heads head_dim"]:
-    """`E[k_h k_gᵀ]` for all pairs of heads of a projection, in float64."""
-    rows = projection.delivered().double().flatten(0, 1)  # [heads * head_dim, width (+ 1)]
-    width = rows.shape[-1]
-    gram = rows @ moment[:width, :width].double() @ rows.T
+    """`E[k_h k_gᵀ]` for all pairs of heads of a projection: in float64, or in float32 for `SINGLE` channels and more.
+
+    Weights are read in 8 or 11 bits and moments kept in float32, so what float32 adds is rounding of one part in a
+    million of a head's energy.
+    """
     shape = (projection.num_heads, projection.head_dim)
-    return ((gram + gram.T) / 2).reshape(*shape, *shape)  # symmetric whatever rounding did
+    dtype = _precision(projection)
+    rows = projection.delivered().to(dtype).flatten(0, 1)  # [heads * head_dim, width (+ 1)]
+    width = rows.shape[-1]
+    turned = rows @ moment[:width, :width].to(dtype)
+    if dtype == torch.float64:
+        gram = turned @ rows.T
+        return ((gram + gram.T) / 2).reshape(*shape, *shape)  # symmetric whatever rounding did
+    gram = torch.empty(len(rows), len(rows), dtype=dtype)
+    for start in range(0, len(rows), _ROWS_AT_ONCE):  # one half of a symmetric matrix, strip by strip
+        strip = slice(start, start + _ROWS_AT_ONCE)
+        gram[start:, strip] = turned[start:] @ rows[strip].T
+        gram[strip, start:] = gram[start:, strip].T
+    return gram.reshape(*shape, *shape)
+
+
+SINGLE = 2048
+"""Channels of all heads from which inner products are worked out in float32."""
+_ROWS_AT_ONCE = 512
+
+
+def _precision(projection: Projection) -> torch.dtype:
+    return torch.float32 if projection.num_heads * projection.head_dim >= SINGLE else torch.float64
 
 
 def own_moments(
     projection: Projection, moment: Float[Tensor, "augmented augmented"]
 ) -> Float[Tensor, "heads head_dim head_dim"]:
-    """`E[q qᵀ]` of each head alone, in float64: the diagonal blocks of `head_gram` at a fraction of its cost."""
-    rows = projection.delivered().double()  # [heads, head_dim, width (+ 1)]
+    """`E[q qᵀ]` of each head alone, as float64: the diagonal blocks of `head_gram` at a fraction of its cost."""
+    dtype = _precision(projection)
+    rows = projection.delivered().to(dtype)  # [heads, head_dim, width (+ 1)]
     width = rows.shape[-1]
-    own = (rows.flatten(0, 1) @ moment[:width, :width].double()).reshape(rows.shape) @ rows.mT
-    return (own + own.mT) / 2
+    own = (rows.flatten(0, 1) @ moment[:width, :width].to(dtype)).reshape(rows.shape) @ rows.mT
+    return ((own + own.mT) / 2).double()
 
 
 def key_stats(weights: AttentionWeights, moments: LayerStatistics, channels: Channels) -> HeadStats:
@@ -153,14 +194,14 @@ def key_stats(weights: AttentionWeights, moments: LayerStatistics, channels: Cha
     gram = head_gram(weights.key, moments.input)
     second = own_moments(weights.query, moments.input if moments.query is None else moments.query)
     metric = _per_kv_head(second, weights)
-    scale = torch.ones(gram.shape[0], dtype=gram.dtype)
+    scale = torch.ones(gram.shape[0], dtype=torch.float64)
     if channels.locked and (weights.key.gain is None or weights.key.each_alone):
         before = own_moments(replace(weights.key, gain=None), moments.input)  # of what is normalised
         length = before.diagonal(dim1=1, dim2=2).sum(-1).clamp_min(1e-30).sqrt()  # [kv heads]
         scale = length.mean() / length
         gram = gram * scale[:, None, None, None] * scale[None, None, :, None]
         energy = metric.diagonal(dim1=1, dim2=2).mean(1)
-        metric = energy[:, None, None] * torch.eye(gram.shape[1], dtype=gram.dtype)
+        metric = energy[:, None, None] * torch.eye(gram.shape[1], dtype=torch.float64)
     return HeadStats(gram, metric, scale, channels, moments.distances, moments.frequencies)
 
 
@@ -190,7 +231,7 @@ def value_stats(weights: AttentionWeights, moments: LayerStatistics) -> HeadStat
     out = weights.output.double()
     second = out.transpose(1, 2) @ out  # [query heads, d, d]
     metric = _per_kv_head(second, weights)
-    scale = torch.ones(gram.shape[0], dtype=gram.dtype)
+    scale = torch.ones(gram.shape[0], dtype=torch.float64)
     return HeadStats(gram, metric, scale, Channels.mixing(weights.value.head_dim))
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from gqakit.core.grouping import Partition
 from gqakit.grouping_methods.base import GroupingMethod, HeadFeatures, Sizes
+from gqakit.grouping_methods.local_search import LocalSearch
 from gqakit.grouping_methods.partition_search import EXACT_HEADS, best_partition, exact_partitions
 
 
@@ -29,10 +30,14 @@ class Optimal(GroupingMethod):
         return best_partition(heads.num_heads, num_groups, heads.cost, sizes=sizes, rng=rng)
 
     def groups(self, heads: HeadFeatures, counts: Mapping[int, Sizes], *, seed: str) -> dict[int, Partition]:
-        """All numbers of groups from one table of costs, where the search is exact."""
+        """All numbers of groups from one table of costs."""
         if heads.num_heads <= EXACT_HEADS:
             return exact_partitions(heads.num_heads, counts, heads.cost)
-        return super().groups(heads, counts, seed=seed)
+        search = LocalSearch(heads.num_heads, heads.cost)
+        return {
+            count: search.partition(count, sizes=sizes, rng=random.Random(f"{seed}/{count}"))
+            for count, sizes in counts.items()
+        }
 
     def gap(self, heads: HeadFeatures, partition: Partition) -> float | None:
         """0 where the search is exact, else the distance to `heads.bound`."""

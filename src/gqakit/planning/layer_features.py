@@ -141,6 +141,10 @@ class _Relative:
     costs: Sequence[GroupCosts]
     scales: Sequence[float]
 
+    @property
+    def patience(self) -> int:
+        return min(cost.patience for cost in self.costs)
+
     def __call__(self, group: tuple[int, ...]) -> float:
         return self.many([group])[0]
 

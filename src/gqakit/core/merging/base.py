@@ -29,15 +29,22 @@ class HeadMerge:
     expand: Float[Tensor, "members head_dim head_dim"]
 
 
+PATIENCE = 64
+"""Changes that a search tries on costs that are quickly worked out before it stops for want of a gain."""
+
+
 class GroupCosts:
     """What groups of heads cost, each worked out once; a head alone costs nothing.
 
     Args:
         score: gives the costs of groups that are all of one size, with at least two heads in each.
+        patience: changes that a search may try in a row without a gain.
     """
 
-    def __init__(self, score: Callable[[Sequence[Group]], list[float]]) -> None:
-        self._score = score
+    def __init__(
+        self, score: Callable[[Sequence[Group]], list[float]], patience: int = PATIENCE
+    ) -> None:
+        self._score, self.patience = score, patience
         self._known: dict[Group, float] = {}
 
     def __call__(self, group: Group) -> float:

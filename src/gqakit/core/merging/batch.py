@@ -13,6 +13,7 @@ from gqakit.core.distances import Rotation
 from gqakit.core.linalg import eigh, solve
 from gqakit.core.rope import Channels
 from gqakit.core.statistics import HeadStats
+from gqakit.core.weighting import roots, weighted_gram
 
 _TOLERANCE = 1e-5
 """Relative gain of a round of the alternation below which no further round is worth its time."""
@@ -47,7 +48,9 @@ class GroupBatch:
         blocks = stats.gram.permute(0, 2, 1, 3)[index[:, :, None], index[:, None, :]]  # [groups, m, m, d, d]
         wide = members * stats.gram.shape[1]
         gram = blocks.permute(0, 1, 3, 2, 4).reshape(count, wide, wide)  # rows and columns head by head
-        return cls(gram, stats.metric[index], stats.channels, _rotation(stats, index))
+        rotation = _rotation(stats, index)
+        rotation = None if rotation is None else rotation.to(gram.dtype)
+        return cls(gram, stats.metric[index].to(gram.dtype), stats.channels, rotation)
 
     @property
     def members(self) -> int:
@@ -106,7 +109,9 @@ def fold_free(batch: GroupBatch, free: Tensor) -> Maps:
     return balanced(combine, expand, gram.reshape(-1, members * width, members * width))
 
 
-def alternate(batch: GroupBatch, combine: Tensor, rounds: int) -> tuple[Tensor, Tensor, Tensor]:
+def alternate(
+    batch: GroupBatch, combine: Tensor, rounds: int, *, overshoot: float = 0.0
+) -> tuple[Tensor, Tensor, Tensor]:
     """Least squares for the maps given the shared head and for the shared head given the maps, in turn.
 
     `B_h = E[R k_h sᵀ Rᵀ] E[R s sᵀ Rᵀ]⁻¹` and `P_h = N⁻¹ E[Rᵀ B_hᵀ M_h R]`, `N = Σ_h E[Rᵀ B_hᵀ M_h B_h R]`. Stops when no
@@ -116,6 +121,8 @@ def alternate(batch: GroupBatch, combine: Tensor, rounds: int) -> tuple[Tensor, 
         batch: the groups, with a rotation.
         combine: where to start, `[groups, members, d, d]`.
         rounds: at most.
+        overshoot: how much further than the least squares each round goes, from the second on. 1 takes half the rounds to
+            the same error; above it the rounds may run away.
 
     Returns:
         `combine`, `expand` and how much of each group's energy they explain, `[groups]`, up to the ridge.
@@ -134,11 +141,13 @@ def alternate(batch: GroupBatch, combine: Tensor, rounds: int) -> tuple[Tensor, 
         return expand, (expand @ cross.mT * batch.metric.mT).sum((1, 2, 3))
 
     expand, explained = solve_expand(combine)
-    for _ in range(rounds):
+    for turn in range(rounds):
         weighted = expand.mT @ batch.metric  # B_hᵀ M_h, [groups, members, d, d]
         normal = rotation.backward((weighted @ expand).sum(1, keepdim=True))[:, 0]
-        normal = normal + _ridge(normal, _HEAD_RIDGE) * eye
-        combine = _solve_each(normal, rotation.backward(weighted))
+        normal = normal + _ridge(normal, max(_HEAD_RIDGE, 8 * torch.finfo(normal.dtype).eps)) * eye
+        last, combine = combine, _solve_each(normal, rotation.backward(weighted))
+        if overshoot and turn:
+            combine = combine + overshoot * (combine - last)
         before = explained
         expand, explained = solve_expand(combine)
         if bool((explained - before <= _TOLERANCE * explained).all()):
@@ -197,24 +206,6 @@ def balanced(combine: Tensor, expand: Tensor, gram: Tensor) -> Maps:
 def _safe_scale(target: Tensor, energy: Tensor) -> Tensor:
     usable = (energy > 0) & (target > 0)
     return torch.where(usable, (target / energy.clamp_min(1e-300)).clamp_min(1e-300).sqrt(), 1.0)
-
-
-def weighted_gram(
-    gram: Float[Tensor, "*groups members d members d"], root: Float[Tensor, "*groups members d d"]
-) -> Float[Tensor, "*groups wide wide"]:
-    """The Gram matrix of the stacked `root[h] k_h`."""
-    weighted = torch.einsum("...hab,...hbgc,...gdc->...hagd", root, gram, root)
-    return weighted.flatten(-2).flatten(-3, -2)
-
-
-def roots(metric: Float[Tensor, "*heads d d"]) -> tuple[Tensor, Tensor]:
-    """`M^{1/2}` and its pseudo-inverse for each symmetric matrix."""
-    values, vectors = eigh(metric)
-    values = values.clamp_min(0)
-    floor = values.amax(-1, keepdim=True) * 1e-12  # below it an eigenvalue is rounding: no query reads there
-    root = values.sqrt()
-    inverse = torch.where(values > floor, 1 / root.clamp_min(1e-300), 0.0)
-    return (vectors * root[..., None, :]) @ vectors.mT, (vectors * inverse[..., None, :]) @ vectors.mT
 
 
 def _sign(vectors: Tensor) -> Tensor:

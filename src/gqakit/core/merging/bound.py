@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from torch import Tensor
 
 from gqakit.core.distances import beyond_window, turn
 from gqakit.core.linalg import eigvalsh
-from gqakit.core.merging.batch import roots, weighted_gram
 from gqakit.core.statistics import HeadStats
+from gqakit.core.weighting import roots, weighted_gram
 
 DISTANCES = 3
-"""Each takes an eigenvalue problem over all heads; the few that carry most of the weight make most of the bound."""
+"""Each takes an eigenvalue problem over all heads; the few that carry most of the weight make most of the bound. Where heads
+have so many channels that inner products are in float32, one distance has to do."""
 
 
 def low_rank_bound(stats: HeadStats, num_groups: int) -> float:
@@ -24,24 +27,32 @@ def low_rank_bound(stats: HeadStats, num_groups: int) -> float:
     weights of a group's members, which are no less than the least weight of any head; the bound adds up the
     `DISTANCES` that carry most of that. Where the error averages over all distances alike, nothing is known: 0.
     """
-    width = stats.gram.shape[1]
-    rank = num_groups * width
-    if rank >= stats.num_heads * width:
-        return 0.0
-    root, _ = roots(stats.metric)
+    rank = num_groups * stats.gram.shape[1]
+    return sum((weight * _left_out(spectrum, rank) for weight, spectrum in spectra(stats)), 0.0)
+
+
+def spectra(stats: HeadStats) -> tuple[tuple[float, Tensor], ...]:
+    """The eigenvalues, ascending, that bounds for all numbers of groups are made of, with the weight of each."""
     if not stats.channels.first:
-        return _left_out(weighted_gram(stats.gram, root), rank)
+        return ((1.0, stats.spectrum),)
     if stats.distances is None or stats.frequencies is None:
-        return 0.0
-    least = beyond_window(stats.distances).amin(0)
-    total = 0.0
-    for distance in map(int, least.topk(min(DISTANCES, len(least))).indices):
-        turned = root @ turn(distance, stats.frequencies, stats.channels)  # M_h^{1/2} R, [heads, d, d]
-        total += float(least[distance]) * _left_out(weighted_gram(stats.gram, turned), rank)
-    return total
+        return ()
+    known = stats.__dict__.get("_spectra")
+    if known is None:
+        known = stats.__dict__["_spectra"] = tuple(_turned(stats, stats.distances, stats.frequencies))
+    return known
 
 
-def _left_out(gram: Tensor, rank: int) -> float:
+def _turned(stats: HeadStats, distances: Tensor, frequencies: Tensor) -> Iterator[tuple[float, Tensor]]:
+    root, _ = roots(stats.metric)
+    least = beyond_window(distances).amin(0)
+    count = 1 if stats.single else DISTANCES
+    for distance in map(int, least.topk(min(count, len(least))).indices):
+        turned = root @ turn(distance, frequencies, stats.channels)  # M_h^{1/2} R, [heads, d, d]
+        gram = weighted_gram(stats.gram, turned.to(stats.gram.dtype))
+        yield float(least[distance]), eigvalsh((gram + gram.mT) / 2).double()
+
+
+def _left_out(spectrum: Tensor, rank: int) -> float:
     """What the best approximation of this rank leaves: the sum of the smallest eigenvalues."""
-    spectrum = eigvalsh((gram + gram.mT) / 2)
-    return max(float(spectrum[: len(spectrum) - rank].sum()), 0.0)
+    return max(float(spectrum[: max(len(spectrum) - rank, 0)].sum()), 0.0)
