@@ -18,8 +18,8 @@ import torch
 from common import Table, arguments, environment, plan_within
 from gqakit.core.attention import AttentionWeights, Projection
 from gqakit.core.linalg import eigh
-from gqakit.core.weighting import roots, weighted_gram
 from gqakit.core.statistics import value_stats
+from gqakit.core.weighting import roots, weighted_gram
 from gqakit.evaluation.language import score_language
 from gqakit.models.layers import tensors_of_layer
 from gqakit.models.load import load

@@ -76,8 +76,7 @@ def test_ties_are_broken_the_same_way():
     found = search.exact_partitions(6, {3: sizes}, lambda group: 0.0)
     assert found == search.exact_partitions(6, {3: sizes}, lambda group: 0.0)
     drawn = {
-        local_partition(14, 4, lambda group: 0.0, sizes=Sizes(1, 11), rng=random.Random(5))
-        for _ in range(3)
+        local_partition(14, 4, lambda group: 0.0, sizes=Sizes(1, 11), rng=random.Random(5)) for _ in range(3)
     }
     assert len(drawn) == 1
 

@@ -9,6 +9,7 @@ with rotation at every other.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
@@ -96,11 +97,16 @@ class Rotation:
         return self._turn(x, -1.0)
 
     def _turn(self, x: Tensor, sign: float) -> Tensor:
-        # `quarter @ x` and `x @ quarter.mT`: one entry in each row of the quarter turn, ±1, or none
-        other, way = self.quarter.abs().argmax(-1), self.quarter.sum(-1)
-        left, right = x[..., other, :] * way[:, None], x[..., other] * way
+        other, way = self._places
+        left = x.index_select(-2, other) * way[:, None]  # quarter @ x
+        right = x.index_select(-1, other) * way  # x @ quarter.mT
         mixed = self.sin_cos * left + self.sin_cos.mT * right
-        return self.cos_cos * x + sign * mixed + self.sin_sin * (left[..., other] * way)
+        return self.cos_cos * x + sign * mixed + self.sin_sin * (left.index_select(-1, other) * way)
+
+    @cached_property
+    def _places(self) -> tuple[Tensor, Tensor]:
+        """Where each row of the quarter turn has its only entry, and that entry: ±1, or 0 where nothing turns."""
+        return self.quarter.abs().argmax(-1), self.quarter.sum(-1)
 
 
 def beyond_window(distances: Float[Tensor, "*heads window"]) -> Float[Tensor, "*heads longer"]:

@@ -14,6 +14,8 @@ eigh: Callable[[Tensor], tuple[Tensor, Tensor]] = _linalg.eigh
 """Eigenvalues, ascending, and eigenvectors, in columns, of Hermitian `[..., n, n]`."""
 eigvalsh: Callable[[Tensor], Tensor] = _linalg.eigvalsh
 """Eigenvalues alone, ascending, of Hermitian `[..., n, n]`."""
+cholesky_ex: Callable[[Tensor], tuple[Tensor, Tensor]] = _linalg.cholesky_ex
+"""The lower Cholesky factor of `[..., n, n]`, and for each matrix 0 where it has one."""
 svdvals: Callable[[Tensor], Tensor] = _linalg.svdvals
 """Singular values alone, descending, of `[..., n, m]`."""
 solve: Callable[[Tensor, Tensor], Tensor] = _linalg.solve

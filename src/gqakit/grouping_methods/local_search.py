@@ -17,16 +17,18 @@ from gqakit.grouping_methods.stand_in import Labels, StandIn, changed
 
 Group = tuple[int, ...]
 
-STARTS = 32
-KICKS = (8, 16)
+STARTS = 16
+KICKS = (6, 12)
 KICKED = (3, 8)
-"""Descents on the stand-in from random starts, then 8 times 16 from the best so far with 3 to 8 heads' places mixed up."""
+"""Descents on the stand-in from random starts, then 6 times 12 from the best so far with 3 to 8 heads' places mixed up."""
 SAMPLES = (3, 4, 6, 8, 12, 16)
 """Sizes of groups that the stand-in is fitted to first; between them its shares are interpolated."""
 FITS = 2
 """Searches on the stand-in: the second after it is fitted to the groups that the first has found."""
 POLISHED = 4
 """The stand-in's best local optima whose true cost is worked out."""
+_WORTH = 1e-4
+"""Share of the cost that the second fit must promise to save before it is looked at, where costs are dear."""
 _SHARES = (0.1, 10.0)
 """Bounds on fitted shares, relative to those of a within-cluster error; a cost without structure could ask for any."""
 
@@ -57,6 +59,8 @@ class LocalSearch:
         for _ in range(FITS):
             best = self._optima(stand_in, num_groups, sizes, rng)
             best = best[:1] if self._dear else [*best[:POLISHED], even]  # never worse than neighbours
+            if self._dear and found and stand_in.total(_rows(best))[0] > (1 - _WORTH) * min(found.values()):
+                break
             found |= {partition: self._total(partition) for partition in best}
             stand_in = self._fit(stand_in, {group for partition in found for group in partition.groups})
         start = min(found, key=lambda partition: (found[partition], partition.labels))
@@ -87,7 +91,9 @@ class LocalSearch:
         fitted = np.interp(np.log(count), np.log(sizes), [float(np.mean(ratios[size])) for size in sizes])
         return replace(stand_in, shares=fitted.clip(*_SHARES) / count)
 
-    def _optima(self, stand_in: StandIn, num_groups: int, sizes: Sizes, rng: random.Random) -> list[Partition]:
+    def _optima(
+        self, stand_in: StandIn, num_groups: int, sizes: Sizes, rng: random.Random
+    ) -> list[Partition]:
         """Local optima of the stand-in, best first."""
         order = list(range(self.num_heads))
         starts = [cut_evenly(order, num_groups).labels]
@@ -139,10 +145,16 @@ class LocalSearch:
         touched = set(before[before != after]) | set(after[before != after])
 
         def cost(labels: Labels) -> float:
-            return sum(costs([tuple(np.flatnonzero(labels == group).tolist()) for group in touched], self._cost))
+            return sum(
+                costs([tuple(np.flatnonzero(labels == group).tolist()) for group in touched], self._cost)
+            )
 
         here = cost(before)
         return cost(after) < here - 1e-12 * abs(here)
+
+
+def _rows(partitions: Sequence[Partition]) -> Labels:
+    return np.array([partition.labels for partition in partitions])
 
 
 def costs(groups: Sequence[Group], cost: Cost) -> list[float]:

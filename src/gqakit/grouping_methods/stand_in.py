@@ -61,7 +61,9 @@ class StandIn:
         moves = leaving[:, :, None] + joining  # [partitions, heads, groups]
         moves[(own_count <= sizes.least)[:, :, None] | (count >= sizes.most)[:, None] | member] = np.inf
         # [partitions, h, g]: what g brings into the group of h, h gone; then h leaves and g comes
-        brings = 2 * (np.take_along_axis(to_group, labels[:, None].repeat(heads, 1), 2) - pairs).swapaxes(1, 2)
+        brings = 2 * (np.take_along_axis(to_group, labels[:, None].repeat(heads, 1), 2) - pairs).swapaxes(
+            1, 2
+        )
         exchange = shares[own_count][:, :, None] * (brings - 2 * to_own[:, :, None])
         swaps = exchange + exchange.swapaxes(1, 2)
         swaps[(labels[:, :, None] == labels[:, None]) | np.tri(heads, dtype=bool)] = np.inf

@@ -41,9 +41,7 @@ class GroupCosts:
         patience: changes that a search may try in a row without a gain.
     """
 
-    def __init__(
-        self, score: Callable[[Sequence[Group]], list[float]], patience: int = PATIENCE
-    ) -> None:
+    def __init__(self, score: Callable[[Sequence[Group]], list[float]], patience: int = PATIENCE) -> None:
         self._score, self.patience = score, patience
         self._known: dict[Group, float] = {}
 

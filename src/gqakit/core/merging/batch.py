@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gqakit.core.distances import Rotation
-from gqakit.core.linalg import eigh, solve
+from gqakit.core.linalg import cholesky_ex, eigh, solve
 from gqakit.core.rope import Channels
 from gqakit.core.statistics import HeadStats
 from gqakit.core.weighting import roots, weighted_gram
@@ -45,9 +45,12 @@ class GroupBatch:
         """The groups with these heads, the same number in each."""
         index = torch.as_tensor([list(group) for group in groups])  # [groups, members]
         count, members = index.shape
-        blocks = stats.gram.permute(0, 2, 1, 3)[index[:, :, None], index[:, None, :]]  # [groups, m, m, d, d]
-        wide = members * stats.gram.shape[1]
-        gram = blocks.permute(0, 1, 3, 2, 4).reshape(count, wide, wide)  # rows and columns head by head
+        dim = stats.gram.shape[1]
+        gram = torch.empty(count, members, dim, members * dim, dtype=stats.gram.dtype)
+        for group, heads in zip(gram, index, strict=True):
+            for rows, head in zip(group, heads, strict=True):
+                rows.copy_(stats.gram[head].index_select(1, heads).flatten(1))  # [d, members · d]
+        gram = gram.flatten(1, 2)  # rows and columns head by head
         rotation = _rotation(stats, index)
         rotation = None if rotation is None else rotation.to(gram.dtype)
         return cls(gram, stats.metric[index].to(gram.dtype), stats.channels, rotation)
@@ -164,6 +167,10 @@ def _solve_each(matrix: Tensor, right: Tensor) -> Tensor:
     """`matrix⁻¹ right[m]` for `[groups, d, d]` and `[groups, members, d, d]`: one factorisation per group."""
     groups, members, d, _ = right.shape
     side_by_side = right.transpose(1, 2).reshape(groups, d, members * d)
+    if matrix.dtype == torch.float32:  # symmetric and positive: in half the time
+        factor, _ = cholesky_ex(matrix)
+        found = torch.cholesky_solve(side_by_side, factor)
+        return found.view(groups, d, members, d).transpose(1, 2)
     return solve(matrix, side_by_side).view(groups, d, members, d).transpose(1, 2)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from gqakit.core.linalg import eigvalsh
 from gqakit.core.merging.base import PATIENCE, GroupCosts, HeadMerge, MergeRule, residual
@@ -104,7 +103,9 @@ def _left_over(stats: HeadStats, group: Sequence[int]) -> float:
     if len(group) == stats.num_heads:
         return float(stats.spectrum[:-width].sum())
     index = torch.as_tensor(list(group))
-    own = stats.weighted.view(stats.gram.shape)[index][:, :, index].reshape(len(group) * width, -1)  # [m · d, m · d]
+    own = stats.weighted.view(stats.gram.shape)[index][:, :, index].reshape(
+        len(group) * width, -1
+    )  # [m · d, m · d]
     return float(eigvalsh(own)[:-width].double().clamp_min(0).sum())
 
 
