@@ -9,6 +9,7 @@ from methods_layers import heads_of, normal
 
 from gqakit.core.grouping import Partition
 from gqakit.core.key_allocation import equal_allocation
+from gqakit.core.merging.base import GroupCosts
 from gqakit.grouping_methods import METHODS
 from gqakit.grouping_methods import partition_search as search
 from gqakit.grouping_methods.base import Sizes, cut
@@ -147,6 +148,30 @@ def test_local_search_keeps_to_sizes_with_many_heads(num_heads, num_groups):
         found = local_partition(num_heads, num_groups, cost, sizes=sizes, rng=random.Random(0))
         assert found.num_groups == num_groups
         assert sizes.hold(found)
+
+
+def test_the_stand_in_of_a_within_cluster_error_is_exact():
+    shares = LocalSearch(20, KINDS["plane"](20, 0))._fitted.shares
+    assert shares[1:] == pytest.approx([1 / size for size in range(1, 21)])
+
+
+def test_the_stand_in_is_fitted_to_how_groups_of_a_size_cost():
+    plane = KINDS["plane"](20, 0)
+    shares = LocalSearch(20, lambda group: plane(group) * (1 if len(group) == 2 else 1.5))._fitted.shares
+    assert shares[3] * 3 == pytest.approx(1.5)
+    assert shares[2] * 2 == pytest.approx(1)
+
+
+@pytest.mark.parametrize("dear", [False, True])
+def test_a_number_of_groups_does_not_depend_on_the_others(dear):
+    cost = KINDS["diameter"](14, 1)
+    heads = heads_of(
+        normal(14, 4, 6), cost=GroupCosts(lambda groups: [*map(cost, groups)], 8 if dear else 64)
+    )
+    optimal, counts = METHODS["optimal"], {count: Sizes(1, 15 - count) for count in (2, 5, 9, 13)}
+    together = optimal.groups(heads, counts, seed="0")
+    for count, sizes in counts.items():
+        assert optimal.groups(heads, {count: sizes}, seed="0") == {count: together[count]}
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])

@@ -64,7 +64,8 @@ class Fold(MergeRule):
         start = _only((combine, expand))
         if stats.distances is None:
             return start
-        combine, expand, _ = alternate(batch, combine, _ROUNDS)
+        overshoot = 1.0 if stats.channels.head_dim >= _WIDE else 0.0
+        combine, expand, _ = alternate(batch, combine, _ROUNDS, overshoot=overshoot)
         merge = _only(balanced(combine, expand, batch.gram))
         return min(start, merge, key=lambda candidate: residual(stats, candidate))
 
@@ -84,6 +85,8 @@ class Fold(MergeRule):
 
 _ROUNDS = 60
 """At most, before the tolerance ends the alternation."""
+_WIDE = 128
+"""Channels of a head from which rounds take so long that half as many, each going twice as far, are worth having."""
 _SCORE_ROUNDS = 4
 """Enough to rank groups: the error is within a tenth of the one that the alternation settles at."""
 _FEW = 32
