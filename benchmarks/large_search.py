@@ -26,7 +26,7 @@ from gqakit.core.statistics import LayerStatistics, key_stats, value_stats
 from gqakit.core.within_cluster import WithinClusterError
 from gqakit.grouping_methods.asymgqa import AsymGQA
 from gqakit.grouping_methods.base import Sizes
-from gqakit.grouping_methods.partition_search import local_partition
+from gqakit.grouping_methods.local_search import LocalSearch
 from gqakit.grouping_methods.qcqa.method import QCQA, layer_front
 from packaged import MODELS
 
@@ -55,7 +55,7 @@ def main() -> None:
         for count in COUNTS:
             rng = random.Random(f"{name}/{count}")
             best = total(
-                error_of, local_partition(HEADS, count, error_of, sizes=sizes[count], rng=rng).groups
+                error_of, LocalSearch(HEADS, error_of).partition(count, sizes=sizes[count], rng=rng).groups
             )
             walked = total(error_of, AsymGQA().search(error_of, count, sizes=sizes[count], rng=rng).groups)
             others = [evolved[count], clustered(error_of, vectors, count), walked]
@@ -138,7 +138,7 @@ def fold_gap() -> None:
         for count in (8, 16):
             start = time.process_time()
             sizes = Sizes(1, HEADS - count + 1)
-            found = local_partition(HEADS, count, cost, sizes=sizes, rng=random.Random(0))
+            found = LocalSearch(HEADS, cost).partition(count, sizes=sizes, rng=random.Random(0))
             spent = time.process_time() - start
             error = sum(map(cost, found.groups))
             gap = 1 - low_rank_bound(stats, count) / error
