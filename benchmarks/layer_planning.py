@@ -73,7 +73,7 @@ def measure(shape: str, kind: str, method_name: str, against: list[int]) -> None
         table.row(name, f"{spent:.1f}")
 
     start = time.process_time()
-    sides = {side: features.sides(side)[0] for side in SIDES}
+    sides: dict[Side, HeadStats] = {side: features.sides(side)[0] for side in SIDES}
     step("statistics of heads", start)
     counts = {n: Sizes(1, heads - n + 1) for n in range(1, heads)}
     found: dict[Side, Any] = {}

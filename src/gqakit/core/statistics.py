@@ -159,8 +159,10 @@ def head_gram(
     gram = torch.empty(len(rows), len(rows), dtype=dtype)
     for start in range(0, len(rows), _ROWS_AT_ONCE):  # one half of a symmetric matrix, strip by strip
         strip = slice(start, start + _ROWS_AT_ONCE)
-        gram[start:, strip] = turned[start:] @ rows[strip].T
-        gram[strip, start:] = gram[start:, strip].T
+        below = turned[start:] @ rows[strip].T
+        square = below[: below.shape[1]]
+        below[: below.shape[1]] = (square + square.T) / 2
+        gram[start:, strip], gram[strip, start:] = below, below.T
     return gram.reshape(*shape, *shape)
 
 

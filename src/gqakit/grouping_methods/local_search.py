@@ -17,10 +17,10 @@ from gqakit.grouping_methods.stand_in import Labels, StandIn, changed
 
 Group = tuple[int, ...]
 
-STARTS = 16
-KICKS = (6, 12)
+STARTS = 32
+KICKS = (8, 16)
 KICKED = (3, 8)
-"""Descents on the stand-in from random starts, then 6 times 12 from the best so far with 3 to 8 heads' places mixed up."""
+"""Descents on the stand-in from random starts, then 8 times 16 from the best so far with 3 to 8 heads' places mixed up."""
 SAMPLES = (3, 4, 6, 8, 12, 16)
 """Sizes of groups that the stand-in is fitted to first; between them its shares are interpolated."""
 FITS = 2

@@ -50,12 +50,10 @@ class StandIn:
         count, within = member.sum(1), (member * to_group).sum(1)  # [partitions, groups]
         share = shares[count] * within
 
-        def own(values: NDArray[np.generic]) -> NDArray[np.generic]:
-            """Of each head's group."""
-            return np.take_along_axis(values, labels, 1)
-
-        own_count, to_own = own(count), np.take_along_axis(to_group, labels[:, :, None], 2)[:, :, 0]
-        leaving = shares[own_count - 1] * (own(within) - 2 * to_own) - own(share)
+        own_count: Labels = np.take_along_axis(count, labels, 1)  # of each head's group
+        own_within, own_share = np.take_along_axis(within, labels, 1), np.take_along_axis(share, labels, 1)
+        to_own = np.take_along_axis(to_group, labels[:, :, None], 2)[:, :, 0]
+        leaving = shares[own_count - 1] * (own_within - 2 * to_own) - own_share
         larger = shares[np.minimum(count + 1, heads)]
         joining = larger[:, None] * (within[:, None] + 2 * to_group) - share[:, None]
         moves = leaving[:, :, None] + joining  # [partitions, heads, groups]

@@ -118,8 +118,8 @@ def _alternated(stats: HeadStats, groups: Sequence[Sequence[int]]) -> list[float
     found: list[float] = []
     for start in range(0, len(groups), at_once):
         batch = GroupBatch.of(stats, groups[start : start + at_once])
-        how = {"rounds": 2, "overshoot": 1.0} if stats.single else {"rounds": _SCORE_ROUNDS}
-        _, _, explained = alternate(batch, fold_pairwise(batch)[0], **how)
+        rounds, overshoot = (2, 1.0) if stats.single else (_SCORE_ROUNDS, 0.0)
+        _, _, explained = alternate(batch, fold_pairwise(batch)[0], rounds, overshoot=overshoot)
         left = (batch.energy() - explained).clamp_min(0)
         found += [float(value) for value in left]
     return found
