@@ -28,7 +28,12 @@ def low_rank_bound(stats: HeadStats, num_groups: int) -> float:
     `DISTANCES` that carry most of that. Where the error averages over all distances alike, nothing is known: 0.
     """
     rank = num_groups * stats.gram.shape[1]
-    return sum((weight * _left_out(spectrum, rank) for weight, spectrum in spectra(stats)), 0.0)
+    margin = _ROUNDING if stats.single else 0.0
+    return sum((weight * _left_out(spectrum, rank, margin) for weight, spectrum in spectra(stats)), 0.0)
+
+
+_ROUNDING = 1e-6
+"""Share of the largest eigenvalue by which one worked out in float32 may be too large."""
 
 
 def spectra(stats: HeadStats) -> tuple[tuple[float, Tensor], ...]:
@@ -53,6 +58,9 @@ def _turned(stats: HeadStats, distances: Tensor, frequencies: Tensor) -> Iterato
         yield float(least[distance]), eigvalsh((gram + gram.mT) / 2).double()
 
 
-def _left_out(spectrum: Tensor, rank: int) -> float:
+def _left_out(spectrum: Tensor, rank: int, margin: float) -> float:
     """What the best approximation of this rank leaves: the sum of the smallest eigenvalues."""
-    return max(float(spectrum[: max(len(spectrum) - rank, 0)].sum()), 0.0)
+    left = spectrum[: max(len(spectrum) - rank, 0)]
+    if margin:
+        left = (left - margin * spectrum[-1]).clamp_min(0)
+    return max(float(left.sum()), 0.0)
