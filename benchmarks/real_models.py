@@ -38,10 +38,11 @@ from gqakit.calibration.options import TOKENS
 from gqakit.calibration.store import StatisticsFile
 from gqakit.checkpoint import Checkpoint
 from gqakit.core.merging.base import MergeRule
-from gqakit.data.batches import Content, opening, speech_features, transcribe
+from gqakit.data.batches import Content
 from gqakit.data.options import WINDOW
 from gqakit.data.pixels import PixelTransform
 from gqakit.data.samples import Images, Speech, read_speech
+from gqakit.data.speech import opening, speech_features, transcribe
 from gqakit.data.text import token_windows
 from gqakit.errors import BudgetError
 from gqakit.evaluation.agreement import agreement, embed

@@ -22,8 +22,8 @@ from transformers.modeling_outputs import BaseModelOutput
 from common import measurement
 from gqakit.calibration.calibrate import calibrate
 from gqakit.calibration.store import StatisticsFile
-from gqakit.data.batches import opening, speech_batches
 from gqakit.data.samples import Speech, read_speech
+from gqakit.data.speech import opening, speech_batches
 from gqakit.models.load import load
 from gqakit.models.source import Source
 from gqakit.planning.options import LossOptions

@@ -29,6 +29,21 @@ _BODY = {
 _DECODER = {**_TEXT, **_BODY, "num_key_value_heads": HEADS, "max_position_embeddings": 128}
 _ENCODER = {"vocab_size": VOCAB, **_BODY, "max_position_embeddings": 130}
 _IMAGE = {**_BODY, "image_size": 24, "patch_size": 8}
+_BART = {
+    **{"vocab_size": VOCAB, "d_model": HIDDEN, "encoder_layers": LAYERS, "decoder_layers": LAYERS},
+    **{"encoder_attention_heads": HEADS, "decoder_attention_heads": HEADS, "init_std": 0.2},
+    **{"encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "max_position_embeddings": 64},
+    **{"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2},
+    "forced_eos_token_id": None,
+}
+_WAVE = {
+    **{**_BODY, "vocab_size": 20, "conv_dim": (16, 16), "conv_kernel": (10, 3), "conv_stride": (5, 2)},
+    **{"num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2},
+}
+_SMALLER = {
+    "hidden_size": HIDDEN // 2,
+    "num_attention_heads": HEADS // 2,
+}  # than the other tower, head_dim the same
 _NARROW = {"tie_word_embeddings": False, "initializer_range": 0.2}
 
 _SLIDING = ["sliding_attention", "full_attention"]
@@ -122,6 +137,21 @@ CONFIGS: dict[str, dict[str, Any]] = {
         **{"max_source_positions": 20, "max_target_positions": 64},
         **{"suppress_tokens": None, "begin_suppress_tokens": None},
     },
+    "moonshine": {
+        **{**_TEXT, "hidden_size": HIDDEN, "intermediate_size": 48, "max_position_embeddings": 64},
+        **{f"{side}_num_hidden_layers": LAYERS for side in ("encoder", "decoder")},
+        **{f"{side}_num_attention_heads": HEADS for side in ("encoder", "decoder")},
+        **{"partial_rotary_factor": 0.5, "pad_head_dim_to_multiple_of": 3, "decoder_start_token_id": 1},
+    },
+    "wav2vec2": _WAVE,
+    "hubert": {**_WAVE, "do_stable_layer_norm": True, "feat_extract_norm": "layer"},
+    "bart": _BART,
+    "mbart": _BART,
+    "marian": _BART,
+    "pegasus": _BART,
+    "m2m_100": _BART,
+    "blenderbot": _BART,
+    "blenderbot-small": _BART,
     "t5": {
         **{"vocab_size": VOCAB, "d_model": HIDDEN, "d_kv": 16, "d_ff": 48, "num_layers": LAYERS},
         **{"num_heads": HEADS, "decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1},
@@ -129,17 +159,32 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "bert": _ENCODER,
     "roberta": _ENCODER,
     "xlm-roberta": _ENCODER,
+    "camembert": _ENCODER,
+    "roberta-prelayernorm": _ENCODER,
     "electra": {**_ENCODER, "embedding_size": 32},
     "distilbert": {
         **{"vocab_size": VOCAB, "dim": HIDDEN, "n_layers": LAYERS, "n_heads": HEADS, "hidden_dim": 48},
         **{"max_position_embeddings": 130},
     },
     "mpnet": _ENCODER,
+    "modernbert": {
+        **{**_ENCODER, **_TEXT, "layer_types": ["full_attention", "sliding_attention"]},
+        **{"local_attention": 8, "cls_token_id": 1, "sep_token_id": 2, "attention_bias": True},
+    },
     "vit": _IMAGE,
     "deit": _IMAGE,
     "dinov2": _IMAGE,
     "dinov2_with_registers": {**_IMAGE, "num_register_tokens": 2},
     "clip_vision_model": _IMAGE,
+    "siglip_vision_model": _IMAGE,
+    "clip_text_model": {**_ENCODER, "eos_token_id": 2},
+    "siglip_text_model": _ENCODER,
+    "clip": {
+        "text_config": {**_ENCODER, **_SMALLER, "eos_token_id": 2},
+        "vision_config": _IMAGE,
+        "projection_dim": 16,
+    },
+    "siglip": {"text_config": {**_ENCODER, "projection_size": HIDDEN}, "vision_config": _IMAGE},
 }
 _PLAIN_FALCON = {"new_decoder_architecture": False, "multi_query": False, "num_kv_heads": None}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -155,7 +200,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 SAMPLE = (
     *("llama", "qwen3", "olmo2", "phi3", "gemma2", "gpt2", "codegen", "falcon", "falcon_alibi", "gpt_oss"),
-    *("llava", "whisper", "t5", "bert", "vit"),
+    *("llava", "whisper", "moonshine", "t5", "bert", "modernbert", "vit"),
 )
 """One variant of each kind of attention: by default the matrix runs these alone, and all with `pytest -m matrix`."""
 
@@ -179,7 +224,7 @@ def build_family(folder: Path, variant: str, seed: int = 0) -> Path:
     if family == "stablelm":
         config.rope_parameters["partial_rotary_factor"] = 0.5
     name = next((n for a, n in data.classes.items() if a != "AutoModel"), data.classes["AutoModel"])
-    if data.task in ("embedding", "image"):
+    if data.task in ("embedding", "image", "pair"):
         name = data.classes["AutoModel"]
     model = getattr(transformers, name)(config)
     with torch.no_grad():
@@ -202,10 +247,27 @@ def inputs_of(variant: str, length: int = 20) -> dict[str, torch.Tensor]:
     if task == "image":
         return {"pixel_values": torch.randn(2, 3, 24, 24, generator=rng)}
     if task == "speech":
-        return {"input_features": torch.randn(2, 8, 40, generator=rng), "decoder_input_ids": ids}
+        family = FAMILIES[VARIANTS[variant][0]]
+        waves = family.model_type != "whisper"
+        sound = torch.randn(2, *((900,) if waves else (8, 40)), generator=rng)
+        sound = {"input_values" if waves else "input_features": sound}
+        return sound if len(family.stacks) == 1 else {**sound, "decoder_input_ids": ids}
     if task == "translation":
         return {"input_ids": ids.flip(1), "decoder_input_ids": ids}
+    if task == "pair":
+        return {"input_ids": ids, "pixel_values": torch.randn(3, 3, 24, 24, generator=rng)}
     return {"input_ids": ids}
+
+
+def padded_inputs_of(variant: str) -> dict[str, torch.Tensor]:
+    """The same with the end of the first row masked, where a family takes a mask."""
+    inputs = inputs_of(variant)
+    name = next((name for name in ("input_ids", "input_values") if name in inputs), None)
+    if name is None:
+        return inputs
+    mask = torch.ones(inputs[name].shape, dtype=torch.long)
+    mask[0, -inputs[name].shape[1] // 4 :] = 0
+    return {**inputs, "attention_mask": mask}
 
 
 @torch.inference_mode()
@@ -218,7 +280,8 @@ def output_of(folder: Path, variant: str) -> torch.Tensor:
 def run(model: Any, inputs: dict[str, torch.Tensor], **more: Any) -> torch.Tensor:
     """Logits or last hidden states of a model."""
     made = model(**inputs, **more)
-    return made.logits if "logits" in made else made.last_hidden_state
+    name = next(name for name in ("logits", "logits_per_image", "last_hidden_state") if name in made)
+    return made[name]
 
 
 def edit_layers(folder: Path, variant: str, change: Any) -> None:

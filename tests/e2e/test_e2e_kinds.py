@@ -18,10 +18,10 @@ from gqakit.planning.plan import Plan
 def data_for(kind: str) -> tuple[str, ...]:
     """Options that name what a model runs on."""
     rng = np.random.default_rng(0)
-    if kind in ("vit", "dinov2"):
+    if kind in ("vit", "dinov2", "clip"):
         np.savez("images.npz", x=rng.integers(0, 256, (6, 20, 20, 3), dtype=np.uint8))
         return "--images", "images.npz"
-    if kind == "whisper":
+    if kind in ("whisper", "moonshine", "wav2vec2"):
         with wave.open("speech.wav", "wb") as file:
             file.setnchannels(1)
             file.setsampwidth(2)
@@ -31,7 +31,7 @@ def data_for(kind: str) -> tuple[str, ...]:
     return ("--window", "16", "--tokens", "96")
 
 
-@pytest.fixture(params=["bert", "mpnet", "dinov2", "whisper", "t5"])
+@pytest.fixture(params=["bert", "mpnet", "dinov2", "whisper", "moonshine", "wav2vec2", "t5", "clip"])
 def kind(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -39,7 +39,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def source(kind: str, tmp_path: Path) -> Path:
     folder = build_family(tmp_path / "model", kind)
-    if kind not in ("dinov2", "whisper"):
+    if kind in ("bert", "mpnet", "t5", "clip"):
         tokenizer().save_pretrained(folder)
     return folder
 
@@ -55,8 +55,10 @@ def test_calibrate_convert_verify_evaluate(source: Path, kind: str) -> None:
     assert plan.layer_loss == "measured"
     assert Path("out.statistics.safetensors").is_file()
     assert json.loads(out.out)["plan"]["source"]["model_type"] == kind
-    assert plan.source.stacks == (("decoder", "cross") if kind in ("whisper", "t5") else ())
-    said = "keys and values" if kind in ("bert", "mpnet", "dinov2") else "KV cache"
+    cached = kind in ("whisper", "moonshine", "t5")
+    several = {"clip": ("text", "vision")}.get(kind, ())
+    assert plan.source.stacks == (("decoder", "cross") if cached else several)
+    said = "KV cache" if cached else "keys and values"
     assert said in succeeds("plan", "show", "out/gqakit-plan.json").out
     assert f"bytes of {said} per token" in Path("out/README.md").read_text(encoding="utf-8")
     assert said in succeeds("inspect", source).out
@@ -67,7 +69,7 @@ def test_calibrate_convert_verify_evaluate(source: Path, kind: str) -> None:
     same, ours = (row["scores"][name] for row in scored)
     assert same == pytest.approx(1.0 if name == "cosine" else 0.0, abs=1e-5)
     assert (ours < 1) if name == "cosine" else (ours > 0)
-    assert (scored[1]["kv_bytes_measured"] is None) == (name == "cosine")
+    assert (scored[1]["kv_bytes_measured"] is None) == (not cached)
 
 
 @pytest.mark.parametrize("kind", ["dinov2", "whisper"], indirect=True)

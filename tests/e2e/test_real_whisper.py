@@ -16,8 +16,8 @@ import torch
 from pretrained import BEST, PLAINEST, fetch_or_skip
 
 import gqakit
-from gqakit.data.batches import opening, speech_features
 from gqakit.data.samples import Speech, read_speech
+from gqakit.data.speech import opening, speech_features
 from gqakit.evaluation.cache import measure_cache
 from gqakit.models.running import load_tokenizer
 from gqakit.models.source import Source

@@ -95,7 +95,7 @@ def test_a_model_needs_head_maps():
 def test_attention_functions():
     grouped, _ = pair("llama", SAME)
     assert grouped.config._attn_implementation == "gqakit"
-    for name in ("sdpa", "eager", "flex_attention"):
+    for name in ("sdpa", "flex_attention"):
         with pytest.raises(ValueError, match=f'"{name}" cannot run grouped heads.*"gqakit"'):
             grouped.set_attn_implementation(name)
         with pytest.raises(ValueError, match="cannot run grouped heads"):
@@ -115,3 +115,19 @@ def test_attention_weights_are_those_of_eager_attention(maps):
         assert torch.allclose(layer, expected, atol=1e-5)
     plain = grouped(tokens())
     assert plain.attentions is None
+    grouped.config.output_attentions = True  # as a stock model whose attention is eager takes it
+    assert torch.equal(grouped(tokens()).attentions[0], ours[0])
+
+
+def test_eager_attention_is_a_grouped_models_own():
+    grouped, _ = pair("llama", SAME)
+    logits = grouped(tokens()).logits
+    grouped.set_attn_implementation("eager")
+    assert torch.equal(grouped(tokens()).logits, logits)
+    assert grouped.config._attn_implementation == "gqakit_eager"
+    grouped.set_attn_implementation("gqakit")
+    grouped.config._attn_implementation = "eager"  # what Whisper's generation does
+    assert torch.equal(grouped(tokens()).logits, logits)
+    again = AutoModelForCausalLM.from_config(copy.deepcopy(grouped.config), attn_implementation="eager")
+    assert again.config._attn_implementation == "gqakit_eager"
+    assert again(tokens(), output_attentions=True).attentions[0].shape[-1] == tokens().shape[1]

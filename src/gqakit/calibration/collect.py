@@ -113,30 +113,31 @@ class _LayerSums:
     def __init__(self, spec: ModelSpec, layer: int) -> None:
         self.name = spec.name(layer)
         self.num_kv_heads = spec.key_heads[layer]
-        self.input = SecondMoment(spec.hidden_size)
-        self.value = SecondMoment(spec.hidden_size)
-        self.query = SecondMoment(spec.hidden_size) if spec.sites[layer].stack.cross else None
+        width = spec.widths[layer]
+        self.input, self.value = SecondMoment(width), SecondMoment(width)
+        self.query = SecondMoment(width) if spec.sites[layer].stack.cross else None
         self.head_dim = spec.head_dim
         self.heads_first = spec.family.model_type in HEADS_FIRST
         self.key: SecondMoment | None = None  # behind a normalisation
         self.query_heads = torch.zeros(self.num_kv_heads, spec.head_dim, spec.head_dim, dtype=torch.float64)
         if spec.behind_norm is not None:
             self.key = SecondMoment(self.num_kv_heads * spec.head_dim)
-        self.rotates = bool(spec.turning.first)
-        self.distances = torch.zeros(self.num_kv_heads, 0, dtype=torch.float64)
+        cross = self.query is not None  # where nothing turns, so that every distance is as none
+        self.rotates = bool(spec.turning.first) and not cross
+        self.distances = torch.ones(self.num_kv_heads, int(cross), dtype=torch.float64)
         self.rows: Tensor | None = None  # the layer's present input, between its two hooks
         self.own_frequencies: Tensor | None = None
         self.turns = True
 
     def take_positions(self, attention: nn.Module) -> None:
-        """What a layer itself says of its positions: that it has none (SmolLM3), or by a table of angles (GPT-J)."""
+        """What a layer says of its positions: that it has none (SmolLM3, cross-attention), or a table of angles (GPT-J)."""
         table = getattr(attention, "embed_positions", None)
         if isinstance(
             table, Tensor
         ):  # [positions, 2 · pairs]: sines, then cosines; at position 1 of the rates
             sines, cosines = table[1].detach().double().cpu().chunk(2)
             self.own_frequencies = torch.atan2(sines, cosines)
-        self.turns = bool(getattr(attention, "use_rope", True))
+        self.turns = self.query is None and bool(getattr(attention, "use_rope", True))
 
     def see_input(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         """The input of the key projection is the layer's, `[B, S, D]`."""
@@ -269,6 +270,7 @@ def _frequencies(model: PreTrainedModel, spec: ModelSpec, layer: int) -> Tensor 
         for name, buffer in spec.body(model).named_buffers()
         if name.endswith("inv_freq") and buffer.numel() == pairs
     }
-    own = f"{getattr(spec.attention_module(model, layer), 'layer_type', None)}_inv_freq"
-    found = fitting.get(own, next(iter(fitting.values()), None))
+    kinds = getattr(model.config, "layer_types", None)
+    found = fitting.get(f"{kinds[spec.sites[layer].index] if kinds else None}_inv_freq")
+    found = next(iter(fitting.values()), None) if found is None else found
     return None if found is None else found.detach().double().cpu()

@@ -228,9 +228,10 @@ def identity_model(source: Source, stock: PreTrainedModel, *, behind_norm: bool 
     spec = source.spec
     if spec.is_grouped:
         raise ValueError(f"{source.name} is grouped already")
-    maps = tuple(head * spec.key_heads[0] // spec.num_heads for head in range(spec.num_heads))
+    pairs = zip(spec.heads, spec.key_heads, strict=True)
+    maps = [tuple(head * kv_heads // heads for head in range(heads)) for heads, kv_heads in pairs]
     alone = {layer: range(spec.key_heads[layer]) for layer in range(spec.num_layers) if behind_norm}
-    config = grouped_config(stock.config.to_dict(), spec, [(maps, maps)] * spec.num_layers, alone)
+    config = grouped_config(stock.config.to_dict(), spec, [(each, each) for each in maps], alone)
     kind = model_class(f"Gqakit{type(stock).__name__}")
     with torch.device("meta"):  # its tensors are the source's, so none is made
         model = kind._from_config(kind.config_class.from_dict(config), dtype=stock.dtype)

@@ -36,7 +36,8 @@ def converted_config(config: Mapping[str, Any], spec: ModelSpec, plan: Plan) -> 
         part = {**spec.family.part(config), spec.family.num_kv_heads: plan.groupings[0].key.num_groups}
         return spec.family.with_part(config, part)
     architecture(config, strict=True)
-    maps = [g.query_maps(spec.num_heads, fixed=spec.fixed_queries) for g in plan.groupings]
+    pairs = zip(plan.groupings, spec.heads, strict=True)
+    maps = [grouping.query_maps(heads, fixed=spec.fixed_queries) for grouping, heads in pairs]
     merged = {
         layer: grouping.key.labels
         for layer, grouping in enumerate(plan.groupings)

@@ -44,7 +44,7 @@ def model_card(
         f"# {plan.source.name} with {_SIZED[plan.sized]} {budget.kv_ratio:.0%}",
         "",
         f"Converted by gqakit {__version__} from **{plan.source.name}** "
-        f"({plan.source.num_kv_heads} KV heads in each of {plan.source.num_layers} layers) "
+        f"({_several(plan.source.num_kv_heads)} KV heads in each of {plan.source.num_layers} layers) "
         f"to {heads} KV heads per layer: {budget.kv_bytes_per_token_before:,} → {budget.kv_bytes_per_token:,} "
         f"bytes of {plan.sized} per token. {_RECOVERY[repaired]}",
         "",
@@ -116,3 +116,8 @@ def stated_in_card(directory: Path) -> dict[str, Any]:
 def _is_text(value: Any, *, several: bool) -> bool:
     texts = value if several and isinstance(value, list) else [value]
     return bool(texts) and all(isinstance(text, str) and text for text in texts)
+
+
+def _several(counts: int | tuple[int, ...]) -> str:
+    """A number, or those that there are: "8 or 12"."""
+    return str(counts) if isinstance(counts, int) else " or ".join(map(str, sorted(set(counts))))

@@ -41,8 +41,8 @@ def adapted_files(source: Path, config: dict[str, Any], spec: ModelSpec, plan: P
 def moved_heads(heads: list[list[int]], spec: ModelSpec, plan: Plan) -> list[list[int]]:
     """Pairs of decoder layer and query head of cross-attention, with the place where the conversion puts each head."""
     orders = {
-        site.index: grouping.query_order(spec.num_heads, fixed=spec.fixed_queries)
-        for site, grouping in zip(spec.sites, plan.groupings, strict=True)
+        site.index: grouping.query_order(heads, fixed=spec.fixed_queries)
+        for site, heads, grouping in zip(spec.sites, spec.heads, plan.groupings, strict=True)
         if site.stack.cross
     }
     return [

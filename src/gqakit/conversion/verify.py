@@ -101,7 +101,7 @@ def verify(
 
 def _batch(source: Source, options: VerifyOptions) -> Batch:
     """One batch of what the model takes."""
-    if not options.names_data and source.spec.family.task in ("image", "speech"):
+    if not options.names_data and source.spec.family.task in ("image", "speech", "pair"):
         return noise_batch(source)
     content = options.read("evaluation")
     return batches_of(source, content, window=options.window, tokens=options.window)[0]

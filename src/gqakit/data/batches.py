@@ -2,37 +2,42 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from gqakit.checkpoint import Checkpoint
 from gqakit.data.pixels import PixelTransform
-from gqakit.data.samples import Images, Speech, text_batches, translation_batches
-from gqakit.data.text import Text, token_windows
+from gqakit.data.samples import Images, Pairs, Speech, text_batches, translation_batches
+from gqakit.data.speech import noise, speech_batches
+from gqakit.data.text import Text, read_text, token_windows
 from gqakit.errors import DataError, UsageError
-from gqakit.models.architectures import family_of, named, text_part
-from gqakit.models.load import load
+from gqakit.models.architectures import named, text_part
 from gqakit.models.running import load_tokenizer
 from gqakit.models.source import Source
 from gqakit.models.spec import ModelSpec
 
-Content = Text | Images | Speech
+Content = Text | Images | Speech | Pairs
 
 IMAGES_AT_ONCE = 8
 # Families whose position embeddings follow another image size only when asked to; DINOv2's always do.
-ASK_TO_INTERPOLATE = ("vit", "clip_vision_model")
-SPOKEN_TOKENS = 96
-_TAKES = {"text": Text, "embedding": Text, "translation": Text, "image": Images, "speech": Speech}
+ASK_TO_INTERPOLATE = ("vit", "clip_vision_model", "siglip_vision_model", "clip", "siglip")
+_TAKES = {
+    "text": Text,
+    "embedding": Text,
+    "translation": Text,
+    "image": Images,
+    "speech": Speech,
+    "pair": Images,
+}
 _OPTION = {Text: "text", Images: "images", Speech: "audio"}
 
 
 def check_content(spec: ModelSpec, content: Content) -> None:
     """Raise `UsageError` unless a model of this kind takes it."""
     kind = _TAKES[spec.family.task]
+    if spec.family.task == "pair" and isinstance(content, Pairs):
+        return
     if not isinstance(content, kind):
         raise UsageError(
             f"a {spec.family.model_type} model runs on {kind.__name__.lower()}, not on {type(content).__name__.lower()}; "
@@ -66,18 +71,15 @@ def batches_of(
     """
     spec, checkpoint = source.spec, source.checkpoint
     check_content(spec, content)
+    if spec.family.task == "pair":
+        assert isinstance(content, Images | Pairs)
+        return _pairs(source, content, window=window, skip=skip)
     if isinstance(content, Images):
-        if len(content.pixels) <= skip:
-            raise DataError(f"images {content.name}: {len(content.pixels)}, none left after the first {skip}")
-        transform = PixelTransform(checkpoint, content.size)
-        pixels = transform(content.pixels[skip:])
-        asks = {}
-        if transform.interpolates and spec.family.model_type in ASK_TO_INTERPOLATE:
-            asks["interpolate_pos_encoding"] = True
-        return [{"pixel_values": part, **asks} for part in pixels.split(IMAGES_AT_ONCE)]
+        return _image_batches(source, content, skip)
     if isinstance(content, Speech):
         return speech_batches(checkpoint, Speech(content.name, content.clips[skip:]))
-    window = min(window, _longest(checkpoint))
+    assert isinstance(content, Text)
+    window = min(window, _longest(checkpoint.config))
     tokenizer = load_tokenizer(checkpoint)
     windows = token_windows(tokenizer, content, window=window, tokens=tokens, skip=skip)
     if spec.family.task == "translation":
@@ -88,92 +90,56 @@ def batches_of(
     return batches
 
 
-def _longest(source: Checkpoint) -> int:
+def _image_batches(source: Source, content: Images, skip: int) -> list[dict[str, Any]]:
+    """Some images at a time, as the model's processor prepares them."""
+    if len(content.pixels) <= skip:
+        raise DataError(f"images {content.name}: {len(content.pixels)}, none left after the first {skip}")
+    transform = PixelTransform(source.checkpoint, content.size)
+    pixels = transform(content.pixels[skip:])
+    asks = {}
+    if transform.interpolates and source.spec.family.model_type in ASK_TO_INTERPOLATE:
+        asks["interpolate_pos_encoding"] = True
+    return [{"pixel_values": part, **asks} for part in pixels.split(IMAGES_AT_ONCE)]
+
+
+def _pairs(source: Source, content: Images | Pairs, *, window: int, skip: int) -> list[dict[str, Any]]:
+    """Some images at a time with as many pieces of a text; of gqakit's own where none is given."""
+    images, text = (
+        (content.images, content.text)
+        if isinstance(content, Pairs)
+        else (content, read_text(["calibration"]))
+    )
+    batches, tokenizer = _image_batches(source, images, skip), load_tokenizer(source.checkpoint)
+    window = min(window, _longest(source.spec.sites[0].stack.config(source.checkpoint.config)))
+    pieces = token_windows(tokenizer, text, window=window, tokens=window * len(images.pixels))
+    if tokenizer.eos_token_id is not None:  # where such models look for what the whole piece says
+        pieces[:, -1] = tokenizer.eos_token_id
+    for number, batch in enumerate(batches):
+        of_batch = torch.arange(len(batch["pixel_values"])) + number * IMAGES_AT_ONCE
+        batch["input_ids"] = pieces[of_batch % len(pieces)]
+    return batches
+
+
+def _longest(config: Mapping[str, Any]) -> int:
     """The longest text that learned positions allow."""
-    kind, part = source.config.get("model_type", "").removeprefix("gqakit_"), text_part(source.config)
+    kind, part = config.get("model_type", "").removeprefix("gqakit_"), text_part(config)
     longest = part.get("max_position_embeddings") or part.get("n_positions")
-    if kind in ("roberta", "mpnet") and longest:
+    if kind in ("roberta", "xlm-roberta", "camembert", "roberta-prelayernorm", "mpnet") and longest:
         longest -= 2  # their positions begin after the padding index
     return longest or 1 << 30
-
-
-def speech_batches(source: Checkpoint, speech: Speech) -> list[dict[str, Any]]:
-    """Each recording with what the model itself hears in it, most likely token by token: the decoder is run on that."""
-    if not speech.clips:
-        raise DataError(f"recordings {speech.name}: none left")
-    if _is_encoder(source):
-        return [{"input_features": row[None]} for row in speech_features(source, speech)]
-    model: Any = load(source.path, dtype=torch.float32)
-    begin = opening(source)
-    return [
-        {
-            "input_features": row[None],
-            "decoder_input_ids": transcribe(model, row[None], begin, SPOKEN_TOKENS),
-            "use_cache": False,
-        }
-        for row in speech_features(source, speech)
-    ]
-
-
-def _is_encoder(source: Checkpoint) -> bool:
-    """Whether a speech model has no decoder, as one that classifies recordings."""
-    family = family_of(source.config)
-    return family is not None and not any(stack.cached for stack in family.stacks)
-
-
-def opening(source: Checkpoint) -> list[int]:
-    """The tokens that a speech model's decoder begins with: the start, then language and task where they are forced."""
-    begin = [int(source.config.get("decoder_start_token_id") or 0)]
-    path = source.path / "generation_config.json"
-    forced = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return begin + [token for _, token in forced.get("forced_decoder_ids") or [] if token is not None]
-
-
-def transcribe(model: Any, features: Tensor, begin: Sequence[int], most: int) -> Tensor:
-    """The most likely tokens for one recording `[1, mels, frames]`, `[1, tokens]`, those it was begun with first."""
-    end, ids = model.config.eos_token_id, torch.tensor([list(begin)])
-    with torch.inference_mode():
-        encoded = model.get_encoder()(features)
-        cache, new = None, ids
-        for _ in range(most):
-            made = model(
-                encoder_outputs=encoded, decoder_input_ids=new, past_key_values=cache, use_cache=True
-            )
-            cache = made.past_key_values
-            logits = made.logits[:, -1]
-            if end is not None:
-                logits[:, end + 1 :] = -torch.inf  # no timestamps
-            new = logits.argmax(-1, keepdim=True)
-            if end is not None and int(new) == end:
-                break
-            ids = torch.cat([ids, new], dim=1)
-    return ids
-
-
-def speech_features(source: Checkpoint, speech: Speech) -> Tensor:
-    """Log-mel spectrograms of recordings, `[n, mels, frames]`."""
-    from transformers import WhisperFeatureExtractor
-
-    if (source.path / "preprocessor_config.json").is_file():
-        extractor = WhisperFeatureExtractor.from_pretrained(str(source.path), local_files_only=True)
-    else:
-        extractor = WhisperFeatureExtractor(feature_size=source.config.get("num_mel_bins", 80))
-    frames = 2 * int(source.config.get("max_source_positions", 1500))
-    made = extractor(list(speech.clips), sampling_rate=16_000, return_tensors="pt")["input_features"]
-    return made[..., :frames]
 
 
 def noise_batch(source: Source) -> dict[str, Any]:
     """Seeded noise that an image or speech model takes, to compare two models on where nothing better is given."""
     rng = torch.Generator().manual_seed(0)
     config = source.checkpoint.config
-    if source.spec.family.task == "image":
+    if source.spec.family.task in ("image", "pair"):
+        config = {**config, **(config.get("vision_config") or {})}
         size = config.get("image_size", 224)
         size = size if isinstance(size, int) else size[0]
-        return {"pixel_values": torch.randn(1, config.get("num_channels", 3), size, size, generator=rng)}
-    frames = 2 * int(config.get("max_source_positions", 1500))
-    features = torch.randn(1, config.get("num_mel_bins", 80), frames, generator=rng)
-    if _is_encoder(source.checkpoint):
-        return {"input_features": features}
-    ids = torch.randint(int(config["vocab_size"]), (1, 16), generator=rng)
-    return {"input_features": features, "decoder_input_ids": ids, "use_cache": False}
+        pixels = torch.randn(1, config.get("num_channels", 3), size, size, generator=rng)
+        if source.spec.family.task == "image":
+            return {"pixel_values": pixels}
+        vocabulary = source.checkpoint.config["text_config"]["vocab_size"]
+        return {"pixel_values": pixels, "input_ids": torch.randint(vocabulary, (2, 8), generator=rng)}
+    return noise(source.checkpoint, rng)

@@ -44,7 +44,7 @@ class TextOptions(Options):
         """Several kinds of data at once."""
         yield from super().problems()
         given = [f"`{name}`" for name, value in self._named().items() if value is not None]
-        if len(given) > 1:
+        if len(given) > 1 and given not in (["`text`", "`images`"], ["`dataset`", "`images`"]):
             yield f"give one of {' and '.join(given)}, not {len(given)}"
 
     def read(self, default: str = "calibration") -> Content:
@@ -68,7 +68,8 @@ class DataOptions(TextOptions):
     """A text, or images or recordings for the models that take those."""
 
     images: Any = option(
-        None, "For image models: a folder of images, an .npz of uint8 [n, height, width, 3], or a dataset name.",
+        None, "For image models: a folder of images, an .npz of uint8 [n, height, width, 3], or a dataset name; "
+        "with a text for models that take both.",
         panel=DATA,
     )  # fmt: skip
     audio: Any = option(
@@ -84,10 +85,13 @@ class DataOptions(TextOptions):
 
     def read(self, default: str = "calibration") -> Content:
         """What is named, read; see `TextOptions.read`."""
-        from gqakit.data.samples import Images, Speech, read_images, read_speech
+        from gqakit.data.samples import Images, Pairs, Speech, read_images, read_speech
+        from gqakit.data.text import Text
 
         if isinstance(self.images, str | Path):
-            return read_images(self.images, self.samples, self.image_size)
+            images = read_images(self.images, self.samples, self.image_size)
+            text = super().read(default) if super().names_data else None
+            return Pairs(images, text) if isinstance(text, Text) else images
         if isinstance(self.images, Images) or isinstance(self.audio, Speech):
             return self.images or self.audio
         if self.audio is not None:
@@ -103,10 +107,10 @@ def read_named(text: Any, default: str) -> Content:
     Raises:
         DataError: see `read_text`.
     """
-    from gqakit.data.samples import Images, Speech
+    from gqakit.data.samples import Images, Pairs, Speech
     from gqakit.data.text import Text, read_text
 
-    if isinstance(text, Text | Images | Speech):
+    if isinstance(text, Text | Images | Speech | Pairs):
         return text
     if text is None:
         return read_text([default])

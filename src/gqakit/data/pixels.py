@@ -33,10 +33,11 @@ class PixelTransform:
 
     def __init__(self, source: Checkpoint, size: int | None = None) -> None:
         self.path = source.path
-        own = source.config.get("image_size")
+        config = {**source.config, **(source.config.get("vision_config") or {})}
+        own = config.get("image_size")
         self.own: int | None = own if isinstance(own, int) or own is None else own[0]
         self.asked = size
-        patch = source.config.get("patch_size")
+        patch = config.get("patch_size")
         if size is not None and isinstance(patch, int) and size % patch:
             raise UsageError(f"`image_size={size}` is no multiple of the model's patches of {patch} pixels")
 

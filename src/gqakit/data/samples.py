@@ -7,13 +7,16 @@ import wave
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from gqakit.errors import DataError, MissingDependencyError, UsageError
+
+if TYPE_CHECKING:
+    from gqakit.data.text import Text
 
 Batch = Mapping[str, Any]
 """Keyword arguments of one forward pass."""
@@ -24,10 +27,16 @@ RATE = 16_000
 
 
 def positions_of(batch: Batch) -> int:
-    """Positions that a batch has, for progress: tokens, or 1 for each image."""
-    tensors = [value for value in batch.values() if isinstance(value, Tensor)]
-    ids = [value for name, value in batch.items() if name.endswith("input_ids")]
-    return ids[0].numel() if ids else tensors[0].shape[0]
+    """Positions that a batch has, for progress: tokens, else for each 20 ms of speech 1, for each image 1."""
+    tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
+    ids = [value for name, value in tensors.items() if name.endswith("input_ids")]
+    if ids:
+        return ids[0].numel()
+    if "input_values" in tensors:  # [B, samples]
+        return tensors["input_values"].numel() * 50 // RATE
+    if "input_features" in tensors:  # [B, mels, frames of 10 ms]
+        return tensors["input_features"][:, 0].numel() // 2
+    return next(iter(tensors.values())).shape[0]
 
 
 @dataclass(frozen=True)
@@ -53,6 +62,24 @@ class Images:
     def part(self, which: slice) -> Images:
         """Some of them."""
         return replace(self, pixels=self.pixels[which])
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Images and a text, for a model that takes both; what is read to an image need not be about it."""
+
+    images: Images
+    text: Text
+
+    @property
+    def name(self) -> str:
+        """Both names."""
+        return f"{self.images.name} + {self.text.name}"
+
+    @property
+    def sha256(self) -> str:
+        """Hash of both."""
+        return hashlib.sha256(f"{self.images.sha256} {self.text.sha256}".encode()).hexdigest()
 
 
 @dataclass(frozen=True)

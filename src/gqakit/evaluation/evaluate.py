@@ -78,7 +78,7 @@ def evaluate_sources(
     _check_vocabulary(source, conversions)
     batches: list[Batch] = [*batches_of(source, content, window=options.window, tokens=options.tokens)]
     precision = getattr(torch, options.precision)
-    if source.spec.family.task == "image":
+    if source.spec.family.task in ("image", "pair"):
         batches = [{**batch, "pixel_values": batch["pixel_values"].to(precision)} for batch in batches]
     rows: list[EvaluationRow] = []
     reference: Any = None

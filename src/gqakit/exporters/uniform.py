@@ -71,7 +71,7 @@ def check_saving(source: ExportSource, model: UniformModel) -> None:
     refused: no model has more KV heads than query heads.
     """
     spec, count = source.spec, model.arrangements[0].num_kv_heads
-    base = spec.num_heads if source.plan is None else source.plan.source.num_kv_heads
+    base = spec.num_heads if source.plan is None else source.plan.source.kv_heads_of(0)
     if count < base:
         return
     before = f"the base model had {base}"

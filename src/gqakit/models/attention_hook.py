@@ -12,12 +12,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface
 
 from gqakit.models.remote_code.adapters import attention_mask_for
-from gqakit.models.remote_code.attention import (
-    GroupedHeads,
-    grouped_attention_forward,
-    mask_with_bias,
-)
-from gqakit.models.remote_code.heads import HeadMaps
+from gqakit.models.remote_code.attention import grouped_attention_forward, mask_with_bias, ordinary_heads
 
 _NAME = "gqakit_watched"
 
@@ -116,8 +111,7 @@ def _attention(
         return grouped_attention_forward(module, query, key, value, attention_mask, **how)
     group = query.shape[1] // key.shape[1]
     if softcap is not None or sinks is not None:  # only transformers' eager functions know these
-        reads = tuple(head // group for head in range(query.shape[1]))
-        heads = GroupedHeads(HeadMaps(reads, reads))
+        heads = ordinary_heads(query.shape[1], key.shape[1])
         out = heads.attend(query, key, value, attention_mask, dropout, scale, causal, softcap, sinks)
         return out.transpose(1, 2).contiguous(), None
     if not hasattr(module, "num_key_value_groups"):  # by which transformers' function repeats keys and values

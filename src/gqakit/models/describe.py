@@ -55,15 +55,16 @@ def describe_model(
     query_norm = f"{prefix}{stack.stored_norm(index, family.query_norm)}."
     normed, gains = _norms(family, config, query_norm, shapes, sizes.head_dim)
     channels = _key_channels(family, config, positions, sizes.head_dim)
+    kv_heads = tuple(sizes.kv_heads[site.stack.name] for site in sites)
     spec = ModelSpec(
         family=family,
         model_type=model_type,
         sites=sites,
-        num_heads=sizes.heads,
-        key_heads=section.key_heads if section else (sizes.kv_heads,) * len(sites),
-        value_heads=section.value_heads if section else (sizes.kv_heads,) * len(sites),
+        heads=tuple(sizes.heads[site.stack.name] for site in sites),
+        key_heads=section.key_heads if section else kv_heads,
+        value_heads=section.value_heads if section else kv_heads,
         head_dim=sizes.head_dim,
-        hidden_size=sizes.hidden,
+        widths=tuple(sizes.widths[site.stack.name] for site in sites),
         channels=Channels.normalised(sizes.head_dim) if normed else channels,
         behind_norm=channels if normed else None,
         element_bytes=element_bytes,
@@ -166,7 +167,9 @@ def _check_accounted(
     spec: ModelSpec, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
 ) -> None:
     """Nothing in or about the attention layers may be unknown: a conversion that ignored it would be silently wrong."""
-    family, unknown = spec.family, switched_on(spec.family, config)
+    family = spec.family
+    parts = [site.stack.config(config) for site in spec.sites]
+    unknown = list(dict.fromkeys(said for part in parts for said in switched_on(family, part)))
     kinds = ("weight", "bias", "maps") if spec.is_grouped else ("weight", "bias")  # maps come of a conversion
     norms = [f"{name}.{kind}" for name in (family.query_norm, family.key_norm) if name for kind in kinds]
     beside = (*_ALWAYS_BESIDE, *family.beside, *norms, *([family.sinks] if family.sinks else ()))
@@ -258,51 +261,65 @@ class _Section:
 
 @dataclass(frozen=True)
 class _Sizes:
-    """The numbers of a config: layers by stack, query heads, KV heads, model width, channels of a head."""
+    """The numbers of a config by stack: layers, query heads, KV heads, model width; and the channels of a head."""
 
     layers: Mapping[str, int]
-    heads: int
-    kv_heads: int
-    hidden: int
+    heads: Mapping[str, int]
+    kv_heads: Mapping[str, int]
+    widths: Mapping[str, int]
     head_dim: int
 
     @classmethod
     def read(
         cls, family: Family, stacks: Sequence[Stack], config: Mapping[str, Any], grouped: bool
     ) -> _Sizes:
-        required = [key for stack in stacks for key in (stack.num_layers, stack.num_heads)]
-        optional = [
-            key for key in (family.num_kv_heads, family.head_dim) if key and lookup(config, key) is not None
-        ]
-        keys = dict.fromkeys([*required, family.hidden_size, *optional])
-        wrong = [key for key in keys if not _is_size(lookup(config, key))]
-        if wrong:
-            seen = ", ".join(f"{key} = {lookup(config, key)!r}" for key in wrong)
+        counts = {
+            stack.name: _counts(family, stack, stack.config(config), grouped=grouped) for stack in stacks
+        }
+        dims = {name: dim for name, (*_, dim) in counts.items()}
+        if len(set(dims.values())) > 1:
+            seen = ", ".join(f"{dim} in {name}" for name, dim in dims.items())
             raise FamilyError(
-                f"config.json of this {family.model_type} needs positive integers; seen: {seen}"
+                f"config.json: heads are of different widths: {seen}; convert one stack at a time by `stacks`"
             )
-        first = stacks[0].num_heads
-        heads, hidden = lookup(config, first), lookup(config, family.hidden_size)
-        for stack in stacks[1:]:
-            if lookup(config, stack.num_heads) != heads:
-                raise FamilyError(
-                    f"config.json: {first} = {heads}, but {stack.num_heads} = "
-                    f"{lookup(config, stack.num_heads)}; convert one stack at a time by `stacks`"
-                )
-        kv_heads = (lookup(config, family.num_kv_heads) if family.num_kv_heads else None) or heads
-        if family.count_kv_heads is not None:
-            kv_heads = family.count_kv_heads(config) or heads
-        if heads % kv_heads and not grouped:
-            raise FamilyError(
-                f"config.json: {first} = {heads} is no multiple of {family.num_kv_heads} = {kv_heads}"
-            )
-        head_dim = lookup(config, family.head_dim)
-        if not head_dim and hidden % heads:
-            raise FamilyError(
-                f"config.json: {family.hidden_size} {hidden} is no multiple of {heads} heads, and no {family.head_dim}"
-            )
-        layers = {stack.name: lookup(config, stack.num_layers) for stack in stacks}
-        return cls(layers, heads, kv_heads, hidden, head_dim or hidden // heads)
+        layers, heads, kv_heads, widths = (
+            {name: numbers[place] for name, numbers in counts.items()} for place in range(4)
+        )
+        return cls(layers, heads, kv_heads, widths, next(iter(dims.values())))
+
+
+def _counts(
+    family: Family, stack: Stack, config: Mapping[str, Any], *, grouped: bool
+) -> tuple[int, int, int, int, int]:
+    """Layers, query heads, KV heads, model width and channels of a head of one stack.
+
+    Raises:
+        FamilyError: a number is missing or makes no sense.
+    """
+    optional = (
+        key for key in (family.num_kv_heads, family.head_dim) if key and lookup(config, key) is not None
+    )
+    keys = dict.fromkeys([stack.num_layers, stack.num_heads, family.hidden_size, *optional])
+    wrong = [key for key in keys if not _is_size(lookup(config, key))]
+    if wrong:
+        seen = ", ".join(f"{key} = {lookup(config, key)!r}" for key in wrong)
+        raise FamilyError(f"config.json of this {family.model_type} needs positive integers; seen: {seen}")
+    layers, heads, width = (
+        lookup(config, key) for key in (stack.num_layers, stack.num_heads, family.hidden_size)
+    )
+    kv_heads = (lookup(config, family.num_kv_heads) if family.num_kv_heads else None) or heads
+    if family.count_kv_heads is not None:
+        kv_heads = family.count_kv_heads(config) or heads
+    if heads % kv_heads and not grouped:
+        raise FamilyError(
+            f"config.json: {stack.num_heads} = {heads} is no multiple of {family.num_kv_heads} = {kv_heads}"
+        )
+    head_dim = lookup(config, family.head_dim)
+    if not head_dim and width % heads:
+        raise FamilyError(
+            f"config.json: {family.hidden_size} {width} is no multiple of {heads} heads, and no {family.head_dim}"
+        )
+    return layers, heads, kv_heads, width, head_dim or width // heads
 
 
 def _key_channels(family: Family, config: Mapping[str, Any], positions: str, head_dim: int) -> Channels:

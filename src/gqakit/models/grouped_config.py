@@ -55,11 +55,13 @@ def grouped_config(
             for site, (key_map, value_map) in zip(spec.sites, query_maps, strict=False)
         ],
     }
+    if parts := sorted({site.stack.part for site in spec.sites if site.stack.part}):
+        section["parts"] = parts
     for layer, labels in (merged_keys or {}).items():
         section["norms"] = list(spec.norms)
         section["layers"][layer]["merged_keys"] = list(labels)
     try:
-        layers = read_layers(section, spec.num_layers, spec.num_heads)
+        layers = read_layers(section, spec.num_layers, spec.num_heads if len(set(spec.heads)) == 1 else None)
     except ValueError as error:
         raise PlanError(f"the head maps do not fit the model. {error}") from error
 

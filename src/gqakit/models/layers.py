@@ -58,7 +58,7 @@ def read_layer(spec: ModelSpec, layer: int, load: Callable[[str], Tensor]) -> At
     if spec.layout == "split":
         weights, biases = [heads(rows(role)) for role in _QKV], [bias(role) for role in _QKV]
     else:
-        counts = (spec.num_heads, spec.key_heads[layer], spec.value_heads[layer])
+        counts = (spec.heads[layer], spec.key_heads[layer], spec.value_heads[layer])
         weights = _cut(heads(rows("query")), counts, spec.layout)
         fused = bias("query")
         biases = [None] * 3 if fused is None else _cut(fused, counts, spec.layout)
@@ -139,23 +139,23 @@ def layer_shapes(
         projected_heads: keys that are made, where maps behind a normalisation merge them into `key_heads`.
     """
     key_heads = projected_heads or key_heads
-    counts = dict(zip(_QKV, (spec.num_heads, key_heads, value_heads), strict=True))
+    counts = dict(zip(_QKV, (spec.heads[layer], key_heads, value_heads), strict=True))
     rows = {spec.tensor(layer, role): count * spec.head_dim for role, count in counts.items()}
     if spec.layout != "split":
         rows = {spec.tensor(layer, "query"): sum(counts.values()) * spec.head_dim}
     shapes: dict[str, tuple[int, ...]] = {}
     for name, count in rows.items():
-        shapes[name] = _oriented(spec, (count, spec.hidden_size))
+        shapes[name] = _oriented(spec, (count, spec.widths[layer]))
         if any(spec.tensor(layer, role) == name for role in spec.biased):
             shapes[name.removesuffix("weight") + "bias"] = (count,)
-    for norm, count in zip(spec.gain_norms, (spec.num_heads, key_heads), strict=True):
+    for norm, count in zip(spec.gain_norms, (spec.heads[layer], key_heads), strict=True):
         shapes |= gain_shapes(spec, layer, norm, count) if norm else {}
     if projected_heads is not None:
-        for norm, count in zip(spec.norms, (spec.num_heads, projected_heads), strict=True):
+        for norm, count in zip(spec.norms, (spec.heads[layer], projected_heads), strict=True):
             shapes[spec.maps(layer, norm)] = (count, spec.head_dim, spec.head_dim)
     if spec.family.sinks:
-        shapes[spec.sinks(layer)] = (spec.num_heads,)
-    output = (spec.hidden_size, spec.num_heads * spec.head_dim)
+        shapes[spec.sinks(layer)] = (spec.heads[layer],)
+    output = (spec.widths[layer], spec.heads[layer] * spec.head_dim)
     shapes[spec.tensor(layer, "output")] = _oriented(spec, output)
     return shapes
 

@@ -33,7 +33,7 @@ class Output:
     @classmethod
     def of(cls, made: Any) -> Output:
         """From what a forward pass of transformers returns."""
-        logits = tuple(value for name, value in made.items() if name.endswith("logits"))
+        logits = tuple(value for name, value in made.items() if name.endswith(("logits", "logits_per_image")))
         if logits:
             return cls(tuple(each.float() for each in logits), True)
         return cls((next(_tensors(made)).float(),), False)

@@ -49,7 +49,22 @@ def _register(family: Family) -> None:
         if auto_name not in family.classes:
             model = modeling.model_class(f"{configuration.PREFIX}{base.__name__}")
             getattr(transformers, auto_name).register(config, model, exist_ok=True)
+    _share_class_names(family.model_type)
     _share_processors(getattr(transformers, family.config), config)
+
+
+def _share_class_names(model_type: str) -> None:
+    """Have the lists of class names by task know the grouped classes: some pipelines go by them."""
+    from transformers.models.auto import modeling_auto
+
+    from gqakit.models.architectures import PREFIX
+    from gqakit.models.spec import GROUPED_PREFIX
+
+    for name, known in vars(modeling_auto).items():
+        found = known.get(model_type) if name.endswith("_MAPPING_NAMES") else None
+        if found is not None:
+            ours = PREFIX + found if isinstance(found, str) else tuple(PREFIX + each for each in found)
+            known[f"{GROUPED_PREFIX}{model_type}"] = ours
 
 
 def _share_processors(base: Any, grouped: Any) -> None:

@@ -36,9 +36,8 @@ class ModelSpec:
         family: its tensors' names.
         model_type: of the config, so `gqakit_llama` for a grouped Llama.
         sites: the attention layers, in the order of what is stated for each layer elsewhere.
-        num_heads: query heads in every layer.
-        key_heads, value_heads: KV heads of each layer.
-        head_dim: channels of a head. hidden_size: model width.
+        heads, key_heads, value_heads: query heads and KV heads of each layer.
+        head_dim: channels of a head. widths: model width at each layer.
         channels: which channels of a key head may be mixed.
         behind_norm: which may be mixed behind the normalisation of keys; None without one.
         element_bytes: bytes of one cache element at the checkpoint's precision.
@@ -56,11 +55,11 @@ class ModelSpec:
     family: Family
     model_type: str
     sites: tuple[Site, ...]
-    num_heads: int
+    heads: tuple[int, ...]
     key_heads: tuple[int, ...]
     value_heads: tuple[int, ...]
     head_dim: int
-    hidden_size: int
+    widths: tuple[int, ...]
     channels: Channels
     element_bytes: int
     biased: frozenset[Role]
@@ -76,6 +75,16 @@ class ModelSpec:
     def num_layers(self) -> int:
         """Number of attention layers."""
         return len(self.sites)
+
+    @property
+    def num_heads(self) -> int:
+        """Query heads of a layer: the same in all but a model with two towers, whose most this is."""
+        return max(self.heads)
+
+    @property
+    def hidden_size(self) -> int:
+        """Model width, likewise."""
+        return max(self.widths)
 
     @property
     def stacks(self) -> tuple[str, ...]:

@@ -74,7 +74,7 @@ class LayerFeatures:
         """What a grouping method sees. Costs are errors relative to losing all heads of a side, summed over the sides."""
         sides = self.sides(side)
         scales = [max(float(stats.energy().sum()), 1e-30) for stats in sides]
-        plain = LayerFeatures(self.spec, self.weights, LayerStatistics.identity(self.spec.hidden_size))
+        plain = LayerFeatures(self.spec, self.weights, LayerStatistics.identity(self.weights.output.shape[1]))
         return HeadFeatures(
             num_heads=self.weights.num_kv_heads,
             cost=_Relative([rule.costs(stats) for stats in sides], scales),
@@ -123,7 +123,7 @@ class LayerReader:
 
     def _read(self, layer: int) -> LayerFeatures:
         spec, file = self.source.spec, self.statistics
-        known = file.layer(spec.key(layer)) if file else LayerStatistics.identity(spec.hidden_size)
+        known = file.layer(spec.key(layer)) if file else LayerStatistics.identity(spec.widths[layer])
         features = LayerFeatures(spec, self.source.layer(layer), known, self.behind_norm)
         for name, stats in (("key", features.key), ("value", features.value)):
             if not bool(torch.isfinite(stats.gram).all() and torch.isfinite(stats.metric).all()):

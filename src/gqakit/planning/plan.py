@@ -13,6 +13,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    PositiveInt,
     SerializerFunctionWrapHandler,
     ValidationError,
     model_serializer,
@@ -35,16 +36,23 @@ class _Strict(BaseModel):
 
 
 class PlanSource(_Strict):
-    """The model that the plan was made for; `stacks` where it has several kinds of attention layers."""
+    """The model that the plan was made for; `stacks` where it has several kinds of attention layers.
+
+    `num_heads`, `num_kv_heads`: of every layer, or of each where they differ.
+    """
 
     name: str
     model_type: str
     stacks: tuple[str, ...] = ()
     fingerprint: str
     num_layers: int = Field(gt=0)
-    num_heads: int = Field(gt=0)
-    num_kv_heads: int = Field(gt=0)
+    num_heads: PositiveInt | tuple[PositiveInt, ...]
+    num_kv_heads: PositiveInt | tuple[PositiveInt, ...]
     head_dim: int = Field(gt=0)
+
+    def kv_heads_of(self, layer: int) -> int:
+        """KV heads of one layer."""
+        return self.num_kv_heads if isinstance(self.num_kv_heads, int) else self.num_kv_heads[layer]
 
 
 class BudgetRecord(_Strict):
@@ -140,8 +148,10 @@ class Plan(_Strict):
         if len(self.layers) != self.source.num_layers:
             raise ValueError(f"{len(self.layers)} layers planned, the source has {self.source.num_layers}")
         for index, layer in enumerate(self.layers):
-            if len(layer.key) != self.source.num_kv_heads:
-                raise ValueError(f"layer {index} groups {len(layer.key)} heads of {self.source.num_kv_heads}")
+            if len(layer.key) != self.source.kv_heads_of(index):
+                raise ValueError(
+                    f"layer {index} groups {len(layer.key)} heads of {self.source.kv_heads_of(index)}"
+                )
         if self.format == "uniform" and not is_uniform(self.groupings):
             raise ValueError("format 'uniform' asks for the same number of equal groups in every layer")
         return self

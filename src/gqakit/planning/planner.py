@@ -248,10 +248,14 @@ def _plan_source(source: Source) -> PlanSource:
         stacks=spec.noted_stacks,
         fingerprint=source.fingerprint,
         num_layers=spec.num_layers,
-        num_heads=spec.num_heads,
-        num_kv_heads=spec.key_heads[0],
+        num_heads=_one_or_each(spec.heads),
+        num_kv_heads=_one_or_each(spec.key_heads),
         head_dim=spec.head_dim,
     )
+
+
+def _one_or_each(counts: tuple[int, ...]) -> int | tuple[int, ...]:
+    return counts if len(set(counts)) > 1 else counts[0]
 
 
 def _reached(before: CacheShape, budget: Budget, groupings: Sequence[Grouping]) -> BudgetRecord:

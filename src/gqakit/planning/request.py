@@ -128,7 +128,7 @@ class Request:
         for layer in range(spec.num_layers):
             for side in sides:
                 heads = (spec.value_heads if side == "value" else spec.key_heads)[layer]
-                counts = self._allowed(heads)
+                counts = self._allowed(heads, spec.heads[layer] // heads)
                 if not counts:
                     raise BudgetError(
                         f"layer {spec.name(layer)}: none of 1 to {heads} KV heads is a multiple of {options.kv_multiple_of} "
@@ -169,8 +169,9 @@ class Request:
         """The layer entries where the number of heads of each is settled."""
         return [replace(s, counts={n: s.counts[n]}) for s, n in zip(self.shapes, counts, strict=True)]
 
-    def _allowed(self, heads: int) -> dict[int, Sizes]:
-        options, sharing = self.options, self.spec.num_heads // heads
+    def _allowed(self, heads: int, sharing: int) -> dict[int, Sizes]:
+        """The numbers that this many KV heads may become; `sharing` query heads read each of them already."""
+        options = self.options
         most = None if options.max_group_size is None else options.max_group_size // sharing
         if most == 0:
             raise BudgetError(

@@ -13,7 +13,7 @@ ROLES: tuple[Role, ...] = ("query", "key", "value", "output")
 Layout = Literal["split", "blocks", "interleaved", "quarters"]
 EQUAL_GROUPS: tuple[Layout, ...] = ("interleaved", "quarters")
 """Layouts that a grouped checkpoint cannot keep, as they need groups of one size; it has blocks."""
-Task = Literal["text", "embedding", "image", "speech", "translation"]
+Task = Literal["text", "embedding", "image", "speech", "translation", "pair"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class Stack:
 
     Attributes:
         name: what the option `stacks` calls it.
+        part: config key of the part of a config that is about it, in a model of several; "" where there is one.
         home: path of the module that holds the projections.
         names: the projections below it.
         caller: the module below `home` that calls the attention function; "" where it is `home` itself.
@@ -64,6 +65,12 @@ class Stack:
     num_heads: str = "num_attention_heads"
     cached: bool = True
     cross: bool = False
+    part: str = ""
+
+    def config(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What of a model's config is about these layers."""
+        inner = config.get(self.part) if self.part else None
+        return {**config, **inner} if isinstance(inner, Mapping) else config
 
     def attention(self, layer: int) -> str:
         """Path of the module that calls the attention function."""
@@ -110,7 +117,7 @@ class Family:
         sinks: name of a tensor with a score for each query head that takes weight and reads no value, or None.
         norm_switch: config key that says whether the two are there, in families that have them only in some models.
         norm_after_rope: they stand behind the position embedding, not before it.
-        encoder_classes: classes that are the encoder without the decoder, each with the kind of input it takes.
+        encoder_classes: classes that are the encoder, or the tower for images, alone, each with the kind of input it takes.
         beside: patterns of the tensors below an attention layer's home that are no projections and stay as they are.
             Any other is refused, as what is not known cannot be merged rightly.
         handles: the switches of `SWITCHES` that its forward pass runs for any number of KV heads.
@@ -184,7 +191,7 @@ class Family:
         alone = next((self.encoder_classes[name] for name in names if name in self.encoder_classes), None)
         if alone is None:
             return self
-        stacks = tuple(stack for stack in self.stacks if stack.name == "encoder")
+        stacks = tuple(stack for stack in self.stacks if stack.name in ("encoder", "vision"))
         return replace(self, stacks=stacks, task=alone)
 
     @property

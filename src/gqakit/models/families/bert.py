@@ -1,4 +1,4 @@
-"""Encoders of text: BERT, RoBERTa, XLM-RoBERTa, ELECTRA, DistilBERT, MPNet."""
+"""Encoders of text: BERT and what shares its attention, DistilBERT, MPNet, ModernBERT."""
 
 from __future__ import annotations
 
@@ -30,6 +30,13 @@ _DISTILBERT = Stack(
     num_heads="n_heads",
     cached=False,
 )
+_MODERN = Stack(
+    name="encoder",
+    home="layers.{layer}.attn",
+    names=Names.fused("Wqkv", "Wo"),
+    block="layers.{layer}",
+    cached=False,
+)
 _HEADS = ("ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
 
 
@@ -50,6 +57,16 @@ _NORM = ("output.LayerNorm.*",)  # of the block; it is stored below the attentio
 BERT = _family("bert", "Bert", _BERT, positions="none", beside=_NORM)
 ROBERTA = _family("roberta", "Roberta", _BERT, positions="none", beside=_NORM)
 XLM_ROBERTA = _family("xlm-roberta", "XLMRoberta", _BERT, "roberta", positions="none", beside=_NORM)
+CAMEMBERT = _family("camembert", "Camembert", _BERT, "roberta", positions="none", beside=_NORM)
+ROBERTA_PRELAYERNORM = _family(
+    "roberta-prelayernorm",
+    "RobertaPreLayerNorm",
+    _BERT,
+    "roberta_prelayernorm",
+    positions="none",
+    beside=("LayerNorm.*",),
+)
 ELECTRA = _family("electra", "Electra", _BERT, positions="none", beside=_NORM)
 DISTILBERT = _family("distilbert", "DistilBert", _DISTILBERT, positions="none", hidden_size="dim")
 MPNET = _family("mpnet", "MPNet", _MPNET, positions="bias", watched=False)
+MODERNBERT = _family("modernbert", "ModernBert", _MODERN, "model", layout="blocks")

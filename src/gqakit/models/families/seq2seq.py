@@ -1,37 +1,74 @@
-"""Encoders with a decoder: Whisper, T5."""
+"""Encoders with a decoder: Whisper, Moonshine, BART and its brothers, T5."""
 
 from __future__ import annotations
 
-from gqakit.models.families.base import Family, Names, Stack
+from gqakit.models.families.base import Family, Names, Stack, classes
 
 
-def _whisper(name: str, side: str, attention: str, *, cached: bool, cross: bool = False) -> Stack:
-    return Stack(
-        name=name,
-        home=f"{side}.layers.{{layer}}.{attention}",
-        names=Names(output="out_proj"),
-        block=f"{side}.layers.{{layer}}",
-        num_layers=f"{side}_layers",
-        num_heads=f"{side}_attention_heads",
-        cached=cached,
-        cross=cross,
+def _stacks(
+    names: Names, layers: str = "{side}_layers", heads: str = "{side}_attention_heads"
+) -> tuple[Stack, ...]:
+    """Encoder, decoder and what is between them, with the config's keys for each `side`."""
+    return tuple(
+        Stack(
+            name=name,
+            home=f"{side}.layers.{{layer}}.{attention}",
+            names=names,
+            block=f"{side}.layers.{{layer}}",
+            num_layers=layers.format(side=side),
+            num_heads=heads.format(side=side),
+            cached=side == "decoder",
+            cross=name == "cross",
+        )
+        for name, side, attention in (
+            ("encoder", "encoder", "self_attn"),
+            ("decoder", "decoder", "self_attn"),
+            ("cross", "decoder", "encoder_attn"),
+        )
     )
 
 
+_BART_STACKS = _stacks(Names(output="out_proj"))
 WHISPER = Family(
     "whisper",
     {"AutoModel": "WhisperModel", "AutoModelForSpeechSeq2Seq": "WhisperForConditionalGeneration"},
-    stacks=(
-        _whisper("encoder", "encoder", "self_attn", cached=False),
-        _whisper("decoder", "decoder", "self_attn", cached=True),
-        _whisper("cross", "decoder", "encoder_attn", cached=True, cross=True),
-    ),
+    stacks=_BART_STACKS,
     task="speech",
     hidden_size="d_model",
     num_kv_heads=None,
     positions="none",
     encoder_classes={"WhisperForAudioClassification": "speech"},
 )
+MOONSHINE = Family(
+    "moonshine",
+    {"AutoModel": "MoonshineModel", "AutoModelForSpeechSeq2Seq": "MoonshineForConditionalGeneration"},
+    stacks=_stacks(Names(), "{side}_num_hidden_layers", "{side}_num_attention_heads"),
+    task="speech",
+    num_kv_heads=None,
+    rotary_share=0.9,
+    rotary_pairs="interleaved",
+)
+
+
+def _bart(model_type: str, prefix: str, generates: str = "ForConditionalGeneration", *heads: str) -> Family:
+    return Family(
+        model_type,
+        {**classes(prefix, *heads), "AutoModelForSeq2SeqLM": f"{prefix}{generates}"},
+        stacks=_BART_STACKS,
+        task="translation",
+        hidden_size="d_model",
+        num_kv_heads=None,
+        positions="none",
+    )
+
+
+BART = _bart("bart", "Bart")
+MBART = _bart("mbart", "MBart")
+MARIAN = _bart("marian", "Marian", "MTModel")
+PEGASUS = _bart("pegasus", "Pegasus")
+M2M_100 = _bart("m2m_100", "M2M100")
+BLENDERBOT = _bart("blenderbot", "Blenderbot")
+BLENDERBOT_SMALL = _bart("blenderbot-small", "BlenderbotSmall")
 
 
 def _t5(name: str, side: str, index: int, attention: str, *, cached: bool, cross: bool = False) -> Stack:

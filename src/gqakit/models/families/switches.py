@@ -92,21 +92,25 @@ HARMLESS = frozenset(
             "d_kv",
         ),
         *("encoder_attention_heads", "decoder_attention_heads", "multi_query", "new_decoder_architecture"),
+        *("encoder_num_attention_heads", "decoder_num_attention_heads", "pad_head_dim_to_multiple_of"),
+        *("encoder_num_key_value_heads", "decoder_num_key_value_heads"),
         *("attention_bias", "attention_out_bias", "qkv_bias", "use_qkv_bias", "enable_bias", "bias"),
         # Positions: rotary embedding turns channels by an angle that is the same for all heads.
         *("rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor", "rotary_pct"),
         *("relative_attention_max_distance", "relative_attention_num_buckets"),
         # Which positions a layer sees is in its mask.
         *("sliding_window", "use_sliding_window", "max_window_layers", "_sliding_window_pattern"),
-        *("sliding_window_pattern", "alibi_bias_max"),
+        *("sliding_window_pattern", "local_attention", "alibi_bias_max"),
         # Training only, precision only, or what is returned.
         *("attention_dropout", "attention_probs_dropout_prob", "attn_pdrop", "output_attentions"),
         *("reorder_and_upcast_attn", "attn_implementation", "_attn_implementation_autoset", "attn_impl"),
-        *("attention_softmax_in_fp32", "scale_attention_softmax_in_fp32"),
+        *("attention_softmax_in_fp32", "scale_attention_softmax_in_fp32", "deterministic_flash_attn"),
         # Outside of attention.
         *("norm_epsilon", "norm_topk_prob", "norm_eps", "norm_type", "use_post_norm", "lm_head_bias"),
         *("shared_expert_intermediate_size", "shared_intermediate_size", "n_shared_experts"),
         *("moe_num_shared_experts", "moe_norm_min"),
+        *("norm_bias", "feat_extract_norm", "feat_proj_layer_norm", "conv_pos_batch_norm"),
+        *("do_stable_layer_norm", "adapter_attn_dim", "vision_use_head"),
         *("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "layer_norm_elementwise_affine"),
         *("final_logit_softcapping", "apply_layernorm", "apply_residual_connection_post_layernorm"),
         *("do_layer_norm_before", "_remove_final_layer_norm", "parallel_attn", "num_ln_in_parallel_attn"),

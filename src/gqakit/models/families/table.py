@@ -13,6 +13,7 @@ _RUNS_ON = {
     "image": "images",
     "speech": "speech",
     "translation": "text to text",
+    "pair": "images and text",
 }
 _LAYOUT = {
     "split": "apart",

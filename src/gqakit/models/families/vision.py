@@ -1,8 +1,10 @@
-"""Encoders of images: ViT, DeiT, DINOv2 with and without registers, the image side of CLIP."""
+"""Encoders of images: ViT, DeiT, DINOv2 with and without registers; each side of CLIP and SigLIP alone, and both."""
 
 from __future__ import annotations
 
-from gqakit.models.families.base import Family, Names, Stack, classes
+from dataclasses import replace
+
+from gqakit.models.families.base import Family, Names, Stack, Task, classes
 
 _STORED = Names("attention.query", "attention.key", "attention.value", "output.dense")
 _VIT = Stack(
@@ -29,13 +31,15 @@ _CLIP = Stack(
 )
 
 
-def _family(model_type: str, prefix: str, stored_prefix: str, stack: Stack, *heads: str) -> Family:
+def _family(
+    model_type: str, prefix: str, stored_prefix: str, stack: Stack, *heads: str, task: Task = "image"
+) -> Family:
     return Family(
         model_type,
         classes(prefix, *heads),
         stacks=(stack,),
         prefixes=(f"{stored_prefix}.", ""),
-        task="image",
+        task=task,
         num_kv_heads=None,
         positions="none",
     )
@@ -48,3 +52,36 @@ DINOV2_REGISTERS = _family(
     "dinov2_with_registers", "Dinov2WithRegisters", "dinov2_with_registers", _DINOV2, "ForImageClassification"
 )
 CLIP_VISION = _family("clip_vision_model", "CLIPVision", "vision_model", _CLIP)
+CLIP_TEXT = _family("clip_text_model", "CLIPText", "text_model", _CLIP, task="embedding")
+SIGLIP_VISION = _family(
+    "siglip_vision_model", "SiglipVision", "vision_model", _CLIP
+)  # but for the attention of its pooling head
+SIGLIP_TEXT = _family("siglip_text_model", "SiglipText", "text_model", _CLIP, task="embedding")
+
+
+def _both(model_type: str, prefix: str) -> Family:
+    """A model with a tower for text and one for images, each with its own part of the config."""
+    towers = tuple(
+        replace(
+            _CLIP,
+            name=name,
+            home=f"{name}_model.{_CLIP.home}",
+            block=f"{name}_model.{_CLIP.block}",
+            part=f"{name}_config",
+        )
+        for name in ("text", "vision")
+    )
+    return Family(
+        model_type,
+        classes(prefix),
+        stacks=towers,
+        prefixes=("",),
+        task="pair",
+        num_kv_heads=None,
+        positions="none",
+        encoder_classes={f"{prefix}ForImageClassification": "image"},
+    )
+
+
+CLIP = _both("clip", "CLIP")
+SIGLIP = _both("siglip", "Siglip")

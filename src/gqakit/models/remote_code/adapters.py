@@ -23,6 +23,7 @@ from transformers.masking_utils import eager_mask, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .attention import grouped_attention_forward
+from .configuration import ATTENTION, EAGER
 from .heads import HeadMaps
 from .packing import DeviceIndex, Mask
 
@@ -87,7 +88,7 @@ def prepare(model_type: str) -> None:
         modeling = importlib.import_module(f"transformers.models.{model_type}.modeling_{model_type}")
         classes = getattr(modeling, f"{model_type.upper()}_ATTENTION_CLASSES", {})
         if "eager" in classes:
-            classes.setdefault("gqakit", classes["eager"])
+            classes |= dict.fromkeys((ATTENTION, EAGER), classes["eager"])
 
 
 def attention_mask_for(*sizes: Any, config: Any = None, **kwargs: Any) -> Mask:
@@ -161,16 +162,23 @@ def _whisper(self: Any, hidden_states: Tensor, key_value_states: Tensor | None =
         if cross:
             cache.is_updated[self.layer_idx] = True
         cache = cache.cross_attention_cache if cross else cache.self_attention_cache
-    query = _heads(self.q_proj(hidden_states) * self.scaling, self.head_dim)
+    first = (
+        self.scaling if hasattr(self, "out_proj") else 1.0
+    )  # Moonshine, which has no such module, scales scores
+    query = _heads(self.q_proj(hidden_states) * first, self.head_dim)
     if known and cache is not None:
         key, value = cache.layers[self.layer_idx].keys, cache.layers[self.layer_idx].values
         cache = None
     else:
         other = hidden_states if key_value_states is None else key_value_states
         key, value = _heads(self.k_proj(other), self.head_dim), _heads(self.v_proj(other), self.head_dim)
+    states = query, key, value
+    if kwargs.get("position_embeddings") is not None:  # Moonshine's
+        states = _rotated(self, states, kwargs)
     kwargs["past_key_values"] = cache
-    out, weights = _attend(self, (query, key, value), 1.0, self.dropout, kwargs)
-    return self.out_proj(out), weights
+    rate = self.dropout if hasattr(self, "dropout") else self.attention_dropout
+    out, weights = _attend(self, states, self.scaling / first, rate, kwargs)
+    return (self.out_proj if hasattr(self, "out_proj") else self.o_proj)(out), weights
 
 
 def _gpt2(self: Any, hidden_states: Tensor, past_key_values: Any = None, **kwargs: Any) -> Out:
@@ -188,6 +196,12 @@ def _gpt_neox(self: Any, hidden_states: Tensor, attention_mask: Mask = None, **k
     states, kwargs["attention_mask"] = _rotated(self, states, kwargs), attention_mask
     out, weights = _attend(self, states, self.scaling, self.attention_dropout, kwargs)
     return self.dense(out), weights
+
+
+def _modernbert(self: Any, hidden_states: Tensor, **kwargs: Any) -> Out:
+    states = _rotated(self, _fused(self, self.Wqkv(hidden_states), self.head_dim), kwargs)
+    out, weights = _attend(self, states, self.head_dim**-0.5, self.attention_dropout, kwargs)
+    return self.out_drop(self.Wo(out)), weights
 
 
 def _bloom(self: Any, hidden_states: Tensor, residual: Tensor, alibi: Tensor, **kwargs: Any) -> Out:
@@ -225,7 +239,12 @@ def _mpnet(
 ) -> Out | tuple[Tensor]:
     dim = self.attention_head_size
     query, key, value = (_heads(project(hidden_states), dim) for project in (self.q, self.k, self.v))
-    how = {"attention_mask": mask, "position_bias": bias, "is_causal": False}
+    how = {
+        "attention_mask": mask,
+        "position_bias": bias,
+        "is_causal": False,
+        "output_attentions": output_attentions,
+    }
     out, weights = _attend(self, (query, key, value), dim**-0.5, self.dropout.p, how)
     return (self.o(out), weights) if output_attentions else (self.o(out),)
 
@@ -267,11 +286,13 @@ def _gptj(self: Any, hidden_states: Tensor, position_ids: Any = None, **kwargs: 
         )
         for part in (query, key)
     )
-    how = {name: kwargs[name] for name in ("layer_past", "attention_mask") if name in kwargs}
+    how = {
+        name: kwargs[name] for name in ("layer_past", "attention_mask", "output_attentions") if name in kwargs
+    }
     out, weights = _attend(self, (query, key, value), self.head_dim**-0.5, self.attn_dropout.p, how)
     return self.resid_dropout(self.out_proj(out)), weights
 
 
-_NEEDED = (_opt, _whisper, _gpt2, _gpt_neox, _bloom, _falcon, _mpt, _mpnet, _stablelm, _gptj)
+_NEEDED = (_opt, _whisper, _gpt2, _gpt_neox, _modernbert, _bloom, _falcon, _mpt, _mpnet, _stablelm, _gptj)
 _FORWARDS: dict[str, Callable[..., Any]] = {forward.__name__[1:]: forward for forward in _NEEDED}
-_FORWARDS |= {"codegen": _gptj, "gpt_bigcode": _gpt2}
+_FORWARDS |= {"codegen": _gptj, "gpt_bigcode": _gpt2, "moonshine": _whisper}

@@ -156,6 +156,13 @@ class GroupedHeads:
         return sdpa(query, key, value, mask, how.dropout, how.is_causal, scale=how.scaling, enable_gqa=gqa)
 
 
+@cache
+def ordinary_heads(num_heads: int, kv_heads: int) -> GroupedHeads:
+    """Grouped-query attention as transformers has it: query heads in order, the same number for each KV head."""
+    reads = tuple(head * kv_heads // num_heads for head in range(num_heads))
+    return GroupedHeads(HeadMaps(reads, reads))
+
+
 class _Layout:
     """A packing by key head and one by value head, and attention over them.
 
@@ -271,7 +278,13 @@ def _slow(states: Tensor) -> bool:
 
 
 def grouped_attention_forward(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Mask, **kwargs: Any
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Mask,
+    weighs: bool = False,
+    **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """The function behind `attn_implementation="gqakit"`, as transformers calls it.
 
@@ -287,7 +300,7 @@ def grouped_attention_forward(
             scores; and what transformers passes to attention functions of other kinds.
 
     Returns:
-        `[B, T, H, dv]`, and with `output_attentions` the weights `[B, H, T, S]` before dropout.
+        `[B, T, H, dv]`, and with `output_attentions` or `weighs` the weights `[B, H, T, S]` before dropout.
     """
     position_bias, causal = kwargs.pop("position_bias", None), kwargs.pop("is_causal", None)
     causal = getattr(module, "is_causal", True) if causal is None else causal
@@ -295,14 +308,15 @@ def grouped_attention_forward(
     if position_bias is not None:
         attention_mask = mask_with_bias(attention_mask, position_bias, causal, query, key)
         causal = False
-    heads = getattr(module, "grouped_heads", None)
-    if heads is None:
+    heads, weighs = getattr(module, "grouped_heads", None), weighs or kwargs.get("output_attentions")
+    if heads is None and not weighs:
         return sdpa_attention_forward(module, query, key, value, attention_mask, is_causal=causal, **kwargs)
+    heads = heads or ordinary_heads(query.shape[1], key.shape[1])
     scaling = query.shape[-1] ** -0.5 if kwargs.get("scaling") is None else kwargs["scaling"]
     scoring = (kwargs.get("dropout", 0.0), scaling, causal, kwargs.get("softcap"))
     if kwargs.get("s_aux") is not None:  # what no older release takes
         scoring += (kwargs["s_aux"].view(1, -1, 1, 1),)
-    weights = heads.weights(query, key, attention_mask, *scoring) if kwargs.get("output_attentions") else None
+    weights = heads.weights(query, key, attention_mask, *scoring) if weighs else None
     out = heads.attend(query, key, value, attention_mask, *scoring)
     return out.transpose(1, 2).contiguous(), weights
 

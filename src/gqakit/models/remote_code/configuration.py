@@ -16,6 +16,8 @@ from huggingface_hub.dataclasses import strict
 from .heads import HeadMaps, read_layers
 
 PREFIX = "Gqakit"
+ATTENTION = "gqakit"
+EAGER = "gqakit_eager"  # what "eager" means to a grouped model: the same with attention weights
 
 
 class GroupedConfig:
@@ -42,6 +44,20 @@ class GroupedConfig:
             ]  # what goes by it finds the family; files keep the class's
             if "vllm" in sys.modules:
                 self._set_padded_heads(layers)
+
+    def _set_attention(self, name: Any) -> None:
+        attention: Any = transformers.PreTrainedConfig._attn_implementation
+        attention.fset(self, EAGER if name == "eager" else name)
+
+    def _ask_for_weights(self, value: bool) -> None:
+        self._attn_implementation = EAGER if value else self._attn_implementation
+        self._output_attentions = value
+
+    _attn_implementation = property(lambda self: self._attn_implementation_internal, _set_attention)
+    output_attentions = property(lambda self: self._output_attentions, _ask_for_weights)
+
+    def validate_output_attentions(self) -> None:
+        """Nothing is wrong with asking for them, as there is with transformers' other functions."""
 
     def _set_padded_heads(self, layers: list[HeadMaps]) -> None:
         """Give each layer the number of query heads that its groups have when all are as large as the largest.
@@ -72,10 +88,10 @@ class GroupedConfig:
                 f"config.json: gqakit.base_model_type is {base!r}, "
                 f"which does not fit model_type {type(self).model_type!r}."
             )
-        layers, count = self.gqakit.get("layers"), self.get_text_config().num_hidden_layers
+        layers, text = self.gqakit.get("layers"), self.get_text_config()
         if isinstance(layers, list) and self.gqakit.get("stacks") != ["decoder"]:
-            count = len(layers)  # several kinds of layers, which a config counts in its own ways
-        return read_layers(self.gqakit, count, self.get_text_config().num_attention_heads)
+            return read_layers(self.gqakit, len(layers), None)  # which a config counts in its own ways
+        return read_layers(self.gqakit, text.num_hidden_layers, text.num_attention_heads)
 
 
 def family_class(name: str) -> Any:

@@ -28,13 +28,13 @@ class HeadMaps(NamedTuple):
         return max(self.value_head_of_query) + 1
 
 
-def read_layers(section: dict[str, Any], num_layers: int, num_query_heads: int) -> list[HeadMaps]:
+def read_layers(section: dict[str, Any], num_layers: int, num_query_heads: int | None) -> list[HeadMaps]:
     """The head maps of every layer, checked.
 
     Args:
         section: the `gqakit` entry of a grouped checkpoint's `config.json`.
         num_layers: number of attention layers of the model.
-        num_query_heads: number of query heads in each layer.
+        num_query_heads: number of query heads in each layer; None where layers differ.
 
     Raises:
         ValueError: the format version is not known, or maps are missing or malformed (all of them named).
@@ -52,8 +52,9 @@ def read_layers(section: dict[str, Any], num_layers: int, num_query_heads: int) 
     problems = [
         f"layer {index}, {name}: {problem}"
         for index, layer in enumerate(layers)
+        for heads in [num_query_heads or max(1, len(layer.get("key_head_of_query") or ()))]
         for name in HeadMaps._fields
-        if (count := None if name == "merged_keys" else num_query_heads) or name in layer
+        if (count := None if name == "merged_keys" else heads) or name in layer
         if (problem := _map_problem(layer.get(name), count)) is not None
     ]
     if problems:

@@ -7,7 +7,7 @@ The classes are made when they are asked for: `GqakitLlamaForCausalLM` is transf
 from __future__ import annotations
 
 import copy
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -19,15 +19,16 @@ from transformers.pytorch_utils import Conv1D
 
 from .adapters import adapt, attention_mask_for, map_behind, prepare
 from .attention import GroupedHeads, grouped_attention_forward
-from .configuration import PREFIX, config_class, family_class
+from .configuration import ATTENTION, EAGER, PREFIX, config_class, family_class
 
-ATTENTION = "gqakit"
 VLLM = "vllm"  # what its Transformers backend registers its attention as
 AttentionInterface.register(ATTENTION, grouped_attention_forward)
+AttentionInterface.register(EAGER, partial(grouped_attention_forward, weighs=True))
 AttentionMaskInterface.register(ATTENTION, attention_mask_for)
+AttentionMaskInterface.register(EAGER, attention_mask_for)
 
 # Transformers' own functions take one group size; a function that an engine registers is let through.
-_UNSUPPORTED = ("eager", "sdpa", "flash", "flex", "paged")
+_UNSUPPORTED = ("sdpa", "flash", "flex", "paged")
 
 
 class GroupedModel(PreTrainedModel):
@@ -38,7 +39,9 @@ class GroupedModel(PreTrainedModel):
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         prepare(config.model_type.removeprefix("gqakit_"))
-        config.get_text_config()._attn_implementation = config._attn_implementation or ATTENTION
+        parts = [getattr(config, part) for part in (config.gqakit or {}).get("parts", ())]
+        for part in (config.get_text_config(), *parts):
+            part._attn_implementation = config._attn_implementation or ATTENTION
         super().__init__(config, *args, **kwargs)
         install_grouped_heads(self)
 
@@ -50,7 +53,7 @@ class GroupedModel(PreTrainedModel):
         Raises:
             ValueError: one of transformers' own functions is asked for, which cannot run unequal groups.
         """
-        requested_attention = requested_attention or ATTENTION
+        requested_attention = EAGER if requested_attention == "eager" else requested_attention or ATTENTION
         if requested_attention.startswith(_UNSUPPORTED):
             raise ValueError(
                 f'attn_implementation="{requested_attention}" cannot run grouped heads. '
