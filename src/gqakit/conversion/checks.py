@@ -243,7 +243,7 @@ def identity_model(source: Source, stock: PreTrainedModel, *, behind_norm: bool 
             if name in parameters:
                 parameters[name].data = tensor.to(stock.dtype)
         if behind_norm:
-            counts = spec.num_heads, spec.key_heads[layer]
+            counts = spec.heads[layer], spec.key_heads[layer]
             for name, count, maps in zip(spec.norms, counts, _undoing(spec.turning), strict=True):
                 norm: Any = spec.norm(model, layer, name)
                 norm.maps = nn.Parameter(maps.to(stock.device, stock.dtype).repeat(count, 1, 1))

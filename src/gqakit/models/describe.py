@@ -179,7 +179,7 @@ def _check_accounted(
     known = {spec.tensor(layer, role, kind) for layer in homes.values() for role in ROLES for kind in _KINDS}
     if spec.gains is not None:
         for layer in homes.values():
-            counts = spec.num_heads, spec.projected_heads[layer] or spec.key_heads[layer]
+            counts = spec.heads[layer], spec.projected_heads[layer] or spec.key_heads[layer]
             for norm, count in zip(spec.norms, counts, strict=True):
                 known |= gain_shapes(spec, layer, norm, count).keys()
     found: dict[str, list[str]] = {}

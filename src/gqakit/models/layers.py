@@ -62,7 +62,7 @@ def read_layer(spec: ModelSpec, layer: int, load: Callable[[str], Tensor]) -> At
         weights = _cut(heads(rows("query")), counts, spec.layout)
         fused = bias("query")
         biases = [None] * 3 if fused is None else _cut(fused, counts, spec.layout)
-    counts = spec.num_heads, spec.projected_heads[layer] or spec.key_heads[layer]
+    counts = spec.heads[layer], spec.projected_heads[layer] or spec.key_heads[layer]
     gains = [
         torch.cat([fetch(name).flatten() for name in gain_shapes(spec, layer, norm, count)])
         for norm, count in zip(spec.gain_norms, counts, strict=True)

@@ -20,6 +20,7 @@ _DISENTANGLED = (
 _RELATIVE = (
     "scores have terms of relative positions with projections of their own, which merged keys would not meet"
 )
+_GATED_BIAS = "the bias of relative positions is gated by the input of each head, which gqakit's runtime does not make again"
 _SPARSE = (
     "attention is sparse by code of its own that shapes blocks of positions by the number of query heads"
 )
@@ -78,6 +79,7 @@ _BY_REASON: Mapping[str, tuple[str, ...]] = {
         *("gemma3n", "gemma3n_text", "gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text"),
         *("gemma4_assistant", "gemma4_unified_assistant"),
     ),
+    _GATED_BIAS: ("wavlm",),
     _DISENTANGLED: ("deberta", "deberta-v2", "sew-d"),
     _RELATIVE: ("xlnet",),
     _SPARSE: ("big_bird", "bigbird_pegasus", "longformer", "led", "longt5"),
