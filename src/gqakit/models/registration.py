@@ -61,7 +61,8 @@ def _share_class_names(model_type: str) -> None:
     from gqakit.models.spec import GROUPED_PREFIX
 
     for name, known in vars(modeling_auto).items():
-        found = known.get(model_type) if name.endswith("_MAPPING_NAMES") else None
+        listed = name.startswith("MODEL_") and name.endswith("_MAPPING_NAMES")  # not those of configs
+        found = known.get(model_type) if listed else None
         if found is not None:
             ours = PREFIX + found if isinstance(found, str) else tuple(PREFIX + each for each in found)
             known[f"{GROUPED_PREFIX}{model_type}"] = ours
