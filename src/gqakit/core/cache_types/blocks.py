@@ -32,7 +32,7 @@ class Blocks(CacheType):
 
     def stored(self, states: Float[Tensor, "*batch head_dim"]) -> Float[Tensor, "*batch head_dim"]:
         """Rounded block by block."""
-        blocks = states.float().unflatten(-1, (-1, self.block))  # [..., d / block, block]
+        blocks = states.float().reshape(*states.shape[:-1], -1, self.block)  # [..., d / block, block]
         return self.rounded(blocks).flatten(-2)
 
     @abstractmethod

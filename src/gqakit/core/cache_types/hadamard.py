@@ -29,4 +29,4 @@ def largest_power(width: int, most: int | None = None) -> int:
 def rotated(states: Float[Tensor, "*batch channels"], size: int) -> Float[Tensor, "*batch channels"]:
     """Each `size` channels that follow each other, multiplied by the Hadamard matrix."""
     matrix = hadamard(size).to(states)
-    return (states.unflatten(-1, (-1, size)) @ matrix).flatten(-2)  # [..., d / size, size] and back
+    return (states.reshape(-1, size) @ matrix).reshape(states.shape)
