@@ -13,7 +13,7 @@ from gqakit.core.cache_types import CachePair, cache_pair
 from gqakit.errors import UsageError
 from gqakit.models.attention_hook import Attending, watched_attention
 from gqakit.models.load import use_attention_interface
-from gqakit.models.spec import ModelSpec
+from gqakit.models.spec import GROUPED_PREFIX, ModelSpec
 
 
 @contextmanager
@@ -26,14 +26,14 @@ def rounded_cache(
     A gradient goes straight through the rounding.
 
     Args:
-        model: loaded, stock or grouped. spec: its description.
+        model: loaded, stock or grouped. spec: its description, or that of the source that it was made of.
         pair: the types; None changes nothing.
         layers: which of the model's attention layers; all that have a cache by default.
     """
     if pair is None:
         yield
         return
-    if not spec.is_grouped:
+    if not model.config.model_type.startswith(GROUPED_PREFIX):
         use_attention_interface(model, spec)
     chosen = [
         layer
@@ -57,10 +57,26 @@ def check_cache_types(names: str | None, spec: ModelSpec) -> CachePair | None:
     """
     if names is None:
         return None
+    pair = parse_cache_types(names)
+    check_holds(pair, spec)
+    return pair
+
+
+def parse_cache_types(names: str) -> CachePair:
+    """The types of a name, or of two with a comma between them.
+
+    Raises:
+        UsageError: there is none of that name.
+    """
     try:
-        pair = cache_pair(names)
+        return cache_pair(names)
     except ValueError as error:
         raise UsageError(f"`kv_cache`: {error}") from error
+
+
+def check_holds(pair: CachePair, spec: ModelSpec) -> None:
+    """Raise `UsageError` unless a model caches heads that such a cache can hold."""
+    names = pair.name
     if not spec.is_cached:
         raise UsageError(
             f"`kv_cache={names}`: a {spec.family.model_type} keeps no keys and values in a cache, so there is nothing to "

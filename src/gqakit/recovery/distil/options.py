@@ -131,6 +131,11 @@ class UptrainOptions(TrainOptions, TextOptions, DeviceOptions):
         "all", "All weights, attention's projections alone, or lora (merged before saving).", panel=WHAT,
         choices=TRAINED,
     )  # fmt: skip
+    kv_cache: str | None = option(
+        None,
+        "Round keys and values in the loop as a cache of these types does, such as q8_0,q4_0.",
+        panel=WHAT,
+    )
     lora_rank: int = option(16, "Rank of each LoRA update.", panel=WHAT, at_least=1)
     lora_alpha: float = option(32.0, "Updates are scaled by this / rank.", panel=WHAT, above=0)
     lora_dropout: float = option(0.0, "Before each LoRA update.", panel=WHAT, at_least=0, below=1)

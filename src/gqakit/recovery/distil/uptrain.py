@@ -20,6 +20,7 @@ from gqakit.data.text import Text, token_windows
 from gqakit.errors import CheckpointError, DataError, MissingDependencyError, OutputError, UsageError
 from gqakit.models.architectures import is_causal_model
 from gqakit.models.load import load
+from gqakit.models.rounding import check_cache_types, rounded_cache
 from gqakit.models.run_options import DeviceOptions
 from gqakit.models.running import check_device, load_tokenizer
 from gqakit.models.source import Source
@@ -148,6 +149,7 @@ class _Uptraining:
             raise UsageError(
                 f"uptrain is for causal language models so far; {model} is a {source.spec.model_type}"
             )
+        check_cache_types(options.kv_cache, source.spec)
         teacher = None if options.teacher is None else Source.open(options.teacher)
         check_output(start, out, options.overwrite or (out / MANIFEST_NAME).exists())
         if teacher is not None:
@@ -194,24 +196,28 @@ class _Uptraining:
         schedule = StepSchedule.of(options, self.task.sizes[0], processes)
         if begun.step >= schedule.max_steps or begun.stopped:
             return begun
-        student, teacher = self.models()
+        student, teacher, plain = self.models()
         left = (schedule.max_steps - begun.step) * options.per_step(processes) * (options.window - 1)
-        with progress("uptrain", left, "tokens") as advance:
+        spec = self.source.spec
+        with (
+            rounded_cache(plain, spec, check_cache_types(options.kv_cache, spec)),
+            progress("uptrain", left, "tokens") as advance,
+        ):
             return train(
                 Training(student, teacher, self.task, options, schedule, store, self.device, advance, notice)
             )
 
-    def models(self) -> tuple[Any, Any]:
-        """Student and teacher, loaded; what trains of the student is marked."""
+    def models(self) -> tuple[Any, Any, Any]:
+        """Student and teacher, loaded; what trains of the student is marked. Last the student without what LoRA adds."""
         options, spec = self.options, self.source.spec
-        student: Any = load(self.source.path, dtype=torch.float32)  # updates are too small for half precision
-        check_writable(student, spec, options, self.source.checkpoint.tensors)
+        plain: Any = load(self.source.path, dtype=torch.float32)  # updates are too small for half precision
+        check_writable(plain, spec, options, self.source.checkpoint.tensors)
         with torch.random.fork_rng([]):
             torch.manual_seed(options.seed)  # of LoRA's first values
-            student = prepare_student(student, spec, options)
+            student: Any = prepare_student(plain, spec, options)
         if self.teacher is None:
-            return student, None
-        return student, load(self.teacher.path, dtype=getattr(torch, options.precision))
+            return student, None, plain
+        return student, load(self.teacher.path, dtype=getattr(torch, options.precision)), plain
 
     def write(self, store: RunStore, ended: Progress, asked: Mapping[str, Any], progress: Reporter) -> None:
         """The best weights as a checkpoint, with what is to be known about the run."""

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from gqakit.checkpoint import Checkpoint
+from gqakit.core.cache_types import CachePair
 from gqakit.models.blockwise.blocks import Block, Blocks
 from gqakit.models.blockwise.calls import parts
 from gqakit.models.families.base import ROLES
+from gqakit.models.rounding import rounded_cache
 from gqakit.models.spec import ModelSpec
 
 
@@ -81,10 +83,13 @@ class RepairBlocks:
         checkpoint: of a language model, stock or grouped.
         spec: of the source; its module paths hold for what was made of it too.
         device: that it runs on.
+        pair: the types of a cache that its keys and values go through; None rounds nothing.
     """
 
-    def __init__(self, checkpoint: Checkpoint, spec: ModelSpec, device: str) -> None:
-        self._spec = spec
+    def __init__(
+        self, checkpoint: Checkpoint, spec: ModelSpec, device: str, pair: CachePair | None = None
+    ) -> None:
+        self._spec, self._pair = spec, pair
         self._blocks = Blocks(checkpoint, spec, torch.float32, device)
 
     def entering(self, windows: Tensor) -> Iterator[Tensor]:
@@ -95,7 +100,10 @@ class RepairBlocks:
     @contextmanager
     def block(self, layer: int) -> Iterator[RepairBlock]:
         """One block; its weights go when the context ends."""
-        with self._blocks.block(layer) as block:
+        with (
+            self._blocks.block(layer) as block,
+            rounded_cache(self._blocks.model, self._spec, self._pair, (layer,)),
+        ):
             attention = self._spec.attention_module(self._blocks.model, layer)
             yield RepairBlock(block, attention, self._projections(layer))
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from gqakit.checkpoint import Checkpoint
+from gqakit.core.cache_types import CachePair
 from gqakit.data.text import Text
 from gqakit.errors import DataError
 from gqakit.models.source import Source
@@ -57,6 +58,7 @@ class RepairJob:
         source: the model that `converted` was made of. plan: how.
         content: the text. windows: its token ids, `[windows, window]`; the last of them are held out.
         options: how much. device: "cpu" or "cuda".
+        types: of the cache that the converted model's keys and values go through; None rounds nothing.
     """
 
     source: Source
@@ -66,11 +68,12 @@ class RepairJob:
     windows: Tensor
     options: FitOptions
     device: str
+    types: CachePair | None = None
 
     @property
     def changed(self) -> tuple[bool, ...]:
-        """Whether the plan changes the layer, for every layer; others are left alone."""
-        return tuple(not grouping.is_identity for grouping in self.plan.groupings)
+        """Whether plan or cache change the layer, for every layer; others are left alone."""
+        return tuple(self.types is not None or not grouping.is_identity for grouping in self.plan.groupings)
 
     @property
     def fitted(self) -> int:
@@ -102,7 +105,7 @@ def repair_layers(
     spec = job.source.spec
     blocks = (
         RepairBlocks(job.source.checkpoint, spec, job.device),
-        RepairBlocks(job.converted, spec, job.device),
+        RepairBlocks(job.converted, spec, job.device, job.types),
     )
     for name, model in zip(("source", "converted"), blocks, strict=True):
         if done:  # the streams are there; only how blocks are called is to be learned

@@ -25,6 +25,10 @@ class FitOptions(Options):
         0.025, "Of Adam, as a share of each tensor's root mean square.", panel=HOW, above=0
     )
     seed: int = option(0, "Of the order of windows.", panel=HOW, at_least=0)
+    kv_cache: str | None = option(
+        None, "Round keys and values in the loop as a cache of these types does, such as q8_0,q4_0. Default: the plan's.",
+        panel=HOW,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ from gqakit.errors import DataError, PlanError, UsageError
 from gqakit.evaluation.evaluate import evaluate_sources
 from gqakit.evaluation.options import EvaluateOptions
 from gqakit.evaluation.table import EvaluationRow
+from gqakit.models.rounding import check_cache_types
 from gqakit.models.running import check_device
 from gqakit.models.source import Source
 from gqakit.options import takes
@@ -96,7 +97,8 @@ def repair(
         check_upload(options.push_to_hub)
     held_out = read_named(options.evaluate_text, "evaluation") if options.evaluate else None
     job = repair_job(source, target, plan, options.read(), options, options.device)
-    scoring = EvaluateOptions(window=min(options.window, WINDOW), device=options.device)
+    types = _types(plan, options)
+    scoring = EvaluateOptions(window=min(options.window, WINDOW), device=options.device, kv_cache=types)
     if held_out is not None:  # what is wrong with this text is said before the repair, not after it
         batches_of(source, held_out, window=scoring.window, tokens=scoring.tokens)
     layers, done = run_repair(job, out, overwrite=options.overwrite, progress=progress)
@@ -164,7 +166,13 @@ def repair_job(
     windows = repair_windows(source, content, options)
     assert isinstance(content, Text)
     fit_options = options.part(FitOptions)
-    return RepairJob(source, converted, plan, content, windows, fit_options, check_device(device))
+    types = check_cache_types(_types(plan, fit_options), source.spec)
+    return RepairJob(source, converted, plan, content, windows, fit_options, check_device(device), types)
+
+
+def _types(plan: Plan, options: FitOptions) -> str | None:
+    """The types of the cache that is repaired for: those asked for, else the plan's."""
+    return options.kv_cache or (None if plan.cache is None else plan.cache.types)
 
 
 def run_repair(
@@ -189,7 +197,7 @@ def run_repair(
         "text": job.content.name,
         "text_sha256": job.content.sha256,
         "tokens_used": job.windows.numel(),
-        **asdict(job.options),
+        **{name: value for name, value in asdict(job.options).items() if value is not None},
     }
     check_output(source.checkpoint, out, overwrite)
     check_output(converted, out, overwrite, job={"repair": asked})
