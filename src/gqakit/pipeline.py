@@ -36,6 +36,7 @@ from gqakit.evaluation.table import EvaluationRow
 from gqakit.models.architectures import architecture
 from gqakit.models.source import Source
 from gqakit.options import takes
+from gqakit.planning.cache_choice import choose_cache, requests
 from gqakit.planning.layer_loss.measure import Measurement
 from gqakit.planning.plan import Plan
 from gqakit.planning.planner import make_plan
@@ -162,7 +163,7 @@ class Conversion:
         content = options.read()
         job = cls(source, out, options, progress, content, None, plan, None)
         if plan is None:
-            job = job._with(request=Request.check(source.spec, options, options, measurable=True))
+            job = job._with(request=job._requests()[-1])
         else:
             job._check_plan(plan)
         if job.calibrates:
@@ -173,6 +174,13 @@ class Conversion:
 
     def _with(self, **values: object) -> Conversion:
         return replace(self, **values)  # pyright: ignore[reportArgumentType]
+
+    def _requests(self) -> list[Request]:
+        """The request, or one for each pair of cache types that may be chosen."""
+        spec, options = self.source.spec, self.options
+        if options.kv_cache == "auto":
+            return requests(spec, options, options, measurable=True)
+        return [Request.check(spec, options, options, measurable=True)]
 
     @property
     def calibrates(self) -> bool:
@@ -285,15 +293,17 @@ class Conversion:
 
     def _made(self, statistics: StatisticsFile | None) -> Plan:
         assert self.request is not None
-        measure, options = None, self.options
-        if self.request.loss == "measured":
+        measure, options, request = None, self.options, self.request
+        if request.loss == "measured" or options.kv_cache == "auto":
             measure = Measurement.on(
                 self.source, statistics, options.merge, self.content, options.window, options, self.progress
             )
             own = options.losses is None  # a file of one's own is never started over
             measure = replace(measure, file=self.losses_file, replace=own)
+            if options.kv_cache == "auto":
+                request = choose_cache(self.source, self._requests(), statistics, measure)
         with self.progress("plan", self.source.spec.num_layers, "layers") as advance:
-            return make_plan(self.source, self.request, statistics, lambda: advance(1), measure).plan
+            return make_plan(self.source, request, statistics, lambda: advance(1), measure).plan
 
     def written(
         self, plan: Plan, statistics: StatisticsFile | None
@@ -326,7 +336,8 @@ class Conversion:
         if self.held_out is None or self.options.dry_run:
             return []
         converted = Source.open(self.out)
-        rows = evaluate_sources(self.source, [converted], self.held_out, self.scoring, self.progress)
+        scoring = self.scoring.changed(kv_cache=None if plan.cache is None else plan.cache.types)
+        rows = evaluate_sources(self.source, [converted], self.held_out, scoring, self.progress)
         card = model_card(plan, self.source.path, rows, self.in_words(rows), repaired=repaired)
         write_bytes(self.out / CARD_FILE, card.encode())
         return rows

@@ -62,6 +62,8 @@ def _rows(result: ConvertResult, options: ConvertOptions) -> list[tuple[str, str
         ("grouping", plan.method),
         ("merge rule", f"{plan.merging.key} for keys, {plan.merging.value} for values"),
     ]
+    if plan.cache is not None:
+        rows += [("types of the cache", plan.cache.in_words), *(("note", note) for note in plan.notes)]
     if result.repairs:
         from gqakit.recovery.repair.summary import summary
 

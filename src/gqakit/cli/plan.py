@@ -140,6 +140,7 @@ def show_plan(screen: Screen, plan: Plan) -> None:
             plan.sized,
             f"{plan.budget.kv_bytes_per_token_before:,} → {plan.budget.kv_bytes_per_token:,} bytes per token",
         ),
+        *((("types of the cache", plan.cache.in_words),) if plan.cache is not None else ()),
         ("format", f"{plan.format}: {plan.engines}"),
         ("grouping", f"{plan.method}{_options(plan.method_options)}, seed {plan.seed}"),
         ("allocation", f"{plan.allocation}{_options(plan.allocation_options)}{_LOSS[plan.layer_loss]}"),

@@ -15,8 +15,11 @@ from gqakit.checkpoint import Replacement, WriteJob, WriteResult, write_checkpoi
 from gqakit.conversion.files import CARD_FILE, CHECKSUM_FILE, PLAN_FILE
 from gqakit.conversion.side_files import adapted_files
 from gqakit.core.apply import apply_grouping
+from gqakit.core.basis import Readers, rebased
 from gqakit.core.budget import CacheShape
+from gqakit.core.cache_types import cache_pair
 from gqakit.core.merging import RULES
+from gqakit.core.rounding_basis import is_coarse, rounding_basis
 from gqakit.errors import PlanError, unknown_name
 from gqakit.models.architectures import architecture
 from gqakit.models.families.base import EQUAL_GROUPS, Layout
@@ -58,7 +61,7 @@ def converted_shapes(spec: ModelSpec, plan: Plan) -> dict[int, dict[str, tuple[i
             spec.key_heads[layer] if _merged_apart(plan, layer) else None,
         )
         for layer, grouping in enumerate(plan.groupings)
-        if rearranged or not grouping.is_identity
+        if rearranged or not grouping.is_identity or _moves(spec, plan)
     }
 
 
@@ -67,6 +70,14 @@ def removed_tensors(spec: ModelSpec, plan: Plan) -> set[str]:
     shapes = converted_shapes(spec, plan)
     own = (layer_shapes(spec, layer, spec.key_heads[layer], spec.value_heads[layer]) for layer in shapes)
     return {name for layer in own for name in layer} - {name for layer in shapes.values() for name in layer}
+
+
+def _moves(spec: ModelSpec, plan: Plan) -> bool:
+    """Whether heads are put in a basis in which they round well."""
+    if plan.cache is None or not plan.cache.basis:
+        return False
+    pair = cache_pair(plan.cache.types)
+    return is_coarse(pair.value) or not spec.channels.locked
 
 
 def _merged_apart(plan: Plan, layer: int) -> bool:
@@ -108,6 +119,12 @@ def convert_layer(features: LayerFeatures, plan: Plan, layer: int) -> dict[str, 
         RULES[plan.merging.value],
         fixed_queries=spec.fixed_queries,
     )
+    if _moves(spec, plan):
+        assert plan.cache is not None
+        maps = plan.groupings[layer].query_maps(spec.num_heads, fixed=spec.fixed_queries)
+        readers, pair = Readers(*maps), cache_pair(plan.cache.types)
+        basis = rounding_basis(converted, readers, features.statistics, spec.channels, pair)
+        converted = rebased(converted, readers, basis)
     return tensors_of_layer(spec, layer, converted, _layout(spec, plan))
 
 

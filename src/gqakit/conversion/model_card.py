@@ -53,6 +53,7 @@ def model_card(
         f"- Format: `{plan.format}` — {_LOADING[plan.format]}",
         f"- Grouping: `{plan.method}`, allocation `{plan.allocation}`, seed {plan.seed}",
         f"- Merge rule: `{plan.merging.key}` for keys, `{plan.merging.value}` for values",
+        *_cache_lines(plan),
         "- Calibration: " + (f"{plan.moments.tokens:,} tokens" if plan.moments else "none (weights only)"),
         *(["- Local repair, its text and every layer's errors: `gqakit-repair.json`"] if repaired else []),
         "- The whole plan: `gqakit-plan.json`",
@@ -74,6 +75,19 @@ def model_card(
             for i, (layer, (k, v)) in enumerate(zip(plan.layers, counts, strict=True))
         ]
     return front_matter(known) + "\n".join(body) + "\n"
+
+
+def _cache_lines(plan: Plan) -> list[str]:
+    """How to serve a checkpoint whose budget counts on types of the cache."""
+    if plan.cache is None:
+        return []
+    how = f": serve with `{plan.cache.serve}` ({plan.cache.engine})" if plan.cache.serve else ""
+    lines = [f"- KV cache: {plan.cache.types}{how}. In 16 bits it computes the same, and takes more."]
+    if plan.cache.basis:
+        lines.append(
+            "- Heads are in a basis in which they round well; what the model computes is the same in any"
+        )
+    return lines
 
 
 def front_matter(known: dict[str, Any]) -> str:

@@ -51,18 +51,23 @@ class EntryCandidates:
 
 @dataclass(frozen=True)
 class EntryShape:
-    """A layer entry before anything is known of its heads: where it is, and what sizes each number of groups may have."""
+    """A layer entry before anything is known of its heads: where it is, and what sizes each number of groups may have.
+
+    `widths` is what a key head and a value head take in the cache, relative to each other.
+    """
 
     layer: int
     side: Side
     num_heads: int
     counts: Mapping[int, Sizes]
+    widths: tuple[int, int] = (1, 1)
 
     @property
     def entry(self) -> LayerEntry:
         """As an allocation sees it."""
         name = f"layer {self.layer}" if self.side == "both" else f"{self.side}s of layer {self.layer}"
-        width = 2 if self.side == "both" else 1
+        key, value = self.widths
+        width = {"both": key + value, "key": key, "value": value}[self.side]
         return LayerEntry(name, self.num_heads, width, tuple(sorted(self.counts)))
 
     def candidates(

@@ -11,6 +11,7 @@ from gqakit.data.batches import Content, kind_of_data
 from gqakit.errors import UsageError
 from gqakit.models.source import Source
 from gqakit.options import takes
+from gqakit.planning.cache_choice import choose_cache, requests
 from gqakit.planning.layer_loss.measure import Measurement
 from gqakit.planning.options import MakePlanOptions
 from gqakit.planning.plan import Plan
@@ -57,9 +58,16 @@ def explore(
     source = Source.open(model, options.stacks)
     source.check_not_grouped()
     statistics = StatisticsFile.open(options.statistics) if options.statistics else None
-    request = Request.check(source.spec, options, options, measurable=options.measurable)
+    fitting: list[Request] = []
+    if options.kv_cache == "auto":
+        fitting = requests(source.spec, options, options, measurable=True)
+    request = (
+        fitting[-1]
+        if fitting
+        else Request.check(source.spec, options, options, measurable=options.measurable)
+    )
     measure = None
-    if request.loss == "measured":
+    if fitting or request.loss == "measured":
         content = _content(source, options)
         measure = Measurement.on(
             source, statistics, options.merge, content, options.window, options, progress
@@ -67,6 +75,8 @@ def explore(
         if options.losses is None:
             measure = replace(measure, file=keep, replace=True)
         _warn_of_other_data(content, statistics)
+        if fitting:
+            request = choose_cache(source, fitting, statistics, measure)
     with progress("plan", source.spec.num_layers, "layers") as advance:
         return make_plan(source, request, statistics, lambda: advance(1), measure, whole_front=whole_front)
 

@@ -81,6 +81,10 @@ class PlanOptions(StackOptions):
     engine: str | None = option(
         None, "Refuse what this engine cannot run.", panel=HOW, choices=tuple(ENGINES), flags=("--for",)
     )
+    kv_cache: str = option(
+        "f16", "Types of the cache, which count towards the budget: one, or of keys and of values, such as q8_0,q4_0; or "
+        "auto: the best types and heads together that the engine has. See docs/kv-cache.md.", panel=HOW,
+    )  # fmt: skip
     seed: int = option(0, "Of everything random.", panel=HOW, at_least=0)
 
     cardinality: str = option(
@@ -140,6 +144,8 @@ class PlanOptions(StackOptions):
             yield (
                 "`format=uniform` has one map for keys and values; `kv_maps=separate` needs `format=grouped` (or auto)"
             )
+        if self.kv_cache == "auto" and self.engine is None:
+            yield "`kv_cache=auto` chooses among the types of an engine; name it with `engine`"
 
     @property
     def search(self) -> dict[str, Any]:

@@ -99,6 +99,24 @@ class Constraints(_Strict):
     kv_multiple_of: int = Field(default=1, gt=0)
 
 
+class CacheRecord(_Strict):
+    """The types that the cache is to be held in, where they are not 16 bits.
+
+    `types` as docs/kv-cache.md names them, with the rotation that the engine has; `engine` is the one that they are for, and
+    `serve` how it is told; `basis`: heads are put in a basis in which they round well, which changes nothing else.
+    """
+
+    types: str
+    engine: str | None
+    serve: str
+    basis: bool
+
+    @property
+    def in_words(self) -> str:
+        """The types, and how to serve them."""
+        return f"{self.types}; serve with: {self.serve} ({self.engine})" if self.serve else self.types
+
+
 class LayerPlan(_Strict):
     """One layer: the group of every source KV head, and the error relative to losing all heads.
 
@@ -139,9 +157,15 @@ class Plan(_Strict):
     merging: Merging
     seed: int
     moments: StatisticsRecord | None
+    cache: CacheRecord | None = None
     versions: dict[str, str]
     notes: tuple[str, ...] = ()
     layers: tuple[LayerPlan, ...]
+
+    @model_serializer(mode="wrap")
+    def _without_default(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        stated = write(self)
+        return stated if self.cache is not None else {k: v for k, v in stated.items() if k != "cache"}
 
     @model_validator(mode="after")
     def _consistent(self) -> Plan:

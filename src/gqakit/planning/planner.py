@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 from gqakit import __version__
 from gqakit.calibration.store import StatisticsFile
-from gqakit.core.budget import Budget, CacheShape
+from gqakit.core.budget import CacheShape
 from gqakit.core.grouping import Grouping, Partition
 from gqakit.core.merging import RULES
 from gqakit.core.merging.base import MergeRule
 from gqakit.core.rope import Channels
+from gqakit.core.rounding_basis import is_coarse
 from gqakit.errors import PlanError
+from gqakit.models.engine_caches import engine_of, serving
 from gqakit.models.source import Source
 from gqakit.models.spec import ModelSpec
 from gqakit.planning.allocation.base import FrontPoint, LayerEntry, pick
@@ -24,6 +26,7 @@ from gqakit.planning.candidates import EntryCandidates, EntryShape
 from gqakit.planning.layer_features import LayerFeatures, LayerReader, Side
 from gqakit.planning.plan import (
     BudgetRecord,
+    CacheRecord,
     Constraints,
     Format,
     LayerPlan,
@@ -123,7 +126,7 @@ def _decide(
     if request.loss == "none" and not whole_front:
         # Nothing depends on what a candidate costs: the split is settled first, and one number per layer looked at.
         entries = [shape.entry for shape in shapes]
-        settled = pick(work.front(entries), entries, request.budget.kv_ratio)
+        settled = pick(work.front(entries), entries, request.share)
         shapes = request.with_one_count(settled.counts)
     candidates: list[EntryCandidates] = []
     layers: list[LayerPlan] = []
@@ -137,7 +140,7 @@ def _decide(
     entries = [entry.entry for entry in candidates]
     points = work.front(entries)
     if len(layers) < work.spec.num_layers:
-        layers = work.layer_plans(candidates, pick(points, entries, request.budget.kv_ratio).counts)
+        layers = work.layer_plans(candidates, pick(points, entries, request.share).counts)
     return candidates, points, layers
 
 
@@ -211,7 +214,7 @@ def _record(
     chosen: Format = "uniform" if fits_stock and options.format != "grouped" else "grouped"
     return Plan(
         source=_plan_source(source),
-        budget=_reached(spec.cache, request.budget, groupings),
+        budget=_reached(spec.cache, request, groupings),
         format=chosen,
         method=options.method,
         method_options=request.method.options(),
@@ -227,8 +230,9 @@ def _record(
         merging=merging,
         seed=options.seed,
         moments=statistics_record(statistics) if statistics else None,
+        cache=(cache := _cache_record(request, groupings, spec)),
         versions={"gqakit": __version__},
-        notes=tuple(_notes(merging, spec, errors)),
+        notes=(*_notes(merging, spec, errors), *_cache_notes(cache, groupings, spec)),
         layers=tuple(layers),
     )
 
@@ -258,19 +262,49 @@ def _one_or_each(counts: tuple[int, ...]) -> int | tuple[int, ...]:
     return counts if len(set(counts)) > 1 else counts[0]
 
 
-def _reached(before: CacheShape, budget: Budget, groupings: Sequence[Grouping]) -> BudgetRecord:
+def _reached(before: CacheShape, request: Request, groupings: Sequence[Grouping]) -> BudgetRecord:
+    budget, types = request.budget, request.types
     after = replace(
         before,
         key_heads=tuple(g.key.num_groups for g in groupings),
         value_heads=tuple(g.value.num_groups for g in groupings),
     )
+    if types is None:
+        ratio, whole, kept = after.ratio_to(before), before.bytes_per_token, after.bytes_per_token
+    else:  # against 16 bits
+        whole, kept = replace(before, element_bytes=2).bytes_per_token, round(after.bytes_in(types))
+        ratio = after.bytes_in(types) / whole
     return BudgetRecord(
         asked=budget.asked,
         kv_ratio_asked=budget.kv_ratio,
-        kv_ratio=after.ratio_to(before),
-        kv_bytes_per_token_before=before.bytes_per_token,
-        kv_bytes_per_token=after.bytes_per_token,
+        kv_ratio=ratio,
+        kv_bytes_per_token_before=whole,
+        kv_bytes_per_token=kept,
     )
+
+
+def _cache_record(request: Request, groupings: Sequence[Grouping], spec: ModelSpec) -> CacheRecord | None:
+    types = request.types
+    if types is None:
+        return None
+    return CacheRecord(
+        types=types.name,
+        engine=engine_of(types, request.options.engine),
+        serve=serving(types, request.options.engine),
+        basis=is_coarse(types.key) or is_coarse(types.value),
+    )
+
+
+def _cache_notes(cache: CacheRecord | None, groupings: Sequence[Grouping], spec: ModelSpec) -> Iterator[str]:
+    if cache is None:
+        return
+    if all(grouping.is_identity for grouping in groupings):
+        yield f"the types of the cache ({cache.types}) alone meet the budget: no heads are merged"
+    if cache.basis and spec.channels.locked:
+        yield (
+            "keys are normalised after their projection, so nothing can be folded in to make them round better; values are "
+            "put in a basis that does"
+        )
 
 
 def _notes(merging: Merging, spec: ModelSpec, errors: KeyErrors | None) -> list[str]:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from fractions import Fraction
 from functools import cached_property
 
 from gqakit.calibration.store import StatisticsFile
 from gqakit.core.budget import Budget, fits, resolve_budget
+from gqakit.core.cache_types import CachePair
 from gqakit.core.merging import RULES
 from gqakit.errors import BudgetError, UsageError
 from gqakit.grouping_methods import METHODS
 from gqakit.grouping_methods.base import GroupingMethod, Sizes
+from gqakit.models.engine_caches import FULL, as_engine_has_it
 from gqakit.models.engines import check_engine
+from gqakit.models.rounding import check_holds
 from gqakit.models.spec import ModelSpec
 from gqakit.planning.allocation import ALLOCATIONS
 from gqakit.planning.allocation.base import Allocation, Loss
@@ -48,16 +52,59 @@ class Request:
         """
         if not budget.has_budget:
             raise UsageError("a budget is needed: `kv_ratio`, `kv_heads`, `kv_bytes_per_token` or `kv_gib`")
+        types = options.kv_cache not in (FULL, "auto")
+        whole = (
+            replace(spec.cache, element_bytes=2) if types else spec.cache
+        )  # types are counted against 16 bits
         try:
-            resolved = resolve_budget(spec.cache, **asdict(budget.part(BudgetOptions)))
+            resolved = resolve_budget(whole, **asdict(budget.part(BudgetOptions)))
         except ValueError as error:
             raise BudgetError(str(error)) from error
         request = cls(spec, resolved, options, measurable)
         request._check_engine()
-        _ = request.method, request.loss
+        _ = request.method, request.loss, request.types
         if problem := next(request._problems(), None):
             raise BudgetError(problem)
         return request
+
+    @cached_property
+    def types(self) -> CachePair | None:
+        """The types of the cache as the engine has them; None for 16 bits.
+
+        Raises:
+            UsageError: the engine has no such types, or they cannot hold such heads.
+        """
+        options = self.options
+        if options.kv_cache == FULL:
+            return None
+        pair = as_engine_has_it(options.kv_cache, options.engine, self.spec.head_dim)
+        check_holds(pair, self.spec)
+        return pair
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """What a key head and a value head take in the cache, in the smallest whole numbers."""
+        if self.types is None:
+            return 1, 1
+        dim = self.spec.head_dim
+        ratio = Fraction(self.types.key.nbytes(dim)) / Fraction(self.types.value.nbytes(dim))
+        return ratio.numerator, ratio.denominator
+
+    @property
+    def types_ratio(self) -> float:
+        """Bytes of the source's whole cache in the types, of those at 16 bits."""
+        return (
+            1.0
+            if self.types is None
+            else self.types.nbytes(1, 1, self.spec.head_dim) / (4 * self.spec.head_dim)
+        )
+
+    @property
+    def share(self) -> float:
+        """The share of the heads' bytes that the budget leaves, after what the types save."""
+        if self.budget.kv_heads is not None:
+            return self.budget.kv_ratio
+        return min(1.0, self.budget.kv_ratio / self.types_ratio)
 
     @cached_property
     def method(self) -> GroupingMethod:
@@ -87,6 +134,8 @@ class Request:
         options = self.options
         if options.allocation != "auto":
             return ALLOCATIONS[options.allocation]
+        if self.types is not None and self.share >= 1:  # nothing is merged, so nothing need be weighed
+            return ALLOCATIONS["uniform"]
         meant = ALLOCATIONS[METHODS[options.method].allocation]
         unknown = meant.loss == "measured" and options.layer_loss == "auto" and not self.measurable
         if self.budget.kv_heads is not None or options.format == "uniform" or unknown:
@@ -135,7 +184,7 @@ class Request:
                         f"in groups of at most {options.max_group_size or 'any'} query heads; loosen `kv_multiple_of` or "
                         "`max_group_size`"
                     )
-                shapes.append(EntryShape(layer, side, heads, counts))
+                shapes.append(EntryShape(layer, side, heads, counts, self.widths))
         return shapes
 
     def merges_behind_norm(self, statistics: StatisticsFile | None) -> bool:
@@ -216,16 +265,18 @@ class Request:
             yield "`format=uniform` needs a number of KV heads that every layer can have; there is none"
         smallest = sum(min(common or shape.counts) * shape.entry.width for shape in shapes)
         whole = sum(shape.num_heads * shape.entry.width for shape in shapes)
-        if not fits(smallest, whole, budget.kv_ratio):
-            per_token = round(spec.cache.bytes_per_token * smallest / whole)
+        if not fits(smallest, whole, self.share):
+            least = smallest / whole * self.types_ratio
+            before = spec.cache if self.types is None else replace(spec.cache, element_bytes=2)
+            per_token = round(before.bytes_per_token * least)
             also = "" if budget.asked.startswith("kv_ratio") else f", a kv_ratio of {budget.kv_ratio:.4g},"
             yield (
                 f"{budget.asked}{also} cannot be met; the smallest that can be met within method, format and constraints is "
-                f"{smallest / whole:.4f}, {per_token} bytes per token"
+                f"{least:.4f}, {per_token} bytes per token"
             )
         only, heads = self.method.only_count, spec.key_heads[0]
         if only is not None and self.allocation.name == "uniform":
-            most = max(n for n in range(1, heads + 1) if fits(n, heads, budget.kv_ratio))
+            most = max(n for n in range(1, heads + 1) if fits(n, heads, self.share))
             if most != only:
                 yield (
                     f"method {options.method} keeps one KV head per layer, the budget ({budget.asked}) leaves {most}; "

@@ -24,7 +24,8 @@ class LayerEntry:
     Attributes:
         name: how messages call it.
         num_heads: source KV heads.
-        width: vectors that the cache keeps for each of them: 2 for keys and values together, 1 for one of the two.
+        width: what the cache keeps for each of them: 2 vectors for keys and values together, 1 for one of the two; where the
+            types of keys and values differ, in the unit of which both are whole numbers.
         counts: the numbers of heads that it may be left with, ascending.
         losses: what each of `counts` loses; empty where the allocation does not ask.
     """
