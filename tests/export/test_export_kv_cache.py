@@ -69,8 +69,8 @@ def check(source: Path, rotate: bool, types: str) -> None:
     lost = distance(exact, theirs)
     assert 0.6 < distance(exact, ours(source, named)) / lost < 1.6
     if (
-        Source.open(source).spec.family.model_type == "llama"
-    ):  # other blocks, so errors of the same size and not the same
+        Source.open(source).spec.model_type != "qwen2"
+    ):  # interleaved there: errors of the same size, not the same
         return
     assert distance(theirs, ours(source, named)) < 0.25 * lost
     other = named.replace("+h", "") if rotate else f"{named}+h"

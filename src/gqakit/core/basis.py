@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gqakit.core.attention import AttentionWeights, Projection
+from gqakit.core.linalg import inv
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,11 @@ def rebased(weights: AttentionWeights, readers: Readers, basis: Basis) -> Attent
     query, key, value, output = weights.query, weights.key, weights.value, weights.output
     if basis.key is not None:
         maps = basis.key.double()
-        undo = torch.linalg.inv(maps).mT[list(readers.key)]  # A⁻ᵀ, [heads, d, d]
+        undo = inv(maps).mT[list(readers.key)]  # A⁻ᵀ, [heads, d, d]
         key, query = _mapped(maps, key), _mapped(undo, query)
     if basis.value is not None:
         maps = basis.value.double()
-        undo = torch.linalg.inv(maps)[list(readers.value)]  # B⁻¹, [heads, d, d]
+        undo = inv(maps)[list(readers.value)]  # B⁻¹, [heads, d, d]
         value = _mapped(maps, value)
         output = (output.double() @ undo).to(output.dtype)  # [heads, width, d]
     return AttentionWeights(query, key, value, output, weights.maps)

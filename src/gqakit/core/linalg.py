@@ -26,3 +26,18 @@ def polar(matrix: Tensor) -> Tensor:
     """The orthogonal matrix nearest to each `[..., n, n]`: `U Vᵀ` of its singular value decomposition."""
     left, _, right = _linalg.svd(matrix)
     return left @ right
+
+
+def inv(matrix: Tensor) -> Tensor:
+    """`torch.linalg.inv`: the inverse, of each matrix of a batch."""
+    return torch.linalg.inv(matrix)  # pyright: ignore
+
+
+def svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`torch.linalg.svd`: `U`, singular values in descending order, `Vᵀ`; of each matrix of a batch."""
+    return torch.linalg.svd(matrix)  # pyright: ignore
+
+
+def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """`torch.linalg.eigh`: eigenvalues in ascending order, eigenvectors as columns; of each matrix of a batch."""
+    return torch.linalg.eigh(matrix)  # pyright: ignore

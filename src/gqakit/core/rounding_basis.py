@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,6 +16,7 @@ from gqakit.core.cache_types import CachePair, CacheType
 from gqakit.core.cache_types.base import Rotated
 from gqakit.core.cache_types.blocks import Blocks
 from gqakit.core.cache_types.hadamard import hadamard, largest_power
+from gqakit.core.linalg import eigh, inv, svd
 from gqakit.core.rope import Channels
 from gqakit.core.statistics import LayerStatistics, own_moments
 
@@ -74,11 +76,11 @@ def value_basis(
 def _balanced(moment: Tensor, metric: Tensor) -> Tensor:
     """The map of `value_basis` for each head, from its moment and its metric, `[heads, d, d]` each."""
     second = _root_of(moment)
-    _, scale, right = torch.linalg.svd(_root_of(metric) @ second)
-    balanced = scale.sqrt()[..., None] * right @ torch.linalg.inv(second)
+    _, scale, right = svd(_root_of(metric) @ second)
+    balanced = scale.sqrt()[..., None] * right @ inv(second)
     dim = balanced.shape[-1]
     size = largest_power(dim)
-    spread = torch.block_diag(*[hadamard(size).double()] * (dim // size))
+    spread = torch.kron(torch.eye(dim // size, dtype=torch.float64), hadamard(size).double())
     signs = torch.ones(dim, dtype=torch.float64)
     signs[torch.randperm(dim, generator=torch.Generator().manual_seed(dim))[: dim // 2]] = -1
     return signs[:, None] * (spread @ balanced)
@@ -212,13 +214,13 @@ def _turned(states: Tensor, place: Tensor, frequencies: Tensor, channels: Channe
     return turned
 
 
-def _by_head(second: Tensor, readers: tuple[int, ...] | list[int], heads: int) -> Tensor:
+def _by_head(second: Tensor, readers: Sequence[int], heads: int) -> Tensor:
     """The sum over the query heads that read each cached head, `[heads, d, d]`."""
     return second.new_zeros(heads, *second.shape[1:]).index_add_(0, torch.tensor(list(readers)), second)
 
 
 def _root_of(moment: Tensor) -> Tensor:
     """The symmetric root of second moments, with a ridge that keeps it invertible."""
-    values, vectors = torch.linalg.eigh((moment + moment.mT) / 2)
+    values, vectors = eigh((moment + moment.mT) / 2)
     floor = _RIDGE * values.amax(-1, keepdim=True).clamp_min(1e-30)
     return vectors * values.clamp_min(floor).sqrt()[..., None, :] @ vectors.mT

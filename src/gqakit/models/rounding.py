@@ -86,4 +86,3 @@ def check_holds(pair: CachePair, spec: ModelSpec) -> None:
         raise UsageError(
             f"`kv_cache={names}`: {problem}; a type whose blocks divide it fits, as f16 and fp8 do"
         )
-    return pair
