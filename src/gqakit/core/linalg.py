@@ -18,6 +18,10 @@ cholesky_ex: Callable[[Tensor], tuple[Tensor, Tensor]] = _linalg.cholesky_ex
 """The lower Cholesky factor of `[..., n, n]`, and for each matrix 0 where it has one."""
 svdvals: Callable[[Tensor], Tensor] = _linalg.svdvals
 """Singular values alone, descending, of `[..., n, m]`."""
+inv: Callable[[Tensor], Tensor] = _linalg.inv
+"""The inverse of `[..., n, n]`."""
+svd: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]] = _linalg.svd
+"""`U`, singular values, descending, and `Vᵀ` of `[..., n, m]`."""
 solve: Callable[[Tensor, Tensor], Tensor] = _linalg.solve
 """`X` with `matrix @ X = right`, for `[..., n, n]` and `[..., n, m]`."""
 
@@ -26,18 +30,3 @@ def polar(matrix: Tensor) -> Tensor:
     """The orthogonal matrix nearest to each `[..., n, n]`: `U Vᵀ` of its singular value decomposition."""
     left, _, right = _linalg.svd(matrix)
     return left @ right
-
-
-def inv(matrix: Tensor) -> Tensor:
-    """`torch.linalg.inv`: the inverse, of each matrix of a batch."""
-    return torch.linalg.inv(matrix)  # pyright: ignore
-
-
-def svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """`torch.linalg.svd`: `U`, singular values in descending order, `Vᵀ`; of each matrix of a batch."""
-    return torch.linalg.svd(matrix)  # pyright: ignore
-
-
-def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """`torch.linalg.eigh`: eigenvalues in ascending order, eigenvectors as columns; of each matrix of a batch."""
-    return torch.linalg.eigh(matrix)  # pyright: ignore
