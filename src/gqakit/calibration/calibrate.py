@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
+from gqakit.calibration.collect import collect_statistics
+from gqakit.calibration.in_sequence import MATRICES, collect_in_sequence
 from gqakit.calibration.options import CalibrateOptions
-from gqakit.calibration.store import StatisticsFile, StatisticsHeader, save_statistics
+from gqakit.calibration.store import StatisticsFile, StatisticsHeader, writing_statistics
+from gqakit.core.statistics import LayerStatistics
 from gqakit.data.batches import Content, batches_of, unit_of
+from gqakit.data.samples import Batch, positions_of
 from gqakit.errors import DataError, OutputError
+from gqakit.models.blockwise.calls import NotByBlocks
+from gqakit.models.blockwise.room import opened_blocks
+from gqakit.models.load import use_attention_interface
+from gqakit.models.processes import Processes
+from gqakit.models.running import Running, load_model
 from gqakit.models.source import Source
 from gqakit.options import takes
 from gqakit.progress import Reporter, silent
@@ -21,6 +33,9 @@ def calibrate(
     model: str | Path, out: str | Path, options: CalibrateOptions, progress: Reporter = silent
 ) -> StatisticsFile:
     """Run a model over some text, images or speech once and save the statistics of every layer, of all stacks.
+
+    A model that does not fit in memory runs block by block, to the same statistics up to rounding. Under `torchrun` or
+    `accelerate launch` every process calls this: they share the windows, and the first writes.
 
     Args:
         model: directory or hub name.
@@ -41,39 +56,107 @@ def calibrate_source(
     source: Source, out: Path, content: Content, options: CalibrateOptions, progress: Reporter
 ) -> StatisticsFile:
     """`calibrate` for a model that is open and data that is read."""
-    from gqakit.calibration.collect import collect_statistics
-    from gqakit.data.samples import positions_of
-    from gqakit.models.load import use_attention_interface
-    from gqakit.models.running import load_model
-
     if not out.parent.is_dir() or out.is_dir():
         raise OutputError(f"statistics go into a file in a directory that exists; {out} is not one")
+    processes = Processes.of_launch()
     source = source if options.stacks else source.with_all_stacks()
-    spec = source.spec
     batches = batches_of(source, content, window=options.window, tokens=options.tokens)
     positions = sum(map(positions_of, batches))
-    _warn(source, content, positions)
-    model = load_model(source.checkpoint, options.precision, options.device)
-    use_attention_interface(model, spec)
-    try:
-        with progress("calibrate", positions, unit_of(spec)) as advance:
-            layers = collect_statistics(model, spec, batches, advance)
-    except DataError:
-        for layer in range(spec.num_layers):
-            source.layer(layer)  # names the tensor, if one is what is not finite
-        raise
     header = StatisticsHeader(
         source=source.name,
         fingerprint=source.fingerprint,
-        num_layers=spec.num_layers,
-        width=spec.hidden_size,
+        num_layers=source.spec.num_layers,
+        width=source.spec.hidden_size,
         tokens=positions,
         tokens_asked=options.tokens,
         window=options.window,
         text=content.name,
         text_sha256=content.sha256,
     )
-    return save_statistics(out, header, {spec.key(layer): moments for layer, moments in layers.items()})
+    processes.agree(header.model_dump(exclude={"source"}))
+    if processes.is_first:
+        _warn(source, content, positions)
+    where = options.changed(device=processes.device(options.device))
+    job = _Calibration(source, out, header, Running.of(where, source.checkpoint), processes, progress)
+    try:
+        job.run(dict(enumerate(processes.mine(batches))))
+    except DataError:
+        for layer in range(source.spec.num_layers):
+            source.layer(layer)  # names the tensor, if one is what is not finite
+        raise
+    processes.wait()
+    return StatisticsFile.open(out)
+
+
+@dataclass(frozen=True)
+class _Calibration:
+    """One calibration, checked: on this process's share of the input, but for the sums."""
+
+    source: Source
+    out: Path
+    header: StatisticsHeader
+    running: Running
+    processes: Processes
+    progress: Reporter
+
+    def run(self, batches: Mapping[int, Batch]) -> None:
+        """Run the model whole if it fits, else block by block, and write the statistics."""
+        checkpoint, running = self.source.checkpoint, self.running
+        if not running.whole(checkpoint):
+            try:
+                return self._in_sequence(batches)
+            except NotByBlocks as error:
+                LOG.warning("%s runs whole and not block by block, as %s", self.source.name, error)
+        return self._whole(batches)
+
+    @contextmanager
+    def _writing(self) -> Iterator[Callable[[int, LayerStatistics], None]]:
+        """What takes the statistics of each layer: the file, of the first process."""
+        if not self.processes.is_first:
+            yield lambda layer, moments: None
+            return
+        with writing_statistics(self.out, self.header) as write:
+            yield lambda layer, moments: write(self.source.spec.key(layer), moments)
+
+    def _reporter(self) -> Reporter:
+        return self.progress if self.processes.is_first else silent
+
+    def _whole(self, batches: Mapping[int, Batch]) -> None:
+        spec = self.source.spec
+        model = load_model(self.source.checkpoint, self.running.dtype, self.running.device)
+        use_attention_interface(model, spec)
+        with self._reporter()(
+            "calibrate", sum(map(positions_of, batches.values())), unit_of(spec)
+        ) as advance:
+            layers = collect_statistics(model, spec, batches.values(), advance, self.processes)
+        with self._writing() as write:
+            for layer, moments in layers.items():
+                write(layer, moments)
+
+    def _in_sequence(self, batches: Mapping[int, Batch]) -> None:
+        spec, sizes = self.source.spec, [positions_of(batch) for batch in batches.values()]
+        run = {"calibration": self.header.model_dump(), "rank": self.processes.rank}
+        with opened_blocks(
+            self.source.checkpoint,
+            spec,
+            self.running,
+            run,
+            positions=max(sizes, default=1),
+            sums=MATRICES * 8 * spec.hidden_size**2,
+            beside=self.out.parent,
+        ) as blocks:
+            total = sum(sizes) * blocks.count
+            with (
+                self._reporter()("calibrate", total, f"{unit_of(spec)} x blocks") as advance,
+                self._writing() as write,
+            ):
+                collect_in_sequence(
+                    blocks,
+                    batches,
+                    write,
+                    lambda window: advance(positions_of(batches[window])),
+                    self.processes,
+                )
 
 
 def _warn(source: Source, content: Content, positions: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,6 +19,7 @@ from gqakit.data.samples import Batch, as_batches, positions_of
 from gqakit.errors import DataError, FamilyError
 from gqakit.models.attention_hook import Attending, Look, watched_attention
 from gqakit.models.outputs import keeps_logits
+from gqakit.models.processes import ALONE, Processes
 from gqakit.models.remote_code.adapters import HEADS_FIRST, by_head
 from gqakit.models.remote_code.attention import softmax
 from gqakit.models.spec import ModelSpec
@@ -33,6 +34,7 @@ def collect_statistics(
     spec: ModelSpec,
     batches: Tensor | Iterable[Batch],
     progress: Callable[[int], None] = lambda n: None,
+    processes: Processes = ALONE,
 ) -> dict[int, LayerStatistics]:
     """Moments of every attention layer over some input, from one forward pass a batch.
 
@@ -43,19 +45,22 @@ def collect_statistics(
         spec: its description.
         batches: what to call it with, or token ids `[windows, window]`; without padding, as every position counts.
         progress: called with the positions just seen.
+        processes: that share the input; each gets the sums over all of it.
 
     Raises:
         DataError: when an activation is not finite; names the layer.
         FamilyError: when a layer's attention was not observed; names the layer.
     """
     device = next(model.parameters()).device
-    layers = [_LayerSums(spec, layer) for layer in range(spec.num_layers)]
-    with _watched(model, spec, layers), torch.inference_mode():
+    layers = {layer: LayerSums(spec, layer) for layer in range(spec.num_layers)}
+    with watched(model, spec, layers), torch.inference_mode():
         for batch in as_batches(batches):
             keep = keeps_logits(model, 1) if spec.family.task == "text" else {}
             model(**{name: _on(value, device) for name, value in batch.items()}, **keep)
             progress(positions_of(batch))
-    return {index: layer.moments(_frequencies(model, spec, index)) for index, layer in enumerate(layers)}
+    return {
+        index: layer.moments(frequencies(model, spec, index), processes) for index, layer in layers.items()
+    }
 
 
 def _on(value: Any, device: torch.device) -> Any:
@@ -107,7 +112,7 @@ def _sample(
     return tuple(parts)
 
 
-class _LayerSums:
+class LayerSums:
     """The running sums of one layer."""
 
     def __init__(self, spec: ModelSpec, layer: int) -> None:
@@ -203,8 +208,9 @@ class _LayerSums:
             found.view(-1).index_add_(0, part.bins, weights.sum(0).flatten())
             self.distances[:, : part.seen] += found.cpu()
 
-    def moments(self, frequencies: Tensor | None) -> LayerStatistics:
-        """The averages."""
+    def moments(self, frequencies: Tensor | None, processes: Processes = ALONE) -> LayerStatistics:
+        """The averages, over what all processes have seen."""
+        self._add_up(processes)
         frequencies = self.own_frequencies if frequencies is None else frequencies
         if frequencies is not None and not self.turns:  # no distance changes anything
             frequencies = torch.zeros_like(frequencies)
@@ -230,14 +236,25 @@ class _LayerSums:
         distances = self.distances / self.distances.sum(1, keepdim=True)
         return LayerStatistics(inputs, value, distances, frequencies, query, key, query_heads)
 
+    def _add_up(self, processes: Processes) -> None:
+        """Make each process's sums those over all."""
+        if processes.count == 1:
+            return
+        for moment in (self.input, self.value, self.query, self.key):
+            if moment is not None:
+                moment.add_up(processes)
+        longest = processes.largest(self.distances.shape[1])
+        self.distances = pad(self.distances, (0, longest - self.distances.shape[1]))
+        processes.add_up(self.distances, self.query_heads)
+
 
 @contextmanager
-def _watched(model: PreTrainedModel, spec: ModelSpec, layers: list[_LayerSums]) -> Iterator[None]:
-    """The model with every attention layer reporting to its sums."""
+def watched(model: PreTrainedModel, spec: ModelSpec, layers: Mapping[int, LayerSums]) -> Iterator[None]:
+    """The model with attention layers reporting to their sums; without any it computes attention as it will then."""
     handles: list[Any] = []
     looks: dict[nn.Module, Look] = {}
     try:
-        for index, sums in enumerate(layers):
+        for index, sums in layers.items():
             looks[spec.attention_module(model, index)] = sums.look
             sums.take_positions(spec.attention_module(model, index))
             projection = spec.projection(model, index, "key")
@@ -257,7 +274,7 @@ def _watched(model: PreTrainedModel, spec: ModelSpec, layers: list[_LayerSums]) 
         _sample.cache_clear()  # long windows' are large
 
 
-def _frequencies(model: PreTrainedModel, spec: ModelSpec, layer: int) -> Tensor | None:
+def frequencies(model: PreTrainedModel, spec: ModelSpec, layer: int) -> Tensor | None:
     """Radians per position of each rotary pair of a layer, as the model's own rotary module has them.
 
     A model whose layers differ keeps them by the layer's type: `sliding_attention_inv_freq`.

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gqakit.data.options import DATA, WINDOW, DataOptions
-from gqakit.models.run_options import RunOptions, StackOptions
+from gqakit.models.run_options import MemoryOptions, StackOptions
 from gqakit.options import option
 
 TOKENS = 12288
 
 
 @dataclass(frozen=True)
-class CalibrateOptions(StackOptions, DataOptions, RunOptions):
+class CalibrateOptions(StackOptions, DataOptions, MemoryOptions):
     """What a model is calibrated on, and how it is run."""
 
     stacks: tuple[str, ...] = option(

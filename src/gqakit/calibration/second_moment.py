@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gqakit.models.processes import Processes
+
 PANELS = 4
 """A product of rows with themselves is symmetric: in this number of panels, from the diagonal on, it is 5/8 of the work."""
 
@@ -50,6 +52,12 @@ class SecondMoment:
             rows = rows[len(taken) :]
             if self._filled == self._enough:
                 self._take_waiting()
+
+    def add_up(self, processes: Processes) -> None:
+        """Make it the sum over the rows that all processes have seen."""
+        self._take_waiting()
+        processes.add_up(self._products, self._sums)
+        self.count = processes.total(self.count)
 
     def mean(self) -> Tensor:
         """The average over all rows, `[width + 1, width + 1]`; zeros before the first."""

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import Tensor
 
-from gqakit.checkpoint.atomic import regular, write_bytes
+from gqakit.checkpoint.atomic import atomic_file, output_errors, regular
 from gqakit.core.statistics import LayerStatistics
 from gqakit.errors import PlanError
 
 _KEY = "gqakit_moments"
 _KINDS = tuple(field.name for field in fields(LayerStatistics))
+
+
+_ENTRY = 192
+"""Bytes of the list of tensors that one takes, at most."""
 
 
 class StatisticsHeader(BaseModel):
@@ -127,15 +130,51 @@ def save_statistics(
     layers: Mapping[str, LayerStatistics] | Mapping[int, LayerStatistics],
 ) -> StatisticsFile:
     """Write statistics in float32, atomically."""
-    tensors: dict[str, Tensor] = {}
-    for key, moments in layers.items():
-        for kind in _KINDS:
-            tensor = getattr(moments, kind)
-            if tensor is not None:
-                tensors[f"layers.{key}.{kind}"] = tensor.to(torch.float32, copy=True).contiguous()
-    metadata = {_KEY: json.dumps(header.model_dump(), sort_keys=True)}
-    write_bytes(path, save(tensors, metadata=metadata))
+    with writing_statistics(path, header) as write:
+        for key, moments in layers.items():
+            write(str(key), moments)
     return StatisticsFile(path, header)
+
+
+@contextmanager
+def writing_statistics(
+    path: Path, header: StatisticsHeader
+) -> Iterator[Callable[[str, LayerStatistics], None]]:
+    """`save_statistics` layer by layer: only one layer's are in memory. The file appears when the context ends.
+
+    A safetensors file begins with a list of its tensors, which is known last. So room is left for it; what is too much
+    is filled with spaces, as the format allows.
+    """
+    room = (
+        8 + -(-(4096 + 2 * len(header.model_dump_json()) + header.num_layers * len(_KINDS) * _ENTRY) // 8) * 8
+    )
+    entries: dict[str, Any] = {"__metadata__": {_KEY: json.dumps(header.model_dump(), sort_keys=True)}}
+    with atomic_file(path) as file:
+        with output_errors(path):
+            file.write(b" " * room)
+        end = 0
+
+        def write(key: str, moments: LayerStatistics) -> None:
+            nonlocal end
+            for kind in _KINDS:
+                tensor = getattr(moments, kind)
+                if tensor is None:
+                    continue
+                raw = tensor.to("cpu", torch.float32).contiguous().view(-1).view(torch.uint8).numpy().data
+                with output_errors(path):
+                    file.write(raw)
+                offsets = [end, end + raw.nbytes]
+                entries[f"layers.{key}.{kind}"] = {
+                    "dtype": "F32", "shape": [*tensor.shape], "data_offsets": offsets,
+                }  # fmt: skip
+                end += raw.nbytes
+
+        yield write
+        listed = json.dumps(entries, separators=(",", ":")).encode()
+        assert len(listed) <= room - 8
+        with output_errors(path):
+            file.seek(0)
+            file.write((room - 8).to_bytes(8, "little") + listed.ljust(room - 8))
 
 
 def _first(error: ValidationError) -> str:

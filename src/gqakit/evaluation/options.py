@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gqakit.data.options import DATA, WINDOW, DataOptions
-from gqakit.models.run_options import KV_CACHE, RUN, RunOptions
+from gqakit.models.run_options import KV_CACHE, RUN, MemoryOptions
 from gqakit.options import option
 
 TOKENS = 4096
 
 
 @dataclass(frozen=True)
-class EvaluateOptions(DataOptions, RunOptions):
+class EvaluateOptions(DataOptions, MemoryOptions):
     """What checkpoints are compared on, and how they are run."""
 
     dataset_split: str = option("test", "Which split of the dataset.", panel=DATA)

@@ -1,7 +1,9 @@
-"""A checkpoint as a running model, and its tokenizer."""
+"""A checkpoint as a running model, where and in which precision, and its tokenizer."""
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,32 +13,108 @@ from transformers import AutoTokenizer, PreTrainedModel
 from gqakit.checkpoint import Checkpoint
 from gqakit.errors import CheckpointError, UsageError
 from gqakit.models.load import load
+from gqakit.models.memory import free_memory
+from gqakit.models.run_options import MemoryOptions, parse_size
+
+BESIDE = 1.25
+"""A model that runs whole takes this many times its weights: what it computes lies beside them."""
 
 
-def load_model(checkpoint: Checkpoint, precision: str = "float32", device: str = "cpu") -> PreTrainedModel:
+@dataclass(frozen=True)
+class Running:
+    """Where a model runs, in which precision, and in how much memory: options that were looked into.
+
+    Attributes:
+        device: torch's name of it. dtype: of weights and hidden states.
+        memory: bytes of the device's memory that may be taken. host: bytes of main memory, likewise.
+        blockwise: see `MemoryOptions`.
+    """
+
+    device: str
+    dtype: torch.dtype
+    memory: int
+    host: int
+    blockwise: str = "auto"
+
+    @classmethod
+    def of(cls, options: MemoryOptions, checkpoint: Checkpoint) -> Running:
+        """From options.
+
+        Raises:
+            UsageError: for a device that is not there.
+        """
+        device = check_device(options.device)
+        stated = None if options.max_memory is None else parse_size(str(options.max_memory))
+        return cls(
+            device,
+            precision_of(checkpoint, options.precision, device),
+            stated or free_memory(device),
+            stated or free_memory("cpu"),
+            options.blockwise,
+        )
+
+    def whole(self, *checkpoints: Checkpoint) -> bool:
+        """Whether models run whole, all of them in memory at a time."""
+        if self.blockwise != "auto":
+            return self.blockwise == "never"
+        weights = sum(
+            info.nbytes // info.torch_dtype.itemsize for each in checkpoints for info in each.tensors.values()
+        )
+        return BESIDE * weights * self.dtype.itemsize <= self.memory
+
+
+def precision_of(checkpoint: Checkpoint, precision: str, device: str) -> torch.dtype:
+    """The precision to run in: "auto" is the checkpoint's own on a GPU, and float32 on a CPU.
+
+    Most CPUs are slower in 16 bit, and all of them round more than what is compared often differs by.
+    """
+    if precision != "auto":
+        return getattr(torch, precision)
+    if device == "cpu":
+        return torch.float32
+    own: Counter[torch.dtype] = Counter()
+    for info in checkpoint.tensors.values():
+        if info.torch_dtype.is_floating_point:
+            own[info.torch_dtype] += info.nbytes
+    return own.most_common(1)[0][0] if own else torch.float32
+
+
+def load_model(
+    checkpoint: Checkpoint, precision: str | torch.dtype = "float32", device: str = "cpu"
+) -> PreTrainedModel:
     """A checkpoint as a running model.
 
     Args:
         checkpoint: opened.
-        precision: of the weights: float32, bfloat16 or float16.
+        precision: of the weights; see `precision_of`.
         device: see `check_device`.
 
     Raises:
-        UsageError: for a GPU that is not there. CheckpointError: when it does not load.
+        UsageError: for a device that is not there. CheckpointError: when it does not load.
     """
-    return load(checkpoint.path, dtype=getattr(torch, precision)).to(check_device(device))  # pyright: ignore[reportArgumentType]
+    device = check_device(device)
+    dtype = precision if isinstance(precision, torch.dtype) else precision_of(checkpoint, precision, device)
+    return load(checkpoint.path, dtype=dtype).to(device)  # pyright: ignore[reportArgumentType]
 
 
 def check_device(device: str) -> str:
-    """The device to run on: "cpu" or "cuda"; "auto" is a GPU where torch sees one.
+    """The device to run on: "cpu", "cuda", "cuda:1", "mps"; "auto" is a GPU where torch sees one.
 
     Raises:
         UsageError: torch does not see it.
     """
+    kind, _, number = device.partition(":")
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    mps = torch.backends.mps.is_available()
     if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("`device=cuda` was asked for, but torch sees no GPU; use `device=cpu`")
+        return "cuda" if gpus else "mps" if mps else "cpu"
+    if kind == "cuda" and not gpus:
+        raise UsageError(f"`device={device}` was asked for, but torch sees no GPU; use `device=cpu`")
+    if number and int(number) >= gpus:
+        listed = ", ".join(f"cuda:{n}" for n in range(gpus))
+        raise UsageError(f"`device={device}` was asked for, but torch sees {gpus}: {listed}")
+    if kind == "mps" and not mps:
+        raise UsageError("`device=mps` was asked for, but torch sees no Apple GPU; use `device=cpu`")
     return device
 
 

@@ -11,7 +11,7 @@ from gqakit.core.merging import RULES
 from gqakit.data.options import DATA, WINDOW, DataOptions
 from gqakit.grouping_methods import METHODS
 from gqakit.models.engines import ENGINES
-from gqakit.models.run_options import DeviceOptions, StackOptions
+from gqakit.models.run_options import MemoryOptions, StackOptions
 from gqakit.options import Options, option
 from gqakit.planning.allocation import ALLOCATIONS
 
@@ -166,7 +166,7 @@ class PlanOptions(StackOptions):
 
 
 @dataclass(frozen=True)
-class LossOptions(DeviceOptions):
+class LossOptions(MemoryOptions):
     """How the loss of converting one layer alone is measured."""
 
     measure_tokens: int = option(1536, "Most tokens to measure on.", panel=LOSSES, at_least=1)

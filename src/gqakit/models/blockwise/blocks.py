@@ -74,10 +74,11 @@ class Blocks:
             of_path.setdefault(stack.block, {})[index] = spec.block(self.model, layer)
         for found in of_path.values():
             self.stages.append(Stage([found[i] for i in sorted(found)], self.count))
-        self.forwards = {block: block.forward for block in self._modules}
+        self.forwards = {block: block.forward for block in self.modules}
 
     @property
-    def _modules(self) -> list[nn.Module]:
+    def modules(self) -> list[nn.Module]:
+        """The blocks of all stages, in order."""
         return [block for stage in self.stages for block in stage.blocks]
 
     @property
@@ -87,7 +88,7 @@ class Blocks:
 
     def layers_of(self, block: int) -> list[int]:
         """The attention layers in a block, as the spec counts them."""
-        module = self._modules[block]
+        module = self.modules[block]
         return [n for n in range(self.spec.num_layers) if self.spec.block(self.model, n) is module]
 
     def stage_of(self, block: int) -> Stage:
@@ -126,13 +127,13 @@ class Blocks:
     @contextmanager
     def around(self) -> Iterator[None]:
         """The weights around the blocks, each from when it is first needed until the context ends."""
-        with self.weights.filled_when_called(self._modules):
+        with self.weights.filled_when_called(self.modules):
             yield
 
     @contextmanager
     def block(self, block: int) -> Iterator[Block]:
         """One block with its weights; they go when the context ends."""
-        module = self._modules[block]
+        module = self.modules[block]
         with self.weights.filled(module):
             yield Block(self, block, module)
 

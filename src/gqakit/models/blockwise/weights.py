@@ -86,9 +86,22 @@ class Weights:
     def _missing(self) -> list[str]:
         return really_missing(n for n, _ in self.model.named_parameters() if n not in self._group)
 
-    def nbytes(self, module: nn.Module) -> int:
-        """Bytes of a module's parameters once they are filled."""
-        return sum(each.numel() for each in module.parameters()) * self.dtype.itemsize
+    def largest(self, blocks: Iterable[nn.Module]) -> int:
+        """Bytes of the most weights that are filled at a time, with one tensor as it is read.
+
+        That is one block, the largest, or what lies around them, or the first of a stage while that is entered.
+        """
+        each = [self._count(block.parameters()) for block in blocks]
+        embedding = self.model.get_input_embeddings()
+        inside = sum(each)
+        around = self._count(self.model.parameters()) - inside
+        first = self._count(embedding.parameters()) if isinstance(embedding, nn.Module) else around
+        read = max(info.nbytes for info in self.checkpoint.tensors.values())
+        return self.dtype.itemsize * max(max(each) + first, around) + read
+
+    @staticmethod
+    def _count(parameters: Iterable[nn.Parameter]) -> int:
+        return sum(parameter.numel() for parameter in parameters)
 
     @contextmanager
     def filled(self, module: nn.Module) -> Iterator[None]:
