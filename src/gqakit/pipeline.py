@@ -6,8 +6,9 @@ import logging
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from gqakit.calibration.calibrate import calibrate_source
 from gqakit.calibration.options import CalibrateOptions
@@ -34,6 +35,8 @@ from gqakit.evaluation.evaluate import evaluate_sources
 from gqakit.evaluation.options import EvaluateOptions
 from gqakit.evaluation.table import EvaluationRow
 from gqakit.models.architectures import architecture
+from gqakit.models.processes import Processes
+from gqakit.models.run_options import MemoryOptions
 from gqakit.models.source import Source
 from gqakit.options import takes
 from gqakit.planning.cache_choice import choose_cache, requests
@@ -106,6 +109,7 @@ def convert(
         GqakitError: one of OutputError, PlanError, BudgetError, UsageError, CheckpointError, FamilyError, DataError.
     """
     started = time.monotonic()
+    Processes.of_launch().alone("convert")
     job = Conversion.check(model, Path(out), options, progress)
     STEPS.info("Steps: %s.", ", ".join(job.steps()))
     statistics = job.calibrated()
@@ -206,7 +210,12 @@ class Conversion:
     @property
     def scoring(self) -> EvaluateOptions:
         """How to measure: a long calibration window need not fit the held-out text."""
-        return EvaluateOptions(window=min(self.options.window, WINDOW), device=self.options.device)
+        return EvaluateOptions(window=min(self.options.window, WINDOW), **self.running)
+
+    @property
+    def running(self) -> dict[str, Any]:
+        """How the model is run, whatever for."""
+        return asdict(self.options.part(MemoryOptions))
 
     def steps(self) -> list[str]:
         """What will be done, in words, with the amount of each step."""
@@ -275,7 +284,7 @@ class Conversion:
                 return found
         with output_errors(self.statistics_file.parent):
             self.statistics_file.parent.mkdir(parents=True, exist_ok=True)
-        how = CalibrateOptions(tokens=options.tokens, window=options.window, device=options.device)
+        how = CalibrateOptions(tokens=options.tokens, window=options.window, **self.running)
         started = time.monotonic()
         made = calibrate_source(self.source, self.statistics_file, self.content, how, self.progress)
         self._say_time(made.header.tokens, time.monotonic() - started)
@@ -318,8 +327,7 @@ class Conversion:
         with claimed_directory(self.out, ".unrepaired", ()) as target:
             written = self._convert(plan, statistics, target)
             converted = Checkpoint.open(str(target))
-            fit, device = self.repair_options, options.device
-            job = repair_job(source, converted, plan, self.content, fit, device)
+            job = repair_job(source, converted, plan, self.content, self.repair_options, options)
             repairs, _ = run_repair(job, self.out, overwrite=options.overwrite, progress=self.progress)
         return written, repairs
 

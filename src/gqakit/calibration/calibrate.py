@@ -14,7 +14,7 @@ from gqakit.calibration.options import CalibrateOptions
 from gqakit.calibration.store import StatisticsFile, StatisticsHeader, writing_statistics
 from gqakit.core.statistics import LayerStatistics
 from gqakit.data.batches import Content, batches_of, unit_of
-from gqakit.data.samples import Batch, positions_of
+from gqakit.data.samples import Batch, in_precision, positions_of
 from gqakit.errors import DataError, OutputError
 from gqakit.models.blockwise.calls import NotByBlocks
 from gqakit.models.blockwise.room import opened_blocks
@@ -77,9 +77,10 @@ def calibrate_source(
     if processes.is_first:
         _warn(source, content, positions)
     where = options.changed(device=processes.device(options.device))
-    job = _Calibration(source, out, header, Running.of(where, source.checkpoint), processes, progress)
+    running = Running.of(where, source.checkpoint)
+    job = _Calibration(source, out, header, running, processes, progress)
     try:
-        job.run(dict(enumerate(processes.mine(batches))))
+        job.run({n: in_precision(batch, running.dtype) for n, batch in enumerate(processes.mine(batches))})
     except DataError:
         for layer in range(source.spec.num_layers):
             source.layer(layer)  # names the tensor, if one is what is not finite

@@ -22,6 +22,8 @@ class Screen:
     """
 
     def __init__(self, as_json: bool = False, quiet: bool = False, verbose: bool = False) -> None:
+        self._speaks = os.environ.get("RANK", "0") == "0"  # of several processes of one launch the first
+        quiet = quiet or not self._speaks
         self.as_json, self.quiet, self.verbose = as_json, quiet, verbose
         level = logging.INFO if verbose else logging.ERROR
         logging.basicConfig(
@@ -45,10 +47,12 @@ class Screen:
 
     def json(self, value: Any) -> None:
         """A result as JSON; dataclasses become objects."""
-        print(json.dumps(_jsonable(value), indent=2, allow_nan=False))
+        self.line(json.dumps(_jsonable(value), indent=2, allow_nan=False))
 
     def table(self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A result as a table; without names for its columns, just rows. The first column never wraps."""
+        if not self._speaks:
+            return
         if sys.stdout.isatty():
             _rich_table(title, header, rows)
             return
@@ -59,7 +63,8 @@ class Screen:
 
     def line(self, text: str) -> None:
         """A result as a line."""
-        print(text)
+        if self._speaks:
+            print(text)
 
 
 def _jsonable(value: Any) -> Any:

@@ -22,12 +22,15 @@ def evaluate(
     options: EvaluateOptions,
 ) -> None:
     """Perplexity, or agreement of embeddings; divergence from the source; cache size as computed and as measured."""
+    from gqakit.checkpoint import Checkpoint
     from gqakit.evaluation.evaluate import evaluate
     from gqakit.evaluation.table import header
+    from gqakit.models.running import Running
 
     rows = evaluate(model, converted or [], options=options, progress=screen.progress)
+    ran = str(Running.of(options, Checkpoint.open(model)).dtype).removeprefix("torch.")
     if screen.as_json:
-        screen.json({"window": options.window, "dtype": options.precision, "checkpoints": rows})
+        screen.json({"window": options.window, "dtype": ran, "checkpoints": rows})
         return
-    title = f"{rows[0].sample(options.window)}, {options.precision}"
+    title = f"{rows[0].sample(options.window)}, {ran}"
     screen.table(title, header(rows), [row.cells() for row in rows])

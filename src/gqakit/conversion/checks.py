@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -138,9 +138,13 @@ def check_checksums(out: Checkpoint) -> Check:
 
 def check_cache(model: PreTrainedModel, spec: ModelSpec, shape: CacheShape, batch: Batch) -> Check:
     """A real cache is as small as the plan promises."""
-    measured = measure_cache(model, spec, batch)
+    return check_measured_cache(measure_cache(model, spec, batch), type(model).__name__, spec, shape)
+
+
+def check_measured_cache(measured: float | None, name: str, spec: ModelSpec, shape: CacheShape) -> Check:
+    """`check_cache` of what was measured on a model of a class of some name."""
     if measured is None:
-        return Check("cache", None, f"{type(model).__name__} returns none")
+        return Check("cache", None, f"{name} returns none")
     cached = [layer for layer, site in enumerate(spec.sites) if site.stack.cached]
     heads = sum(shape.key_heads[layer] + shape.value_heads[layer] for layer in cached)
     promised = heads * shape.head_dim * shape.element_bytes
@@ -159,6 +163,24 @@ def attention_errors(
         batch: one batch of what the models take.
     """
     errors = [0.0] * spec.num_layers
+    with comparing_attention(source, converted, spec, range(spec.num_layers), errors), torch.inference_mode():
+        source(**batch)
+    return errors
+
+
+@contextmanager
+def comparing_attention(
+    source: PreTrainedModel,
+    converted: PreTrainedModel,
+    spec: ModelSpec,
+    layers: Iterable[int],
+    errors: list[float],
+) -> Iterator[None]:
+    """The source with some of its layers run by the other model too, as they run; see `attention_errors`.
+
+    Args:
+        source, converted, spec: see there. layers: which. errors: where each layer's goes.
+    """
 
     def compare(layer: int) -> Callable[..., None]:
         twin = spec.attention_module(converted, layer)
@@ -182,22 +204,17 @@ def attention_errors(
     def remember(module: nn.Module, args: Any, output: Any) -> None:
         outputs[:] = [output.double()]
 
-    handles = [
-        spec.attention_module(source, layer).register_forward_hook(compare(layer), with_kwargs=True)
-        for layer in range(spec.num_layers)
-    ]
-    handles += [
-        spec.projection(source, layer, "output").register_forward_hook(remember)
-        for layer in range(spec.num_layers)
-        if not spec.sites[layer].stack.caller
-    ]
+    handles: list[Any] = []
     try:
-        with torch.inference_mode():
-            source(**batch)
+        for layer in layers:
+            attention = spec.attention_module(source, layer)
+            handles.append(attention.register_forward_hook(compare(layer), with_kwargs=True))
+            if not spec.sites[layer].stack.caller:
+                handles.append(spec.projection(source, layer, "output").register_forward_hook(remember))
+        yield
     finally:
         for handle in handles:
             handle.remove()
-    return errors
 
 
 def check_runtime(

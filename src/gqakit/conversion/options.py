@@ -9,7 +9,7 @@ from typing import Any
 
 from gqakit.calibration.options import TOKENS
 from gqakit.data.options import DATA, WINDOW, DataOptions
-from gqakit.models.run_options import UPLOAD
+from gqakit.models.run_options import UPLOAD, SpaceOptions
 from gqakit.options import option
 from gqakit.planning.options import PLAN_FIELDS, BudgetOptions, LossOptions, PlanOptions
 
@@ -70,7 +70,7 @@ def _called(plan: Any) -> str:
 
 
 @dataclass(frozen=True)
-class VerifyOptions(DataOptions):
+class VerifyOptions(DataOptions, SpaceOptions):
     """What goes through both models: the first window, images or recording of the data."""
 
     window: int = option(128, "Tokens of the window.", panel=DATA, at_least=2)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from torch import Tensor
 
 from gqakit.checkpoint import Checkpoint
 from gqakit.conversion.checks import (
@@ -13,19 +18,27 @@ from gqakit.conversion.checks import (
     check_cache,
     check_checksums,
     check_config,
+    check_measured_cache,
     check_runtime,
     check_tensors,
+    comparing_attention,
 )
 from gqakit.conversion.convert import converted_cache
 from gqakit.conversion.files import PLAN_FILE, UPTRAIN_FILE
 from gqakit.conversion.options import VerifyOptions
 from gqakit.data.batches import batches_of, noise_batch
-from gqakit.data.samples import Batch
-from gqakit.models.running import load_model
+from gqakit.data.samples import Batch, positions_of
+from gqakit.evaluation.runners import InSequence
+from gqakit.models.blockwise.calls import NotByBlocks
+from gqakit.models.blockwise.room import opened_blocks
+from gqakit.models.blockwise.stream import stream
+from gqakit.models.running import Running, load_model
 from gqakit.models.source import Source
 from gqakit.options import takes
 from gqakit.planning.plan import Plan
 from gqakit.progress import Reporter, silent
+
+LOG = logging.getLogger("gqakit")
 
 
 @dataclass(frozen=True)
@@ -81,22 +94,98 @@ def verify(
     checks.append(check_checksums(target))
     if not all(check.passed for check in checks):
         return Verification(tuple(checks), ())
+    batch = batch or _batch(source, options)
+    running = Running.of(options, source.checkpoint)
+    ran, errors = None, []
+    if not running.whole(source.checkpoint, target):
+        try:
+            ran, errors = _in_sequence(source, target, plan, batch, running, progress, trained=trained)
+        except NotByBlocks as error:
+            LOG.warning("%s runs whole and not block by block, as %s", source.name, error)
+    if ran is None:
+        ran, errors = _whole(source, target, plan, batch, running, progress, trained=trained)
+    return Verification((*checks, *ran), tuple(errors))
+
+
+def _whole(
+    source: Source,
+    target: Checkpoint,
+    plan: Plan,
+    batch: Batch,
+    running: Running,
+    progress: Reporter,
+    *,
+    trained: bool,
+) -> tuple[list[Check], list[float]]:
+    """The checks that run the models, both in memory, and the errors of layers."""
+    checks: list[Check] = []
+    batch = {n: v.to(running.device) if isinstance(v, Tensor) else v for n, v in batch.items()}
     with progress("verify the running model", 4, "steps") as advance:
-        batch = batch or _batch(source, options)
-        stock = load_model(source.checkpoint)
+        stock = load_model(source.checkpoint, running.dtype, running.device)
         checks.append(check_runtime(source, stock, batch, behind_norm=plan.merging.behind_norm))
         advance(1)
-        running = load_model(target)
-        checks.append(Check("reload", True, f"loads as {type(running).__name__}"))
+        made = load_model(target, running.dtype, running.device)
+        checks.append(Check("reload", True, f"loads as {type(made).__name__}"))
         advance(1)
-        errors = attention_errors(stock, running, source.spec, batch)
+        errors = attention_errors(stock, made, source.spec, batch)
         checks += check_attention(errors, plan, trained=trained)
         advance(1)
         if source.spec.is_cached:
             promised = converted_cache(source.spec, plan, element_bytes=4)
-            checks.append(check_cache(running, source.spec, promised, batch))
+            checks.append(check_cache(made, source.spec, promised, batch))
         advance(1)
-    return Verification(tuple(checks), tuple(errors))
+    return checks, errors
+
+
+def _in_sequence(
+    source: Source,
+    target: Checkpoint,
+    plan: Plan,
+    batch: Batch,
+    running: Running,
+    progress: Reporter,
+    *,
+    trained: bool,
+) -> tuple[list[Check], list[float]]:
+    """`_whole` with one block of each model in memory. The row "runtime" needs the whole model and is left out."""
+    full, spec = source.with_all_stacks().spec, source.spec
+    errors = [0.0] * spec.num_layers
+    of_layer = {site: layer for layer, site in enumerate(spec.sites)}
+    run = {"verify": source.name}
+    length = positions_of(batch)
+    with ExitStack() as stack:
+        theirs, ours = (
+            stack.enter_context(opened_blocks(each, full, running, run, positions=length, models=2))
+            for each in (source.checkpoint, target)
+        )
+        advance = stack.enter_context(progress("verify block by block", theirs.count, "blocks"))
+
+        @contextmanager
+        def watch(block: int) -> Iterator[None]:
+            sites = (full.sites[layer] for layer in theirs.layers_of(block))
+            layers = [of_layer[site] for site in sites if site in of_layer]
+            with ours.block(block), comparing_attention(theirs.model, ours.model, spec, layers, errors):
+                yield
+            advance(1)
+
+        stream(theirs, {0: batch}, watch=watch)
+        checks = [
+            Check(
+                "runtime",
+                None,
+                "not compared with transformers' own attention, as the model runs block by block",
+            ),
+            Check("reload", True, f"loads as {type(ours.model).__name__}, block by block"),
+            *check_attention(errors, plan, trained=trained),
+        ]
+        if spec.is_cached:
+            runner = InSequence(ours)
+            runner.pass_through({0: batch}, lambda positions: None)
+            promised = converted_cache(spec, plan, element_bytes=4)
+            with runner.ready():
+                measured = runner.cache(spec, batch, None)
+            checks.append(check_measured_cache(measured, type(ours.model).__name__, spec, promised))
+    return checks, errors
 
 
 def _batch(source: Source, options: VerifyOptions) -> Batch:

@@ -39,6 +39,13 @@ def positions_of(batch: Batch) -> int:
     return next(iter(tensors.values())).shape[0]
 
 
+def in_precision(batch: Batch, dtype: torch.dtype) -> Batch:
+    """A batch with its pixels and spectrograms in the precision that a model runs in."""
+    return {
+        n: v.to(dtype) if isinstance(v, Tensor) and v.is_floating_point() else v for n, v in batch.items()
+    }
+
+
 @dataclass(frozen=True)
 class Images:
     """Some images, `[n, height, width, 3]` of bytes, and what to call them.

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, normalize
-from transformers import PreTrainedModel
 
 from gqakit.data.samples import Batch, positions_of
-from gqakit.models.outputs import Output, run
+from gqakit.evaluation.runners import Runner, as_runner
+from gqakit.models.outputs import Output
+from gqakit.models.processes import ALONE, Processes
 
 Pooling = Literal["mean", "first", "last"]
 
@@ -35,8 +36,8 @@ class AgreementScores:
 
 
 def embed(
-    model: PreTrainedModel,
-    batches: Sequence[Batch],
+    model: nn.Module | Runner,
+    batches: Sequence[Batch] | Mapping[int, Batch],
     pooling: Pooling,
     progress: Callable[[int], None] = lambda n: None,
 ) -> tuple[Tensor, list[Tensor]]:
@@ -50,12 +51,17 @@ def embed(
     """
     pooled: list[Tensor] = []
     states: list[Tensor] = []
-    for batch in batches:
-        hidden = Output.of(run(model, batch)).values[0]
+    runner = as_runner(model)
+    for window, batch in _numbered(batches):
+        hidden = Output.of(runner.run(window, batch)).values[0]
         pooled.append(_pooled(hidden, batch.get("attention_mask"), pooling))
         states.append(hidden)
         progress(positions_of(batch))
-    return torch.cat(pooled), states
+    return torch.cat(pooled) if pooled else torch.empty(0, 1), states
+
+
+def _numbered(batches: Sequence[Batch] | Mapping[int, Batch]) -> Iterable[tuple[int, Batch]]:
+    return batches.items() if isinstance(batches, Mapping) else enumerate(batches)
 
 
 def _pooled(hidden: Tensor, mask: Tensor | None, pooling: Pooling) -> Tensor:
@@ -90,39 +96,62 @@ class HeadScores:
 
 
 def head_outputs(
-    model: PreTrainedModel, batches: Sequence[Batch], progress: Callable[[int], None] = lambda n: None
+    model: nn.Module | Runner,
+    batches: Sequence[Batch] | Mapping[int, Batch],
+    progress: Callable[[int], None] = lambda n: None,
 ) -> list[Output]:
     """What a model with a head puts out, batch by batch."""
     outputs: list[Output] = []
-    for batch in batches:
-        outputs.append(Output.of(run(model, batch)))
+    runner = as_runner(model)
+    for window, batch in _numbered(batches):
+        outputs.append(Output.of(runner.run(window, batch)))
         progress(positions_of(batch))
     return outputs
 
 
-def head_scores(ours: Sequence[Output], theirs: Sequence[Output]) -> HeadScores:
-    """Compare what `head_outputs` gave for two models on the same input; the source's comes second."""
+def head_scores(ours: Sequence[Output], theirs: Sequence[Output], processes: Processes = ALONE) -> HeadScores:
+    """Compare what `head_outputs` gave for two models on the same input; the source's comes second.
+
+    Args:
+        ours, theirs: outputs. processes: that share the input; the scores are those over all.
+    """
     pairs = [(source, changed) for source, changed in zip(theirs, ours, strict=True)]
-    inputs = sum(len(source.values[0]) for source in theirs)
+    inputs = processes.total(sum(len(source.values[0]) for source in theirs))
 
     def mean(measure: Callable[[Output, Output], float]) -> float:
-        return sum(measure(*pair) * len(pair[0].values[0]) for pair in pairs) / inputs
+        total = torch.tensor(
+            sum(measure(*pair) * len(pair[0].values[0]) for pair in pairs), dtype=torch.float64
+        )
+        processes.add_up(total)
+        return float(total) / inputs
 
     error = mean(Output.relative_error)
-    if not theirs[0].predicts:
+    if not all(processes.every(all(each.predicts for each in theirs))):
         return HeadScores(None, error, None, inputs)
     return HeadScores(mean(Output.divergence), error, mean(Output.same_choice), inputs)
 
 
-def agreement(ours: tuple[Tensor, list[Tensor]], theirs: tuple[Tensor, list[Tensor]]) -> AgreementScores:
-    """Compare what `embed` gave for two models on the same input; the source's comes second."""
-    error = sum(float((a - b).double().square().sum()) for a, b in zip(ours[1], theirs[1], strict=True))
-    energy = sum(float(b.double().square().sum()) for b in theirs[1])
+def agreement(
+    ours: tuple[Tensor, list[Tensor]], theirs: tuple[Tensor, list[Tensor]], processes: Processes = ALONE
+) -> AgreementScores:
+    """Compare what `embed` gave for two models on the same input; the source's comes second.
+
+    Args:
+        ours, theirs: embeddings and states. processes: that share the input; the scores are those over all.
+    """
+    sums = torch.zeros(2, dtype=torch.float64)
+    for a, b in zip(ours[1], theirs[1], strict=True):
+        sums[0] += float((a - b).cpu().double().square().sum())
+        sums[1] += float(b.cpu().double().square().sum())
+    processes.add_up(sums)
+    mine, its = (
+        torch.cat([part for part in processes.every(each[0].cpu()) if len(part)]) for each in (ours, theirs)
+    )
     return AgreementScores(
-        cosine=float(cosine_similarity(ours[0], theirs[0]).double().mean()),
-        error=error / energy,
-        neighbours=_same_neighbours(ours[0], theirs[0]),
-        inputs=len(ours[0]),
+        cosine=float(cosine_similarity(mine, its).double().mean()),
+        error=float(sums[0] / sums[1]),
+        neighbours=_same_neighbours(mine, its),
+        inputs=len(mine),
     )
 
 

@@ -15,21 +15,24 @@ from gqakit.models.spec import ModelSpec
 def measure_cache(
     model: PreTrainedModel, spec: ModelSpec, batch: Batch, pair: CachePair | None = None
 ) -> float | None:
-    """Bytes that a real cache holds for each position of each layer, added up, after a forward pass.
-
-    Counts what keys and values hold, so a cache that repeats heads shows it.
-
-    Args:
-        model: loaded. spec: which of its layers count.
-        batch: what it is run on; one sequence.
-        pair: the types that an engine holds what is kept in; None counts the elements' own bytes.
+    """`bytes_of_cache` of a model's cache after a forward pass on a batch of one sequence.
 
     Returns:
         None where the class returns no cache, as a classifier of tokens.
     """
     cache: Any = getattr(run(model, {**batch, "use_cache": True}), "past_key_values", None)
-    if cache is None:
-        return None
+    return None if cache is None else bytes_of_cache(cache, spec, pair)
+
+
+def bytes_of_cache(cache: Any, spec: ModelSpec, pair: CachePair | None = None) -> float:
+    """Bytes that a real cache holds for each position of each layer, added up.
+
+    Counts what keys and values hold, so a cache that repeats heads shows it.
+
+    Args:
+        cache: of transformers, filled. spec: which of the model's layers count.
+        pair: the types that an engine holds what is kept in; None counts the elements' own bytes.
+    """
     total = 0.0
     for stack, index in spec.sites:
         if not stack.cached:

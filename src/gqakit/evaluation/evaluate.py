@@ -2,31 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from gqakit.core.budget import CacheShape
 from gqakit.core.cache_types import CachePair, cache_pair
 from gqakit.data.batches import Content, batches_of, unit_of
-from gqakit.data.samples import Batch, positions_of
+from gqakit.data.samples import Batch, in_precision, positions_of
 from gqakit.errors import DataError
-from gqakit.evaluation.agreement import Pooling, agreement, embed, head_outputs, head_scores
-from gqakit.evaluation.cache import measure_cache
-from gqakit.evaluation.language import score_language
+from gqakit.evaluation.agreement import (
+    AgreementScores,
+    HeadScores,
+    Pooling,
+    agreement,
+    embed,
+    head_outputs,
+    head_scores,
+)
+from gqakit.evaluation.language import LanguageScores, score_language
 from gqakit.evaluation.options import EvaluateOptions
+from gqakit.evaluation.runners import InSequence, Runner, Whole
 from gqakit.evaluation.table import EvaluationRow
 from gqakit.models.architectures import text_part
+from gqakit.models.blockwise.calls import NotByBlocks
+from gqakit.models.blockwise.room import opened_blocks
 from gqakit.models.families.base import Task
-from gqakit.models.outputs import Output, predicts_tokens, run
+from gqakit.models.outputs import Output
+from gqakit.models.processes import Processes
 from gqakit.models.rounding import check_cache_types, rounded_cache
-from gqakit.models.running import load_model
+from gqakit.models.running import Running, load_model
 from gqakit.models.source import Source
 from gqakit.options import takes
-from gqakit.progress import Reporter, silent
+from gqakit.progress import Advance, Reporter, silent
+
+LOG = logging.getLogger("gqakit")
 
 POOLING: dict[Task, Pooling] = {"embedding": "mean", "image": "first"}
 """How the encoders of a task make one embedding of an input: sentence embedders average, image models have a first token.
@@ -76,50 +89,126 @@ def evaluate_sources(
 ) -> list[EvaluationRow]:
     """`evaluate` for models that are open and data that is read."""
     _check_vocabulary(source, conversions)
-    batches: list[Batch] = [*batches_of(source, content, window=options.window, tokens=options.tokens)]
-    precision = getattr(torch, options.precision)
-    if source.spec.family.task in ("image", "pair"):
-        batches = [{**batch, "pixel_values": batch["pixel_values"].to(precision)} for batch in batches]
-    rows: list[EvaluationRow] = []
-    reference: Any = None
     types = check_cache_types(options.kv_cache, source.spec)
+    batches = batches_of(source, content, window=options.window, tokens=options.tokens)
+    processes = Processes.of_launch()
+    processes.agree(_described((source, *conversions), content, options))
+    where = options.changed(device=processes.device(options.device))
+    running = Running.of(where, source.checkpoint)
+    mine = {n: in_precision(batch, running.dtype) for n, batch in enumerate(processes.mine(batches))}
     runs: list[tuple[Source, CachePair | None]] = [(source, None)]
     runs += [(each, types) for each in ((source, *conversions) if types else conversions)]
-    for each, pair in runs:
-        spec = each.spec
-        running = load_model(each.checkpoint, options.precision, options.device)
-        called = each.short_name if pair is None else f"{each.short_name}, {pair.name}"
-        with (
-            progress(f"evaluate {called}", sum(map(positions_of, batches)), unit_of(spec)) as advance,
-            rounded_cache(running, spec, pair),
-        ):
-            if predicts_tokens(running) and spec.family.task not in POOLING:
-                scores = score_language(running, batches, reference, advance)
-                reference = reference or running
-            elif Output.of(run(running, batches[0])).is_logits:
-                made = head_outputs(running, batches, advance)
-                reference = reference or made
-                scores = head_scores(made, reference)
-            else:
-                made = embed(running, batches, POOLING.get(spec.family.task, "last"), advance)
-                reference = reference or made
-                scores = agreement(made, reference)
-        size = _Sizes(
-            spec.cache, source.spec.cache, precision.itemsize, None if types is None else pair or HALVES
-        )
-        rows.append(
-            EvaluationRow(
-                name=each.short_name,
-                kv_bytes_per_token=round(size.per_token),
-                kv_bytes_measured=measure_cache(running, spec, batches[0], size.pair)
-                if spec.is_cached
-                else None,
-                kv_ratio=size.ratio,
-                scores=scores,
-                kv_cache=None if pair is None else pair.name,
-            )
-        )
+    job = _Evaluation(
+        source, conversions, mine, running, processes, progress if processes.is_first else silent
+    )
+    rows: list[EvaluationRow] = []
+    with ExitStack() as kept:
+        first: Runner | None = None
+        for each, pair in runs:
+            with ExitStack() as own:
+                runner, advance = job.opened(each, pair, own if first else kept, own)
+                first = first or runner
+                own.enter_context(first.ready())
+                own.enter_context(runner.ready())
+                scores = job.scores(runner, first, advance)
+                size = _Sizes(
+                    each.spec.cache,
+                    source.spec.cache,
+                    running.dtype.itemsize,
+                    None if types is None else pair or HALVES,
+                )
+                measured = (
+                    runner.cache(each.spec, mine[0], size.pair) if mine and each.spec.is_cached else None
+                )
+                rows.append(
+                    EvaluationRow(
+                        name=each.short_name,
+                        kv_bytes_per_token=round(size.per_token),
+                        kv_bytes_measured=measured,
+                        kv_ratio=size.ratio,
+                        scores=scores,
+                        kv_cache=None if pair is None else pair.name,
+                    )
+                )
     return rows
+
+
+def _described(sources: Sequence[Source], content: Content, options: EvaluateOptions) -> dict[str, Any]:
+    """What processes of one launch must agree about."""
+    sizes = [(each.checkpoint.nbytes, each.checkpoint.config_bytes) for each in sources]
+    how = {"window": options.window, "tokens": options.tokens, "dtype": options.dtype}
+    return {"models": sizes, "text_sha256": content.sha256, "kv_cache": options.kv_cache, **how}
+
+
+@dataclass
+class _Evaluation:
+    """One evaluation, checked: on this process's share of the input, but for the scores."""
+
+    source: Source
+    conversions: Sequence[Source]
+    batches: Mapping[int, Batch]
+    running: Running
+    processes: Processes
+    progress: Reporter
+    made: Any = None  # what the source gave, where that is compared as it is
+
+    def opened(
+        self, each: Source, pair: CachePair | None, stack: ExitStack, own: ExitStack
+    ) -> tuple[Runner, Advance]:
+        """What runs a checkpoint: whole where it fits beside another, else block by block, which it does here.
+
+        Args:
+            each: the checkpoint. pair: the types of its cache.
+            stack: closed when the checkpoint is no longer needed. own: closed after its scores.
+
+        Returns:
+            The runner, and what is to hear of windows that were scored.
+        """
+        called = each.short_name if pair is None else f"{each.short_name}, {pair.name}"
+        largest = max(self.conversions, key=lambda one: one.checkpoint.nbytes, default=None)
+        beside = [] if largest is None else [largest.checkpoint]
+        total, unit = sum(map(positions_of, self.batches.values())), unit_of(each.spec)
+        if not self.running.whole(self.source.checkpoint, *beside):
+            try:
+                runner = self._in_sequence(each, pair, stack)
+                with (
+                    self.progress(
+                        f"evaluate {called}", total * runner.blocks.count, f"{unit} x blocks"
+                    ) as advance,
+                    rounded_cache(runner.model, each.spec, pair),
+                ):
+                    runner.pass_through(self.batches, advance)
+                return runner, lambda count: None
+            except NotByBlocks as error:
+                LOG.warning("%s runs whole and not block by block, as %s", each.name, error)
+        model = load_model(each.checkpoint, self.running.dtype, self.running.device)
+        advance = own.enter_context(self.progress(f"evaluate {called}", total, unit))
+        own.enter_context(rounded_cache(model, each.spec, pair))
+        return Whole(model), advance
+
+    def _in_sequence(self, each: Source, pair: CachePair | None, stack: ExitStack) -> InSequence:
+        spec = each.spec if self.source.spec.is_grouped else self.source.with_all_stacks().spec
+        run = {"evaluation": each.name, "cache": pair and pair.name, "rank": self.processes.rank}
+        longest = max(map(positions_of, self.batches.values()), default=1)
+        opened = opened_blocks(each.checkpoint, spec, self.running, run, positions=longest)
+        return InSequence(stack.enter_context(opened))
+
+    def scores(
+        self, runner: Runner, reference: Runner, advance: Advance
+    ) -> LanguageScores | AgreementScores | HeadScores:
+        """The scores of a checkpoint; those of the source come first."""
+        batches, processes, task = self.batches, self.processes, self.source.spec.family.task
+        if runner.predicts and task not in POOLING:
+            theirs = None if runner is reference else reference
+            return score_language(runner, batches, theirs, advance, processes)
+        heads = [Output.of(runner.run(0, batches[0])).is_logits] if batches else []
+        if any(processes.every(any(heads))):
+            made = head_outputs(runner, batches, advance)
+            self.made = self.made or made
+            return head_scores(made, self.made, processes)
+        made = embed(runner, batches, POOLING.get(task, "last"), advance)
+        self.made = self.made or made
+        return agreement(made, self.made, processes)
 
 
 HALVES = cache_pair("f16")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 
 import torch
 from torch import Tensor, nn
 
 from gqakit.data.samples import Batch, as_batches, positions_of
+from gqakit.evaluation.runners import Runner, as_runner
+from gqakit.models.processes import ALONE, Processes
 
 
 @dataclass(frozen=True)
@@ -30,36 +33,57 @@ class LanguageScores:
 
 
 def score_language(
-    model: nn.Module,
-    windows: Tensor | Sequence[Batch],
-    reference: nn.Module | None = None,
+    model: nn.Module | Runner,
+    windows: Tensor | Sequence[Batch] | Mapping[int, Batch],
+    reference: nn.Module | Runner | None = None,
     progress: Callable[[int], None] = lambda n: None,
+    processes: Processes = ALONE,
 ) -> LanguageScores:
     """Score a model on independent inputs: each token is predicted from those before it.
 
     Args:
-        model: a causal language model, or a decoder behind an encoder, in eval mode.
+        model: a causal language model, or a decoder behind an encoder, in eval mode; or what runs it.
         windows: token ids, `[windows, window]`; or keyword arguments of forward passes with one sequence each.
         reference: the source model, on the same device; None scores the source itself.
         progress: called with the tokens just scored.
+        processes: that share the windows; the scores are those over all.
     """
-    nll = kl = agree = 0.0
-    count = 0
-    device = next(model.parameters()).device
-    with torch.inference_mode():
-        for batch in as_batches(windows):
-            inputs = {n: v.to(device) if isinstance(v, Tensor) else v for n, v in batch.items()}
-            ids = inputs.get("decoder_input_ids", inputs.get("input_ids"))[0]
-            logp = model(**inputs).logits[0, :-1].float().log_softmax(-1)
-            nll -= float(logp.gather(1, ids[1:, None]).double().sum())
-            count += len(ids) - 1
-            if reference is None:
-                agree += len(ids) - 1
-            else:
-                true = reference(**inputs).logits[0, :-1].float().log_softmax(-1)
-                agree += float((logp.argmax(-1) == true.argmax(-1)).sum())
-                kl += float((true.exp() * (true - logp)).sum(-1).double().sum())
-            progress(positions_of(batch))
+    ours, theirs = as_runner(model), None if reference is None else as_runner(reference)
+    sums = torch.zeros(
+        4, dtype=torch.float64
+    )  # of the negative log-likelihood, the divergence, equal choices, tokens
+    batches = windows if isinstance(windows, Mapping) else dict(enumerate(as_batches(windows)))
+    for window, batch in batches.items():
+        sums += _window(ours, theirs, window, batch)
+        progress(positions_of(batch))
+    processes.add_up(sums)
+    nll, kl, agree, count = sums.tolist()
     mean = nll / count
     perplexity = math.exp(mean) if mean < 700 else math.inf
-    return LanguageScores(perplexity, kl / count, agree / count, count)
+    return LanguageScores(perplexity, kl / count, agree / count, round(count))
+
+
+@torch.no_grad()
+def _window(ours: Runner, theirs: Runner | None, window: int, batch: Batch) -> Tensor:
+    """The sums of one window, some positions at a time."""
+    ids: Tensor = batch.get("decoder_input_ids", batch.get("input_ids"))[0]
+    sums, done = torch.zeros(4, dtype=torch.float64), 0
+    chunks = ours.logits(window, batch)
+    beside = repeat(None) if theirs is None else theirs.logits(window, batch)
+    for logits, source in zip(chunks, beside, strict=theirs is not None):
+        wanted = ids[done + 1 : done + 1 + len(logits)].to(logits.device)
+        done += len(logits)
+        logp = logits[: len(wanted)].float().log_softmax(-1)  # the last position predicts what nobody knows
+        sums[0] -= _sum(logp.gather(1, wanted[:, None]))
+        sums[3] += len(wanted)
+        if source is None:
+            sums[2] += len(wanted)
+            continue
+        true = source[: len(wanted)].float().log_softmax(-1)
+        sums[1] += _sum((true.exp() * (true - logp)).sum(-1))
+        sums[2] += _sum(logp.argmax(-1) == true.argmax(-1))
+    return sums
+
+
+def _sum(values: Tensor) -> float:
+    return float(values.cpu().double().sum())

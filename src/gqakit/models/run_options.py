@@ -76,8 +76,8 @@ class RunOptions(DeviceOptions):
 
 
 @dataclass(frozen=True)
-class MemoryOptions(RunOptions):
-    """Where a model runs, in which precision, and in how much memory."""
+class SpaceOptions(DeviceOptions):
+    """Where a model runs, and in how much memory."""
 
     max_memory: str | None = option(
         None,
@@ -94,6 +94,11 @@ class MemoryOptions(RunOptions):
         yield from super().problems()
         if self.max_memory is not None and not parse_size(str(self.max_memory)):
             yield f"`max_memory` is {self.max_memory!r}, expected a number of bytes such as 4GiB or 800MB"
+
+
+@dataclass(frozen=True)
+class MemoryOptions(RunOptions, SpaceOptions):
+    """Where a model runs, in which precision, and in how much memory."""
 
 
 UPLOAD = "Afterwards upload it to this repository of the Hugging Face hub, organisation/name."

@@ -14,7 +14,7 @@ from gqakit.checkpoint import Checkpoint
 from gqakit.errors import CheckpointError, UsageError
 from gqakit.models.load import load
 from gqakit.models.memory import free_memory
-from gqakit.models.run_options import MemoryOptions, parse_size
+from gqakit.models.run_options import RunOptions, SpaceOptions, parse_size
 
 BESIDE = 1.25
 """A model that runs whole takes this many times its weights: what it computes lies beside them."""
@@ -37,17 +37,18 @@ class Running:
     blockwise: str = "auto"
 
     @classmethod
-    def of(cls, options: MemoryOptions, checkpoint: Checkpoint) -> Running:
-        """From options.
+    def of(cls, options: SpaceOptions, checkpoint: Checkpoint) -> Running:
+        """From options; in float32 where they have no precision.
 
         Raises:
             UsageError: for a device that is not there.
         """
         device = check_device(options.device)
+        precision = options.precision if isinstance(options, RunOptions) else "float32"
         stated = None if options.max_memory is None else parse_size(str(options.max_memory))
         return cls(
             device,
-            precision_of(checkpoint, options.precision, device),
+            precision_of(checkpoint, precision, device),
             stated or free_memory(device),
             stated or free_memory("cpu"),
             options.blockwise,

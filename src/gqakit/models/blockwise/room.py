@@ -30,6 +30,7 @@ def opened_blocks(
     *,
     positions: int,
     sums: int = 0,
+    models: int = 1,
     beside: Path | None = None,
 ) -> Iterator[Blocks]:
     """A model's blocks, with hidden states in memory as far as it goes and in files beyond that.
@@ -39,6 +40,7 @@ def opened_blocks(
         run: what tells this run's files from others'.
         positions: of the longest window.
         sums: bytes of what is kept of a block besides its weights.
+        models: whose blocks are in memory at a time.
         beside: the directory that a folder of files is made in while the context lasts; the system's by default.
 
     Raises:
@@ -48,7 +50,7 @@ def opened_blocks(
         folder = tempfile.TemporaryDirectory(prefix=".gqakit-hidden-", dir=beside)
     with folder as path:
         blocks = Blocks(checkpoint, spec, running.dtype, running.device)
-        weights = blocks.weights.largest(blocks.modules)
+        weights = models * blocks.weights.largest(blocks.modules)
         work = WIDTHS * positions * spec.hidden_size * 4
         needed = weights + sums + work
         if needed > running.memory:

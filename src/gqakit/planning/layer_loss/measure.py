@@ -19,12 +19,12 @@ from gqakit.core.cache_types import CachePair
 from gqakit.core.grouping import Grouping, Partition
 from gqakit.core.merging import RULES
 from gqakit.data.batches import Content, batches_of
-from gqakit.data.samples import Batch, positions_of
+from gqakit.data.samples import Batch, in_precision, positions_of
 from gqakit.errors import GqakitError
 from gqakit.models.architectures import has_no_head
 from gqakit.models.layers import tensors_of_layer
 from gqakit.models.rounding import rounded_cache
-from gqakit.models.running import check_device, load_model
+from gqakit.models.running import check_device, load_model, precision_of
 from gqakit.models.source import Source
 from gqakit.planning.candidates import EntryCandidates
 from gqakit.planning.layer_features import LayerFeatures, LayerReader
@@ -49,9 +49,10 @@ class Bench:
         merge: name of the merge rule.
         batches: what it is run on.
         stacks: what is converted.
-        device: "cpu" or "cuda".
+        device: torch's name of it.
         threads: of torch; 0 leaves it alone.
         behind_norm: keys are merged behind their normalisation.
+        dtype: that the model runs in.
         kv_cache: types of the cache in which a converted layer keeps its keys and values; None rounds nothing.
     """
 
@@ -63,6 +64,7 @@ class Bench:
     device: str
     threads: int = 0
     behind_norm: bool = False
+    dtype: torch.dtype = torch.float32
     kv_cache: CachePair | None = None
 
     def reader(self) -> LayerReader:
@@ -108,22 +110,24 @@ class Measurement:
         Raises:
             DataError: too little of it. CheckpointError: the model has no tokenizer. UsageError: no such device.
         """
-        spec, workers = source.spec, options.workers
+        spec, workers, device = source.spec, options.workers, check_device(options.device)
+        dtype = precision_of(source.checkpoint, options.precision, device)
         batches = batches_of(source, content, window=window, tokens=options.measure_tokens)
         bench = Bench(
             source.path,
             None if statistics is None else statistics.path,
             merge,
-            [*batches],
+            [in_precision(batch, dtype) for batch in batches],
             spec.stacks,
-            check_device(options.device),
+            device,
             max(1, torch.get_num_threads() // workers) if workers > 1 else 0,
+            dtype=dtype,
         )
         header = LossHeader(
             source=source.fingerprint_like(measured_on(options.losses)),
             stacks=spec.noted_stacks,
             moments=None if statistics is None else statistics.fingerprint,
-            merge=merge,
+            merge=merge if dtype == torch.float32 else f"{merge} in {str(dtype).removeprefix('torch.')}",
             text_sha256=content.sha256,
             windows=len(batches),
             window=positions_of(batches[0]),
@@ -194,7 +198,7 @@ class Prober:
         if bench.threads:
             torch.set_num_threads(bench.threads)
         self.read, self.merge = read, bench.merge
-        self.model, self.pair = load_model(read.source.checkpoint, device=bench.device), bench.kv_cache
+        self.model, self.pair = load_model(read.source.checkpoint, bench.dtype, bench.device), bench.kv_cache
         self.probe = LayerProbe(self.model, read.source.spec, bench.batches)
 
     def measure(self, layer: int, keys: Sequence[Key]) -> Iterator[tuple[Key, float]]:

@@ -27,18 +27,20 @@ class RepairBlock:
         block: that runs. attention: the attention module in it.
         projections: weights and biases of q, k, v and o, and maps behind normalisations, by the
             checkpoint's names.
+        dtype: that products are computed in.
     """
 
     block: Block
     attention: nn.Module
     projections: dict[str, nn.Parameter]
+    dtype: torch.dtype = torch.float32
 
     def run(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """What attention puts out, and what leaves the block; both as `hidden`, `[1, T, D]`."""
         outputs: list[Tensor] = []
         with _hook(self.attention, lambda module, args, output: outputs.append(parts(output)[0])):
-            out = self.block(hidden, 0)
-        return outputs[0], out
+            out = self._out(hidden)
+        return outputs[0].float(), out
 
     def attend(self, hidden: Tensor) -> Tensor:
         """What attention puts out; the rest of the block is not run."""
@@ -49,8 +51,13 @@ class RepairBlock:
             raise _Stopped
 
         with _hook(self.attention, stop), suppress(_Stopped):
-            self.block(hidden, 0)
-        return outputs[0]
+            self._out(hidden)
+        return outputs[0].float()
+
+    def _out(self, hidden: Tensor) -> Tensor:
+        """What leaves the block. Its weights and the stream are in float32, whatever the products are computed in."""
+        with torch.autocast(hidden.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            return self.block(hidden, 0).float()
 
     def adds_attention(self, hidden: Tensor) -> bool:
         """Whether the block adds the attention's output to the stream as it is, and goes on from the sum.
@@ -82,14 +89,19 @@ class RepairBlocks:
     Args:
         checkpoint: of a language model, stock or grouped.
         spec: of the source; its module paths hold for what was made of it too.
-        device: that it runs on.
+        device: that it runs on. dtype: that products are computed in.
         pair: the types of a cache that its keys and values go through; None rounds nothing.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, spec: ModelSpec, device: str, pair: CachePair | None = None
+        self,
+        checkpoint: Checkpoint,
+        spec: ModelSpec,
+        device: str,
+        dtype: torch.dtype = torch.float32,
+        pair: CachePair | None = None,
     ) -> None:
-        self._spec, self._pair = spec, pair
+        self._spec, self._dtype, self._pair = spec, dtype, pair
         self._blocks = Blocks(checkpoint, spec, torch.float32, device)
 
     def entering(self, windows: Tensor) -> Iterator[Tensor]:
@@ -105,7 +117,7 @@ class RepairBlocks:
             rounded_cache(self._blocks.model, self._spec, self._pair, (layer,)),
         ):
             attention = self._spec.attention_module(self._blocks.model, layer)
-            yield RepairBlock(block, attention, self._projections(layer))
+            yield RepairBlock(block, attention, self._projections(layer), self._dtype)
 
     def _projections(self, layer: int) -> dict[str, nn.Parameter]:
         found: dict[str, nn.Parameter] = {}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gqakit.errors import GqakitError
+from gqakit.models.processes import ALONE, Processes
 
 WARM_UP = 10
 """Steps over which the learning rate rises."""
@@ -75,12 +76,18 @@ class LayerFit:
     windows: int
 
 
-def fit(job: LayerFit, schedule: FitSchedule, advance: Callable[[int], None]) -> None:
+def fit(
+    job: LayerFit,
+    schedule: FitSchedule,
+    advance: Callable[[int], None],
+    processes: Processes = ALONE,
+) -> None:
     """Change the parameters so that the stream is what is wanted.
 
     Args:
         job: the layer. schedule: the steps.
         advance: called with 1 for each step.
+        processes: that share the windows of each step.
 
     Raises:
         GqakitError: when the error is not finite.
@@ -96,7 +103,7 @@ def fit(job: LayerFit, schedule: FitSchedule, advance: Callable[[int], None]) ->
         for step, chosen in enumerate(schedule.order(job.windows, job.layer)):
             for group in optimiser.param_groups:
                 group["lr"] = group["own"] * schedule.factor(step)
-            for window in chosen.tolist():
+            for window in processes.mine(chosen.tolist()):
                 entering, wanted = job.read(window)
                 with torch.enable_grad():
                     error = relative_error(job.stream(entering), wanted) / len(chosen)
@@ -106,6 +113,7 @@ def fit(job: LayerFit, schedule: FitSchedule, advance: Callable[[int], None]) ->
                         "`learning_rate`"
                     )
                 error.backward()
+            _add_up(job.parameters, processes)
             optimiser.step()
             optimiser.zero_grad()
             advance(1)
@@ -113,3 +121,14 @@ def fit(job: LayerFit, schedule: FitSchedule, advance: Callable[[int], None]) ->
         for parameter in job.parameters:
             parameter.requires_grad_(False)
             parameter.grad = None
+
+
+def _add_up(parameters: list[torch.nn.Parameter], processes: Processes) -> None:
+    """Make each process's gradients those over all."""
+    if processes.count == 1:
+        return
+    for parameter in parameters:
+        gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        total = gradient.to("cpu", torch.float64)
+        processes.add_up(total)
+        parameter.grad = total.to(parameter)

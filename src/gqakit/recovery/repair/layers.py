@@ -21,6 +21,7 @@ from gqakit.checkpoint import Checkpoint
 from gqakit.core.cache_types import CachePair
 from gqakit.data.text import Text
 from gqakit.errors import DataError
+from gqakit.models.processes import ALONE, Processes
 from gqakit.models.source import Source
 from gqakit.planning.plan import Plan
 from gqakit.recovery.repair.blocks import RepairBlock, RepairBlocks
@@ -57,7 +58,8 @@ class RepairJob:
     Attributes:
         source: the model that `converted` was made of. plan: how.
         content: the text. windows: its token ids, `[windows, window]`; the last of them are held out.
-        options: how much. device: "cpu" or "cuda".
+        options: how much. device: torch's name of it. dtype: that products are computed in.
+        processes: that share the windows, and the directory of the repair.
         types: of the cache that the converted model's keys and values go through; None rounds nothing.
     """
 
@@ -68,7 +70,13 @@ class RepairJob:
     windows: Tensor
     options: FitOptions
     device: str
+    dtype: torch.dtype = torch.float32
+    processes: Processes = ALONE
     types: CachePair | None = None
+
+    def mine(self, first: int, end: int) -> list[int]:
+        """This process's share of the windows from one to another."""
+        return self.processes.mine(range(first, end))
 
     @property
     def changed(self) -> tuple[bool, ...]:
@@ -104,25 +112,33 @@ def repair_layers(
     """
     spec = job.source.spec
     blocks = (
-        RepairBlocks(job.source.checkpoint, spec, job.device),
-        RepairBlocks(job.converted, spec, job.device, job.types),
+        RepairBlocks(job.source.checkpoint, spec, job.device, job.dtype),
+        RepairBlocks(job.converted, spec, job.device, job.dtype, job.types),
     )
+    windows = job.mine(0, len(job.windows))
     for name, model in zip(("source", "converted"), blocks, strict=True):
-        if done:  # the streams are there; only how blocks are called is to be learned
+        if done or not windows:  # the streams are there; only how blocks are called is to be learned
             for _ in model.entering(job.windows[:1]):
                 pass
             continue
         stream = store.activations(name, 0)
-        for index, hidden in enumerate(model.entering(job.windows)):
+        for index, hidden in zip(windows, model.entering(job.windows[windows]), strict=True):
             stream.write(index, hidden)
+    job.processes.wait()
     for layer in range(done):
         advance(job.options.steps if job.changed[layer] else 0)
-        store.forget(layer)
+        _forget(job, store, layer)
     for layer in range(done, spec.num_layers):
         with blocks[0].block(layer) as theirs, blocks[1].block(layer) as ours:
             _repair_layer(_Layer(job, store, theirs, ours, layer), advance)
-        store.forget(layer)
+        _forget(job, store, layer)
     return [LayerRepair(**store.finished(layer)[1]) for layer in range(spec.num_layers)]
+
+
+def _forget(job: RepairJob, store: RepairStore, layer: int) -> None:
+    job.processes.wait()  # until nobody reads them
+    if job.processes.is_first:
+        store.forget(layer)
 
 
 def _repair_layer(layer: _Layer, advance: Callable[[int], None]) -> None:
@@ -132,9 +148,11 @@ def _repair_layer(layer: _Layer, advance: Callable[[int], None]) -> None:
     fitting = layer.fitting(partly)
 
     def held_out_error() -> float:
-        pairs = map(fitting.read, range(job.fitted, len(job.windows)))
-        errors = [relative_error(fitting.stream(hidden), wanted) for hidden, wanted in pairs]
-        return float(torch.stack(errors).double().mean())
+        total = torch.zeros((), dtype=torch.float64)
+        for hidden, wanted in map(fitting.read, job.mine(job.fitted, len(job.windows))):
+            total += float(relative_error(fitting.stream(hidden), wanted))
+        job.processes.add_up(total)
+        return float(total) / (len(job.windows) - job.fitted)
 
     before = held_out_error()
     if not math.isfinite(before):
@@ -142,7 +160,7 @@ def _repair_layer(layer: _Layer, advance: Callable[[int], None]) -> None:
     repaired, after = False, before
     if job.changed[layer.index] and before > EXACT:
         kept = {name: parameter.clone() for name, parameter in ours.projections.items()}
-        fit(fitting, job.schedule, advance)
+        fit(fitting, job.schedule, advance, job.processes)
         for name, parameter in ours.projections.items():  # what counts is what can be written
             parameter.copy_(parameter.to(job.converted.info(name).torch_dtype))
         after = held_out_error()
@@ -159,7 +177,10 @@ def _repair_layer(layer: _Layer, advance: Callable[[int], None]) -> None:
         for name, parameter in ours.projections.items()
         if repaired
     }
-    layer.store.finish(layer.index, tensors, asdict(LayerRepair(repaired, before, after)))
+    job.processes.wait()  # until all have kept what enters the next layer
+    if job.processes.is_first:
+        layer.store.finish(layer.index, tensors, asdict(LayerRepair(repaired, before, after)))
+    job.processes.wait()
 
 
 @dataclass(frozen=True)
@@ -185,11 +206,12 @@ class _Layer:
         )
         wanted = store.activations("wanted", self.index)
         partly = self.theirs.adds_attention(entering.read(0).to(device))
-        for window in range(len(self.job.windows)):
+        for window in self.job.mine(0, len(self.job.windows)):
             hidden = entering.read(window).to(device)
             added, out = self.theirs.run(hidden)
             wanted.write(window, hidden + added if partly else out)
             leaving.write(window, out)
+        self.job.processes.wait()
         leaving.sync()
         return partly
 
@@ -211,6 +233,7 @@ class _Layer:
         """Run the converted block as it is now: what enters the next."""
         entering = self.store.activations("converted", self.index)
         leaving = self.store.activations("converted", self.index + 1)
-        for window in range(len(self.job.windows)):
+        for window in self.job.mine(0, len(self.job.windows)):
             leaving.write(window, self.ours.run(entering.read(window).to(self.job.device))[1])
+        self.job.processes.wait()
         leaving.sync()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gqakit.data.options import DATA, WINDOW, TextOptions
-from gqakit.models.run_options import UPLOAD, RunOptions
+from gqakit.models.run_options import UPLOAD, MemoryOptions
 from gqakit.options import REQUIRED, Options, option
 
 HOW = "How"
@@ -32,7 +32,7 @@ class FitOptions(Options):
 
 
 @dataclass(frozen=True)
-class RepairOptions(FitOptions, TextOptions, RunOptions):
+class RepairOptions(FitOptions, TextOptions, MemoryOptions):
     """Everything that `repair` takes besides the conversion and the output."""
 
     source: str = option(REQUIRED, "The model that it was made of: directory or hub name.", panel=HOW)

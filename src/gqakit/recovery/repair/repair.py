@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,10 @@ from gqakit.errors import DataError, PlanError, UsageError
 from gqakit.evaluation.evaluate import evaluate_sources
 from gqakit.evaluation.options import EvaluateOptions
 from gqakit.evaluation.table import EvaluationRow
+from gqakit.models.processes import Processes
 from gqakit.models.rounding import check_cache_types
-from gqakit.models.running import check_device
+from gqakit.models.run_options import MemoryOptions, RunOptions
+from gqakit.models.running import check_device, precision_of
 from gqakit.models.source import Source
 from gqakit.options import takes
 from gqakit.planning.plan import Plan
@@ -75,7 +78,7 @@ def repair(
     """Fit the converted attention of each layer so that it leaves the stream as the source does; see docs/recovery.md.
 
     Interrupted, the same call continues behind the last layer that was done, to the same bytes. What it needs for that lies
-    in `OUT.repair` meanwhile.
+    in `OUT.repair` meanwhile. Under `torchrun` or `accelerate launch` every process calls this, with an `out` that all see.
 
     Args:
         converted: directory of a conversion; it is not changed.
@@ -96,9 +99,10 @@ def repair(
     if options.push_to_hub:
         check_upload(options.push_to_hub)
     held_out = read_named(options.evaluate_text, "evaluation") if options.evaluate else None
-    job = repair_job(source, target, plan, options.read(), options, options.device)
+    job = repair_job(source, target, plan, options.read(), options, options)
+    running = asdict(options.part(MemoryOptions))
     types = _types(plan, options)
-    scoring = EvaluateOptions(window=min(options.window, WINDOW), device=options.device, kv_cache=types)
+    scoring = EvaluateOptions(window=min(options.window, WINDOW), **running, kv_cache=types)
     if held_out is not None:  # what is wrong with this text is said before the repair, not after it
         batches_of(source, held_out, window=scoring.window, tokens=scoring.tokens)
     layers, done = run_repair(job, out, overwrite=options.overwrite, progress=progress)
@@ -108,8 +112,10 @@ def repair(
         rows = evaluate_sources(source, conversions, held_out, scoring, progress)
         stated = f"{held_out.name}, {rows[0].sample(scoring.window)}"
         card = model_card(plan, source.path, [rows[0], rows[-1]], stated, repaired=True)
-        write_bytes(out / CARD_FILE, card.encode())
-    if options.push_to_hub:
+        if job.processes.is_first:
+            write_bytes(out / CARD_FILE, card.encode())
+        job.processes.wait()
+    if options.push_to_hub and job.processes.is_first:
         upload(out, options.push_to_hub)
     return RepairResult(out, tuple(layers), done, tuple(rows))
 
@@ -160,14 +166,18 @@ def repair_windows(source: Source, content: Content, options: FitOptions) -> Ten
 
 
 def repair_job(
-    source: Source, converted: Checkpoint, plan: Plan, content: Content, options: FitOptions, device: str
+    source: Source, converted: Checkpoint, plan: Plan, content: Content, options: FitOptions, how: RunOptions
 ) -> RepairJob:
     """What is repaired, with the text cut into windows; see `repair_windows` for what is raised."""
     windows = repair_windows(source, content, options)
     assert isinstance(content, Text)
     fit_options = options.part(FitOptions)
+    processes = Processes.of_launch()
+    device = check_device(processes.device(how.device))
+    dtype = precision_of(source.checkpoint, how.precision, device)
     types = check_cache_types(_types(plan, fit_options), source.spec)
-    return RepairJob(source, converted, plan, content, windows, fit_options, check_device(device), types)
+    where = (device, dtype, processes)
+    return RepairJob(source, converted, plan, content, windows, fit_options, *where, types)
 
 
 def _types(plan: Plan, options: FitOptions) -> str | None:
@@ -189,7 +199,7 @@ def run_repair(
     Raises:
         See `repair`.
     """
-    source, converted, plan = job.source, job.converted, job.plan
+    source, converted, processes = job.source, job.converted, job.processes
     asked = {
         "gqakit": __version__,
         "source": source.fingerprint,
@@ -198,30 +208,54 @@ def run_repair(
         "text_sha256": job.content.sha256,
         "tokens_used": job.windows.numel(),
         **{name: value for name, value in asdict(job.options).items() if value is not None},
+        **({} if job.dtype == torch.float32 else {"dtype": str(job.dtype).removeprefix("torch.")}),
     }
+    processes.agree(asked)
     check_output(source.checkpoint, out, overwrite)
     check_output(converted, out, overwrite, job={"repair": asked})
-    with claimed_directory(out, SUFFIX, FILES) as work:
+    processes.wait()  # until all have looked
+    with ExitStack() as stack:
+        if processes.is_first:
+            stack.enter_context(claimed_directory(out, SUFFIX, FILES))
+        work = out.with_name(out.name + SUFFIX)
         store = RepairStore(work, job.windows.shape[1], source.spec.hidden_size)
-        done = store.open(asked, overwrite)
-        with progress("repair", job.options.steps * sum(job.changed), "steps") as advance:
+        done = processes.every(store.open(asked, overwrite) if processes.is_first else 0)[0]
+        reporter = progress if processes.is_first else silent
+        with reporter("repair", job.options.steps * sum(job.changed), "steps") as advance:
             layers = repair_layers(job, store, done, advance)
-        record = {**asked, "layers": [asdict(layer) for layer in layers]}
-        extra: dict[str, bytes] = {
-            PLAN_FILE: (converted.path / PLAN_FILE).read_bytes(),
-            CARD_FILE: model_card(plan, source.path, repaired=True).encode(),
-            REPAIR_FILE: (json.dumps(record, indent=2) + "\n").encode(),
-        }
-        write = WriteJob(
-            replaced=_replacements(converted, store, layers),
-            config=converted.config,
-            decides={"repair": asked},
-            extra_files=extra,
-            checksum_file=CHECKSUM_FILE,
-        )
-        with progress("write", converted.nbytes, "bytes") as advance:
-            write_checkpoint(converted, out, write, overwrite=overwrite, progress=advance)
+        if processes.is_first:
+            _write(job, out, asked, layers, store, overwrite=overwrite, progress=progress)
+        processes.wait()
     return layers, done
+
+
+def _write(
+    job: RepairJob,
+    out: Path,
+    asked: Mapping[str, Any],
+    layers: Sequence[LayerRepair],
+    store: RepairStore,
+    *,
+    overwrite: bool,
+    progress: Reporter,
+) -> None:
+    """The repaired checkpoint."""
+    converted = job.converted
+    record = {**asked, "layers": [asdict(layer) for layer in layers]}
+    extra: dict[str, bytes] = {
+        PLAN_FILE: (converted.path / PLAN_FILE).read_bytes(),
+        CARD_FILE: model_card(job.plan, job.source.path, repaired=True).encode(),
+        REPAIR_FILE: (json.dumps(record, indent=2) + "\n").encode(),
+    }
+    write = WriteJob(
+        replaced=_replacements(converted, store, layers),
+        config=converted.config,
+        decides={"repair": dict(asked)},
+        extra_files=extra,
+        checksum_file=CHECKSUM_FILE,
+    )
+    with progress("write", converted.nbytes, "bytes") as advance:
+        write_checkpoint(converted, out, write, overwrite=overwrite, progress=advance)
 
 
 def _replacements(

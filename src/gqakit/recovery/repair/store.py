@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -49,9 +49,15 @@ class Activations:
 
     def write(self, window: int, values: Tensor) -> None:
         """One window."""
-        with output_errors(self.path), self.path.open("r+b" if self.path.exists() else "w+b") as file:
+        with output_errors(self.path), self._opened() as file:
             file.seek(4 * window * self.window * self.width)
             values.detach().float().cpu().contiguous().numpy().tofile(file)
+
+    def _opened(self) -> BinaryIO:
+        """The file for writing. Several processes may make it at once, and none may empty what another wrote."""
+        return os.fdopen(
+            os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666), "r+b"
+        )
 
     def sync(self) -> None:
         """Make what was written durable."""
