@@ -72,7 +72,11 @@ def test_uniform_with_a_number_of_heads_that_does_not_divide(model: Models, mome
 @pytest.mark.parametrize(
     ("option", "value", "says"),
     [
-        ("--device", "cdua", ("device", "'cdua'", "Did you mean 'cuda'", "Known: auto, cpu, cuda")),
+        (
+            "--device",
+            "cdua",
+            ("device", "'cdua'", "Did you mean 'cuda'", "Known: auto, cpu, cuda, cuda:1, mps"),
+        ),
         ("--dtype", "float23", ("dtype", "'float23'", "Did you mean", "float32")),
         ("--dtype", "int8", ("--dtype", "'int8'", "bfloat16, f16, f32, float16, float32")),
     ],
@@ -92,6 +96,18 @@ def test_an_unknown_device_for_convert(model: Models) -> None:
 def test_a_gpu_that_is_not_there(model: Models, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     refused(2, "evaluate", model(), *SMALL, "--device", "cuda", says=("no GPU", "--device cpu"))
+    refused(2, "calibrate", model(), "-o", "s", *SMALL, "--device", "cuda:1", says=("no GPU", "--device cpu"))
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    refused(2, "evaluate", model(), *SMALL, "--device", "mps", says=("no Apple GPU", "--device cpu"))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    refused(2, "evaluate", model(), *SMALL, "--device", "cuda:2", says=("torch sees 2: cuda:0, cuda:1",))
+
+
+@pytest.mark.parametrize("size", ["lots", "4 GB of it", "0"])
+def test_an_amount_of_memory_that_is_none(model: Models, size: str) -> None:
+    how = ("--max-memory", size)
+    refused(2, "evaluate", model(), *SMALL, *how, says=("--max-memory", f"'{size}'", "such as 4GiB or 800MB"))
 
 
 def test_a_plan_and_a_budget(model: Models) -> None:

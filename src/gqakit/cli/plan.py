@@ -144,6 +144,7 @@ def show_plan(screen: Screen, plan: Plan) -> None:
         ("format", f"{plan.format}: {plan.engines}"),
         ("grouping", f"{plan.method}{_options(plan.method_options)}, seed {plan.seed}"),
         ("allocation", f"{plan.allocation}{_options(plan.allocation_options)}{_LOSS[plan.layer_loss]}"),
+        *((("parallel", parallel),) if (parallel := _parallel(plan)) else ()),
         *((("constraints", constraints),) if (constraints := _constraints(plan)) else ()),
         ("merge rule", f"{plan.merging.key} for keys, {plan.merging.value} for values"),
         (
@@ -196,6 +197,17 @@ _LOSS = {
     "error": ", weighing the merge rule's error",
     "measured": ", weighing measured losses",
 }
+
+
+def _parallel(plan: Plan) -> str:
+    """What tensor parallelism makes of the plan, where engines that cut heads over devices run it."""
+    if plan.sized != "KV cache" or plan.engines.startswith("transformers"):
+        return ""
+    most = plan.most_parallel
+    cut = f"heads divide over {most} devices" if most > 1 else "heads divide over no number of devices"
+    return (
+        f"{cut}; on more, engines repeat KV heads and the cache grows again: `--kv-multiple-of N` plans for N"
+    )
 
 
 def _constraints(plan: Plan) -> str:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
+from math import gcd
 from pathlib import Path
 from typing import Any, Literal
 
@@ -214,6 +215,11 @@ class Plan(_Strict):
         names = names_that_run(kind, self.source.model_type, equal=equal)
         apart = "" if self.is_shared else "; no engine but transformers keeps keys and values apart"
         return f"{names} (how: docs/serving.md){apart}"
+
+    @property
+    def most_parallel(self) -> int:
+        """The most devices over which tensor parallelism cuts every layer's heads; over more an engine repeats some."""
+        return gcd(*(count for g in self.groupings for count in (g.key.num_groups, g.value.num_groups)))
 
     @property
     def is_shared(self) -> bool:
