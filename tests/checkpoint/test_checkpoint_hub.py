@@ -9,7 +9,7 @@ from gqakit.checkpoint import Checkpoint
 from gqakit.errors import CheckpointError
 
 
-@pytest.mark.parametrize("name", ["org/tiny-model", "gpt2"])
+@pytest.mark.parametrize("name", ["org/tiny-model", "gpt2", "org/tiny-model@v2", "org/tiny-model@refs/pr/3"])
 def test_hub_name(tmp_path, monkeypatch, name):
     asked = {}
 
@@ -20,7 +20,8 @@ def test_hub_name(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
     assert Checkpoint.open(name).path == tmp_path / "snapshot"
-    assert asked["repo_id"] == name
+    repository, _, revision = name.partition("@")
+    assert (asked["repo_id"], asked["revision"]) == (repository, revision or None)
     assert not any("bin" in pattern for pattern in asked["allow_patterns"])
 
 

@@ -11,7 +11,7 @@ from gqakit.errors import CheckpointError
 
 from .diagnose import check_directory
 
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?(@[\w./-]+)?")
 # Weights in safetensors and what sidefiles.py copies; skipped are other spellings of the same weights.
 _PATTERNS = [
     *("*.json", "*.safetensors", "*.txt", "*.model", "*.model.*", "*.tiktoken", "*.jinja", "*.md", "*.py"),
@@ -32,7 +32,7 @@ def locate(model: str | Path) -> Path:
     if not _HUB_NAME.fullmatch(str(model)):
         raise CheckpointError(
             f"{path}: no such directory. Give a directory in Hugging Face layout, or a hub name such as "
-            "org/name."
+            "org/name or org/name@revision."
         )
     return _from_hub(str(model))
 
@@ -41,10 +41,14 @@ def _from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
+    repository, _, revision = name.partition("@")
     # The hub's HTTP library has changed (requests, httpx); its own base of errors is a base of this class.
     transport = cast("tuple[type[Exception], ...]", HfHubHTTPError.__bases__)
     try:
-        return Path(snapshot_download(name, allow_patterns=_PATTERNS, ignore_patterns=_SKIPPED))
+        found = snapshot_download(
+            repository, revision=revision or None, allow_patterns=_PATTERNS, ignore_patterns=_SKIPPED
+        )
+        return Path(found)
     except (OSError, ValueError, *transport) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise CheckpointError(
