@@ -190,7 +190,10 @@ class _Evaluation:
         spec = each.spec if self.source.spec.is_grouped else self.source.with_all_stacks().spec
         run = {"evaluation": each.name, "cache": pair and pair.name, "rank": self.processes.rank}
         longest = max(map(positions_of, self.batches.values()), default=1)
-        opened = opened_blocks(each.checkpoint, spec, self.running, run, positions=longest)
+        width = spec.hidden_size * self.running.dtype.itemsize
+        around = 2 * int(each.checkpoint.config.get("vocab_size") or 0) * width if self.conversions else 0
+        # Embeddings and head of the other model are there too when the two are compared.
+        opened = opened_blocks(each.checkpoint, spec, self.running, run, positions=longest, sums=around)
         return InSequence(stack.enter_context(opened))
 
     def scores(
