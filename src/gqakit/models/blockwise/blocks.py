@@ -109,7 +109,8 @@ class Blocks:
             for window, batch in batches.items():
                 entry = _Entry(self, self.stages[stage], window)
                 own = {block: partial(entry.called, i) for i, block in enumerate(self.stages[stage].blocks)}
-                with _replaced_forwards({**self._ended(window), **own}), suppress(_Stopped):
+                later = dict.fromkeys(self.modules, _too_early)
+                with _replaced_forwards({**later, **self._ended(window), **own}), suppress(_Stopped):
                     self.model(**self._on_device(batch))
                 for position, call in enumerate(entry.calls):
                     self._calls[self.stages[stage].first + position, window] = call
@@ -270,6 +271,10 @@ class _Entry:
 
 class _Stopped(Exception):  # noqa: N818  # control flow, never seen outside
     """Ends a forward pass once what was asked for is known."""
+
+
+def _too_early(*args: Any, **kwargs: Any) -> Any:
+    raise NotByBlocks("its encoders and decoders do not run one after another in the order that is known")
 
 
 def _constant(output: Any, *args: Any, **kwargs: Any) -> Any:
