@@ -111,7 +111,7 @@ def write_checkpoint(folder: Path, model: PreTrainedModel, raw: dict) -> Path:
         if not (tied and name == "lm_head.weight")
     }
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-    for name, content in shipped_code().items():
+    for name, content in shipped_code(raw["gqakit"]["base_model_type"]).items():
         (folder / name).write_bytes(content)
     return folder
 

@@ -171,7 +171,7 @@ def convert_checkpoint(
     extra = {PLAN_FILE: plan.to_json().encode(), CARD_FILE: card.encode()}
     extra |= adapted_files(source.path, source.checkpoint.config, source.spec, plan)
     if plan.format == "grouped":
-        extra |= shipped_code()
+        extra |= shipped_code(source.spec.family.model_type)
     return write_checkpoint(
         source.checkpoint,
         out,

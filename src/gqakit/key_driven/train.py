@@ -211,7 +211,7 @@ def _write(run: _Run, record: Mapping[str, Any]) -> None:
         RECORD_FILE: pretty(record),
         METRICS_FILE: b"".join(run.stores[name].metrics() for name in (UPTRAIN, FINETUNE)),
         CARD_FILE: vision_card(record).encode(),
-        **shipped_code(),
+        **shipped_code(final.config["gqakit"]["base_model_type"]),
     }
     processor = run.made.teacher / PROCESSOR_FILE
     if processor.is_file():

@@ -102,9 +102,9 @@ def _ship_code_on_save(grouped_config: Any) -> None:
 
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        for name, content in shipped_code().items():
-            (folder / name).write_bytes(content)
         family = FAMILIES[self.gqakit["base_model_type"]]
+        for name, content in shipped_code(family.model_type).items():
+            (folder / name).write_bytes(content)
         self.auto_map = auto_map(family, architecture(self.to_dict()))
         return super(grouped_config, self).save_pretrained(save_directory, *args, **kwargs)
 

@@ -10,19 +10,39 @@ from pathlib import Path
 
 from gqakit.models.architectures import auto_classes
 from gqakit.models.families.base import Family
+from gqakit.models.remote_code.forward import FORWARDS
 
 SUFFIX = "_gqakit"
-_RELATIVE_IMPORT = re.compile(r"^(\s*from \.)(\w+)( import )", re.MULTILINE)
+_RELATIVE_IMPORT = re.compile(r"^(\s*from \.)\.?(\w+)( import )", re.MULTILINE)
+_HERE = Path(__file__).with_name("remote_code")
+_OF_ALL = """
+
+def forward_of(model_type: str) -> Any:
+    \"\"\"The forward pass above: a checkpoint is of one family.\"\"\"
+    return forward
+"""
+_OF_NONE = '''"""This family's own attention runs any number of KV heads."""
 
 
-def shipped_code() -> dict[str, bytes]:
-    """The files to write beside `config.json`, name to content; `auto_map` points into them."""
-    modules = sorted(Path(__file__).with_name("remote_code").glob("[a-z]*.py"))
+def forward_of(model_type: str) -> None:
+    """Nothing takes its place."""
+'''
+
+
+def shipped_code(model_type: str) -> dict[str, bytes]:
+    """The files to write beside `config.json`, name to content; `auto_map` points into them.
+
+    Args:
+        model_type: of the family, whose forward pass is the only one that goes along.
+    """
+    code = {path.stem: path.read_text(encoding="utf-8") for path in sorted(_HERE.glob("[a-z]*.py"))}
+    needed = FORWARDS.get(model_type)
+    code["forward"] = _OF_NONE
+    if needed is not None:
+        code["forward"] = (_HERE / "forwards" / f"{needed}.py").read_text(encoding="utf-8") + _OF_ALL
     return {
-        f"{module.stem}{SUFFIX}.py": _RELATIVE_IMPORT.sub(
-            rf"\1\2{SUFFIX}\3", module.read_text(encoding="utf-8")
-        ).encode()
-        for module in modules
+        f"{name}{SUFFIX}.py": _RELATIVE_IMPORT.sub(rf"\1\2{SUFFIX}\3", content).encode()
+        for name, content in code.items()
     }
 
 

@@ -181,12 +181,8 @@ class _Layout:
     def fused(self, query: Tensor, key: Tensor, value: Tensor, mask: Mask, how: Scoring) -> Tensor:
         """PyTorch's SDPA in each call; the maps must be the same."""
         length, packing = query.shape[2], self.keys
-        calls = (
-            packing.pack(query),
-            packing.cached(key),
-            packing.cached(value),
-            packing.pack_mask(mask, length),
-        )
+        states = packing.pack(query), packing.cached(key), packing.cached(value)
+        calls = *states, packing.pack_mask(mask, length)
         outs: list[Tensor] = []
         for rows, keys, values, rows_mask in zip(*calls, strict=True):
             if packing.ragged:  # a head of its own: [B, 1, rows, d]
@@ -278,13 +274,7 @@ def _slow(states: Tensor) -> bool:
 
 
 def grouped_attention_forward(
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Mask,
-    weighs: bool = False,
-    **kwargs: Any,
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Mask, **kwargs: Any
 ) -> tuple[Tensor, Tensor | None]:
     """The function behind `attn_implementation="gqakit"`, as transformers calls it.
 
@@ -308,7 +298,8 @@ def grouped_attention_forward(
     if position_bias is not None:
         attention_mask = mask_with_bias(attention_mask, position_bias, causal, query, key)
         causal = False
-    heads, weighs = getattr(module, "grouped_heads", None), weighs or kwargs.get("output_attentions")
+    heads, weighs = getattr(module, "grouped_heads", None), kwargs.pop("weighs", False)
+    weighs = weighs or kwargs.get("output_attentions")
     if heads is None and not weighs:
         return sdpa_attention_forward(module, query, key, value, attention_mask, is_causal=causal, **kwargs)
     heads = heads or ordinary_heads(query.shape[1], key.shape[1])

@@ -41,7 +41,7 @@ class GroupedConfig:
             layers = self.layer_heads()
             self.model_type = self.gqakit[
                 "base_model_type"
-            ]  # what goes by it finds the family; files keep the class's
+            ]  # what goes by it finds the family; files keep ours
             if "vllm" in sys.modules:
                 self._set_padded_heads(layers)
 

@@ -175,11 +175,8 @@ def model_class(name: str) -> Any:
     base = family_class(name)
     config = config_class(f"{PREFIX}{base.config_class.__name__}")
     _keep_renamings(base, name)
-    added = {
-        "__module__": __name__,
-        "__doc__": f"`{base.__name__}` with grouped heads.",
-        "config_class": config,
-    }
+    document = f"`{base.__name__}` with grouped heads."
+    added = {"__module__": __name__, "__doc__": document, "config_class": config}
     return type(name, (GroupedModel, base), added)
 
 

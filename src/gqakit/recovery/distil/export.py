@@ -117,7 +117,7 @@ def _inherited(source: Source) -> dict[str, bytes]:
         for path in sorted(source.path.glob("gqakit-*.json"))
         if path.name != CHECKSUM_FILE
     }
-    return {**found, **(shipped_code() if source.spec.is_grouped else {})}
+    return {**found, **(shipped_code(source.spec.family.model_type) if source.spec.is_grouped else {})}
 
 
 def read_card(start: Checkpoint) -> str:
