@@ -18,7 +18,6 @@ _HERE = Path(__file__).with_name("remote_code")
 _OF_ALL = """
 
 def forward_of(model_type: str) -> Any:
-    \"\"\"The forward pass above: a checkpoint is of one family.\"\"\"
     return forward
 """
 _OF_NONE = '''"""This family's own attention runs any number of KV heads."""

@@ -103,8 +103,7 @@ def family_class(name: str) -> Any:
     base = getattr(transformers, name.removeprefix(PREFIX), None) if name.startswith(PREFIX) else None
     if base is None:
         raise AttributeError(
-            f"{name}: transformers {transformers.__version__} has no {name.removeprefix(PREFIX)}; "
-            "a newer release may."
+            f"{name}: transformers {transformers.__version__} has no {name.removeprefix(PREFIX)}; another may."
         )
     return base
 

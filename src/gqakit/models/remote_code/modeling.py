@@ -34,8 +34,7 @@ _UNSUPPORTED = ("sdpa", "flash", "flex", "paged")
 class GroupedModel(PreTrainedModel):
     """What a grouped model adds to its family's. The family's class must come second in the bases."""
 
-    _supports_flash_attn = False
-    _supports_flex_attn = False
+    _supports_flash_attn = _supports_flex_attn = False
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         prepare(config.model_type.removeprefix("gqakit_"))
