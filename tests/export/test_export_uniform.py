@@ -80,9 +80,12 @@ def test_keys_and_values_apart_become_the_common_refinement(grouped: Models) -> 
 def test_giving_back_all_that_was_saved_is_refused(grouped: Models, tmp_path: Path) -> None:
     # Nine KV heads of eight channels in each of four layers, in float32: 2 * 9 * 8 * 4 * 4 bytes.
     to = ("--to", "uniform", "-o", "out")
-    says = ("9 KV heads", "2,304 bytes", "base model had 9", "caches 704", "--to gguf", "--allow-full-cache")
+    says = ("9 KV heads", "2,304 bytes", "base model had 9", "caches 704", "--allow-full-cache")
     said = refused(2, "export", grouped(), *to, "--how", "equalise", says=says)
     assert "leave out --how" in said
+    assert "engines that run it so (transformers, llama.cpp, vllm, onnx)" in said
+    only = refused(2, "export", grouped("mixtral"), *to, "--how", "equalise")
+    assert "engines that run it so (transformers)" in only
     ran = json.loads(
         succeeds("export", grouped(), *to, "--json").out
     )  # five heads of nine still save something

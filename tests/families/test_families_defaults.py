@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import gqakit
 from gqakit.errors import CheckpointError, FamilyError
-from gqakit.models.defaults import leaves_out_sizes, with_defaults
+from gqakit.models.defaults import needs_defaults, with_defaults
 from gqakit.models.source import Source
 
 SMALL = {"vocab_size": 32, "hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 32}
@@ -53,13 +53,37 @@ def test_stacks_that_differ_in_their_heads_are_taken_apart(tmp_path):
         source.with_stacks(["encoder", "decoder"])
 
 
+def test_a_stack_that_is_not_understood_is_not_left_out_in_silence(tmp_path):
+    """One that the checkpoint does not hold is."""
+    sizes = dict.fromkeys(("encoder_layers", "decoder_layers", "encoder_attention_heads"), 2)
+    sizes |= {"decoder_attention_heads": 2, "d_model": 32, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
+    config = transformers.WhisperConfig(**sizes, vocab_size=64, pad_token_id=0)
+    whisper = transformers.WhisperForConditionalGeneration(config)
+    whisper.save_pretrained(tmp_path)
+    assert Source.open(tmp_path).with_all_stacks().spec.stacks == ("encoder", "decoder", "cross")
+    whole = load_file(tmp_path / "model.safetensors")
+
+    def save(tensors):
+        save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+
+    save({**whole, "model.encoder.layers.1.self_attn.sinks": torch.ones(2)})
+    source = Source.open(tmp_path)
+    assert source.spec.stacks == ("decoder", "cross")
+    with pytest.raises(FamilyError, match=r"encoder\.layers\.1\.self_attn\.sinks"):
+        source.with_all_stacks()
+    save(
+        {name: tensor for name, tensor in whole.items() if "encoder.layers" not in name or "decoder" in name}
+    )
+    assert Source.open(tmp_path).with_all_stacks().spec.stacks == ("decoder", "cross")
+
+
 def test_what_is_stated_stays_as_it_is_stated():
     config = {**SMALL, "model_type": "gqakit_llama", "rms_norm_eps": 0.1, "own": 1}
     full = with_defaults(config)
     assert config.items() <= full.items()
     assert (full["num_attention_heads"], full["max_position_embeddings"]) == (32, 2048)
-    assert leaves_out_sizes(config)
-    assert not leaves_out_sizes({"model_type": "strange"})
+    assert needs_defaults(config)
+    assert not needs_defaults({"model_type": "strange"})
 
 
 def test_a_config_that_transformers_refuses_is_one_line(tmp_path):

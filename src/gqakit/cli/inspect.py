@@ -22,7 +22,8 @@ def inspect(screen: Screen, model: Model, options: InspectOptions) -> None:
         screen.json(found)
         return
     heads = _span(found.key_heads), _span(found.value_heads)
-    rotary = f"{found.rotary_dim} of {found.head_dim} channels" if found.rotary_dim else "none"
+    rotary = f"{found.rotary_dim} of {found.head_dim} channels"
+    rotary += ", after a key normalisation" if found.key_norm else ""
     weights = f"{found.weight_bytes / 2**20:,.0f} MiB of {found.dtype} in {found.tensors} tensors, {found.shards} files"
     rows = [
         ("family", found.model_type),
@@ -32,7 +33,7 @@ def inspect(screen: Screen, model: Model, options: InspectOptions) -> None:
         ("head width", str(found.head_dim)),
         ("model width", str(found.hidden_size)),
         ("biases", ", ".join(found.biases) or "none"),
-        ("rotary embedding", "after a key normalisation" if found.key_norm else rotary),
+        *([("rotary embedding", rotary)] if found.rotary_dim else []),
         ("weights", weights),
         *_cache(found),
     ]

@@ -132,14 +132,14 @@ def _longest(config: Mapping[str, Any]) -> int:
 def noise_batch(source: Source) -> dict[str, Any]:
     """Seeded noise that an image or speech model takes, to compare two models on where nothing better is given."""
     rng = torch.Generator().manual_seed(0)
-    config = source.checkpoint.config
     if source.spec.family.task in ("image", "pair"):
-        config = {**config, **(config.get("vision_config") or {})}
-        size = config.get("image_size", 224)
+        whole = source.full_config
+        config = {**whole, **(whole.get("vision_config") or {})}
+        size = config["image_size"]
         size = size if isinstance(size, int) else size[0]
-        pixels = torch.randn(1, config.get("num_channels", 3), size, size, generator=rng)
+        pixels = torch.randn(1, config["num_channels"], size, size, generator=rng)
         if source.spec.family.task == "image":
             return {"pixel_values": pixels}
-        vocabulary = source.checkpoint.config["text_config"]["vocab_size"]
+        vocabulary = whole["text_config"]["vocab_size"]
         return {"pixel_values": pixels, "input_ids": torch.randint(vocabulary, (2, 8), generator=rng)}
     return noise(source.checkpoint, rng)

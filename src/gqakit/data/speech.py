@@ -15,6 +15,7 @@ from gqakit.data.pixels import PROCESSOR_FILE
 from gqakit.data.samples import RATE, Speech
 from gqakit.errors import DataError
 from gqakit.models.architectures import family_of
+from gqakit.models.defaults import with_defaults
 from gqakit.models.load import load
 
 SPOKEN_TOKENS = 96
@@ -61,7 +62,7 @@ def is_encoder(source: Checkpoint) -> bool:
 
 def opening(source: Checkpoint) -> list[int]:
     """The tokens that a speech model's decoder begins with: the start, then language and task where they are forced."""
-    begin = [int(source.config.get("decoder_start_token_id") or 0)]
+    begin = [int(with_defaults(source.config).get("decoder_start_token_id") or 0)]
     path = source.path / "generation_config.json"
     forced = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return begin + [token for _, token in forced.get("forced_decoder_ids") or [] if token is not None]
@@ -97,11 +98,12 @@ def speech_features(source: Checkpoint, speech: Speech) -> Tensor:
     """Log-mel spectrograms of recordings, `[n, mels, frames]`."""
     from transformers import WhisperFeatureExtractor
 
+    config = with_defaults(source.config)
     if (source.path / PROCESSOR_FILE).is_file():
         extractor = WhisperFeatureExtractor.from_pretrained(str(source.path), local_files_only=True)
     else:
-        extractor = WhisperFeatureExtractor(feature_size=source.config.get("num_mel_bins", 80))
-    frames = 2 * int(source.config.get("max_source_positions", 1500))
+        extractor = WhisperFeatureExtractor(feature_size=config["num_mel_bins"])
+    frames = 2 * int(config["max_source_positions"])
     made = extractor(list(speech.clips), sampling_rate=RATE, return_tensors="pt")["input_features"]
     return made[..., :frames]
 
@@ -119,9 +121,12 @@ def _waves(source: Checkpoint, speech: Speech) -> list[Tensor]:
 
 def noise(source: Checkpoint, rng: torch.Generator) -> dict[str, Any]:
     """A batch of seeded noise."""
-    config, name = source.config, input_name(source)
-    frames = 2 * int(config.get("max_source_positions", 1500))
-    shape = (RATE,) if name == "input_values" else (config.get("num_mel_bins", 80), frames)
+    config, name = with_defaults(source.config), input_name(source)
+    shape = (
+        (RATE,)
+        if name == "input_values"
+        else (config["num_mel_bins"], 2 * int(config["max_source_positions"]))
+    )
     heard = {name: torch.randn(1, *shape, generator=rng)}
     if is_encoder(source):
         return heard

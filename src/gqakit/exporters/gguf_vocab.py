@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from gqakit.checkpoint import Checkpoint
 from gqakit.checkpoint.jsonio import parse_object, read_bytes
 from gqakit.errors import CheckpointError, UsageError
+from gqakit.models.defaults import with_defaults
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter, SpecialVocab
@@ -90,7 +91,7 @@ def read_vocab(checkpoint: Checkpoint, pre: str | None = None) -> Vocab:
         raise UsageError(
             f"`tokenizer_pre={pre}`: the tokenizer has byte fallback, no split before BPE; leave it out"
         )
-    tokens, types = _tokens(data, int(checkpoint.config["vocab_size"]), path, fallback)
+    tokens, types = _tokens(data, int(with_defaults(checkpoint.config)["vocab_size"]), path, fallback)
     special = _special(checkpoint, len(tokens))
     if not fallback:
         return Vocab("gpt2", pre or _known_pre(data, path), tokens, types, [], False, special)

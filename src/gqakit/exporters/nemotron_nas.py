@@ -16,6 +16,7 @@ from gqakit.conversion.files import CARD_FILE
 from gqakit.errors import FamilyError, UsageError
 from gqakit.exporters.model_card import export_card
 from gqakit.exporters.source import ExportSource
+from gqakit.models.engines import ENGINES
 from gqakit.models.head_layout import Arrangement, equalise_layer
 from gqakit.progress import Advance
 
@@ -58,9 +59,10 @@ def describe_nas(source: ExportSource, *, allow_full_cache: bool = False) -> Nas
             f"{source.path} is an ordinary {source.family} checkpoint, which these engines run as it is"
         )
     if source.family not in FAMILIES:
+        gguf = ENGINES["llama.cpp"].how("grouped", source.family, tied=spec.tied)
         raise FamilyError(
             f"{source.path}: nemotron-nas has Llama's layers; this is a grouped {source.family}, and what can be written so "
-            f"is {', '.join(FAMILIES)}. For llama.cpp use `to=gguf`"
+            f"is {', '.join(FAMILIES)}.{' For llama.cpp use `to=gguf`.' if gguf else ''}"
         )
     arrangements = [equalise_layer(heads) for heads in source.heads]
     written = sum(arrangement.num_kv_heads for arrangement in arrangements)

@@ -14,7 +14,6 @@ from gqakit.conversion.files import PLAN_FILE
 from gqakit.core.attention import AttentionWeights
 from gqakit.core.budget import CacheShape
 from gqakit.errors import CheckpointError, UsageError
-from gqakit.models.defaults import with_defaults
 from gqakit.models.head_layout import Arrangement
 from gqakit.models.layers import layer_shapes, tensors_of_layer
 from gqakit.models.remote_code.heads import HeadMaps, read_layers
@@ -52,11 +51,6 @@ class ExportSource(Source):
     def config(self) -> dict[str, Any]:
         """The parsed `config.json`."""
         return self.checkpoint.config
-
-    @cached_property
-    def full_config(self) -> dict[str, Any]:
-        """`config` with what it leaves out, as transformers has it."""
-        return with_defaults(self.config)
 
     @property
     def family(self) -> str:

@@ -11,6 +11,7 @@ from gqakit.conversion.files import CARD_FILE
 from gqakit.errors import FamilyError, UsageError
 from gqakit.exporters.model_card import export_card
 from gqakit.exporters.source import ExportSource
+from gqakit.models.engines import kind_of, names_that_run
 from gqakit.models.head_layout import Arrangement, equalise_model, pad_model
 from gqakit.progress import Advance
 
@@ -81,12 +82,14 @@ def check_saving(source: ExportSource, model: UniformModel) -> None:
     advice = ""
     if describe_uniform(source).arrangements[0].num_kv_heads < base:
         advice = "leave out `how`, which finds a smaller cache; or "
+    separate = any(heads.key_head_of_query != heads.value_head_of_query for heads in source.heads)
+    engines = names_that_run(kind_of("grouped", separate), source.family, tied=spec.tied)
     raise UsageError(
         f"{source.path}: as a uniform checkpoint ({model.how}) every layer has {count} KV heads, "
         f"{count * per_head:,} bytes of KV cache per token; {before}, {base * per_head:,} bytes. All that grouping saved "
-        f"(it caches {spec.cache.bytes_per_token:,}) is given back. What else to do: {advice}use an engine that takes the "
-        "heads layer by layer (llama.cpp by `to=gguf`, vLLM); or convert the base model with `format=uniform`. To write "
-        "it all the same: `allow_full_cache=True`"
+        f"(it caches {spec.cache.bytes_per_token:,}) is given back. What else to do: {advice}leave it grouped, for engines "
+        f"that run it so ({engines}); or convert the base model with `format=uniform`. To write it all the same: "
+        "`allow_full_cache=True`"
     )
 
 

@@ -15,6 +15,7 @@ from gqakit.checkpoint.atomic import output_errors
 from gqakit.checkpoint.jsonio import pretty
 from gqakit.data.pixels import PROCESSOR_FILE
 from gqakit.errors import CheckpointError
+from gqakit.models.defaults import with_defaults
 from gqakit.models.registration import register
 
 CLASSIFIER = "AutoModelForImageClassification"
@@ -36,7 +37,7 @@ def save_classifier(
     Raises:
         CheckpointError: tensors are missing. OutputError: it cannot be written.
     """
-    size = image_size or int(source.config["image_size"])
+    size = image_size or int(with_defaults(source.config)["image_size"])
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         model = load_classifier(source, classes)

@@ -95,7 +95,7 @@ def check_start(source: Source, options: VisionOptions) -> None:
     Raises:
         UsageError: naming the option. BudgetError: the number of KV heads.
     """
-    spec, config, method = source.spec, source.checkpoint.config, options.method
+    spec, config, method = source.spec, source.full_config, options.method
     if CLASSIFIER not in spec.family.classes:
         raise UsageError(f"vision-train is for ViT and DINOv2; {source.path} is a {spec.model_type}")
     if not all(isinstance(config.get(name), int) for name in ("image_size", "patch_size")):

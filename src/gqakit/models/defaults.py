@@ -13,21 +13,22 @@ _OURS = ("model_type", "gqakit", "auto_map", "per_layer_config", "allow_global_p
 """What a grouped checkpoint has that its family's config class must not see."""
 
 
-def leaves_out_sizes(config: Mapping[str, Any]) -> bool:
-    """Whether a config leaves a number out that says how heads lie, which transformers then has a default for.
+def needs_defaults(config: Mapping[str, Any]) -> bool:
+    """Whether a config leaves something out that a `ModelSpec` rests on, which transformers then has a default for.
 
-    Mistral's has 8 KV heads, Qwen3's heads are 128 wide, whatever the width of the model.
+    Mistral has 8 KV heads, Qwen3's heads are 128 wide, whatever the width of the model; Gemma's output matrix is its
+    embeddings, Llama's is not.
     """
     family = FAMILIES.get(str(config.get("model_type")).removeprefix(GROUPED_PREFIX))
     if family is None:
         return False
     family = family.holding(config)
-    sizes = [key for stack in family.stacks for key in (stack.num_layers, stack.num_heads)]
-    sizes.append(family.hidden_size)
+    read = [key for stack in family.stacks for key in (stack.num_layers, stack.num_heads)]
+    read += [family.hidden_size, "tie_word_embeddings", *([family.rotary_dim] if family.rotary_dim else [])]
     if family.num_kv_heads is not None:  # in the other families heads follow from the width
-        sizes += [family.num_kv_heads, family.head_dim]
+        read += [family.num_kv_heads, family.head_dim]
     part = family.part(config)
-    return not all(any(each in part for each in key.split("|")) for key in sizes)
+    return not all(any(each in part for each in key.split("|")) for key in read)
 
 
 def with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:

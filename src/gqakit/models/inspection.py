@@ -91,7 +91,7 @@ def inspect(model: str | Path, options: InspectOptions) -> Inspection:
         dtype=stored.dtype,
         biases=tuple(sorted({spec.tensor(0, role).split(".")[-2] for role in spec.biased})),
         key_norm=spec.channels.locked,
-        rotary_dim=2 * len(spec.channels.first),
+        rotary_dim=2 * len((spec.behind_norm or spec.channels).first),
         weight_bytes=checkpoint.nbytes,
         tensors=len(checkpoint.tensors),
         shards=len(checkpoint.shards),

@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from gqakit.checkpoint import Checkpoint
 from gqakit.core.attention import AttentionWeights
-from gqakit.errors import FamilyError, UsageError
-from gqakit.models.defaults import leaves_out_sizes, with_defaults
+from gqakit.errors import UsageError
+from gqakit.models.defaults import needs_defaults, with_defaults
 from gqakit.models.describe import describe_model
 from gqakit.models.families import FAMILIES
+from gqakit.models.families.base import lookup
 from gqakit.models.layers import read_layer
 from gqakit.models.spec import ModelSpec
 
@@ -52,16 +53,33 @@ class Source:
         return replace(self, spec=_described(self.checkpoint, stacks))
 
     def with_all_stacks(self) -> Source:
-        """The same model with every attention layer that its family has; as it is where those differ in their heads."""
-        try:
-            return self.with_stacks([stack.name for stack in self.spec.family.stacks])
-        except FamilyError:
-            return self
+        """The same model with every stack that it holds and whose layers have as many query heads as the chosen ones.
+
+        Raises:
+            FamilyError: one of those has attention that is not understood.
+        """
+        spec, sizes = self.spec, self.spec.family.part(self.full_config)
+        first = {stack: f"{spec.prefix}{stack.stored(0, 'query')}.weight" for stack in spec.family.stacks}
+        alike = [
+            stack.name
+            for stack, query in first.items()
+            if lookup(sizes, stack.num_heads) == spec.num_heads and query in self.checkpoint.tensors
+        ]
+        return self.with_stacks(alike)
 
     @property
     def path(self) -> Path:
         """The checkpoint's directory."""
         return self.checkpoint.path
+
+    @cached_property
+    def full_config(self) -> dict[str, Any]:
+        """The parsed `config.json` with what it leaves out, as transformers has it.
+
+        Raises:
+            FamilyError: transformers refuses the config.
+        """
+        return with_defaults(self.checkpoint.config)
 
     @property
     def short_name(self) -> str:
@@ -110,7 +128,7 @@ class Source:
 
 def _described(checkpoint: Checkpoint, stacks: Sequence[str]) -> ModelSpec:
     config = checkpoint.config
-    if leaves_out_sizes(config):
+    if needs_defaults(config):
         config = with_defaults(config)
     shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
     attention = (info for name, info in checkpoint.tensors.items() if "attn" in name or "attention" in name)
