@@ -85,7 +85,7 @@ class ExportSource(Source):
 
         made: dict[str, Replacement] = {}
         for layer, arrangement in enumerate(arrangements):
-            spec = replace(self.spec, num_heads=arrangement.num_heads)
+            spec = replace(self.spec, heads=(arrangement.num_heads,) * self.spec.num_layers)
             shapes = layer_shapes(spec, layer, arrangement.num_kv_heads, arrangement.num_kv_heads)
             for name, shape in shapes.items():
                 made[name] = Replacement(shape, None, lambda layer=layer, name=name: read(layer)[name])
