@@ -41,6 +41,8 @@ from gqakit.models.source import Source
 from gqakit.options import takes
 from gqakit.planning.cache_choice import choose_cache, requests
 from gqakit.planning.layer_loss.measure import Measurement
+from gqakit.planning.layer_loss.weigh import losses_for
+from gqakit.planning.options import may_predict
 from gqakit.planning.plan import Plan
 from gqakit.planning.planner import make_plan
 from gqakit.planning.request import Request
@@ -184,7 +186,9 @@ class Conversion:
         spec, options = self.source.spec, self.options
         if options.kv_cache == "auto":
             return requests(spec, options, options, measurable=True)
-        return [Request.check(spec, options, options, measurable=True)]
+        given = options.statistics and StatisticsFile.open(options.statistics)
+        known = may_predict(options.layer_loss, options.losses) and (not given or given.has_gradients)
+        return [Request.check(spec, options, options, measurable=True, predictable=known)]
 
     @property
     def calibrates(self) -> bool:
@@ -226,11 +230,10 @@ class Conversion:
                 f"up to {options.tokens:,} tokens" if isinstance(self.content, Text) else self.content.name
             )
             steps.append(f"calibrate on {amount}")
-        if self.request is not None and self.request.loss == "measured":
-            count = sum(len(shape.counts) - 1 for shape in self.request.shapes)
-            steps.append(
+        if self.request is not None and (count := self.request.measured_candidates):
+            steps += [
                 f"measure what {count} candidates lose, on up to {options.measure_tokens:,} tokens each"
-            )
+            ]
         steps += ["plan"] if self.plan is None else []
         steps += [] if options.dry_run else [f"write {size}"]
         steps += [f"repair on up to {options.repair_tokens:,} tokens"] if options.repair else []
@@ -238,10 +241,8 @@ class Conversion:
 
     def _say_time(self, tokens: int, seconds: float) -> None:
         """From the time of the calibration, what measuring losses will take: half of the layers run, on average."""
-        if self.request is None or self.request.loss != "measured" or not tokens:
-            return
-        count = sum(len(shape.counts) - 1 for shape in self.request.shapes)
-        rest = seconds / tokens * min(self.options.measure_tokens, tokens) * count / 2
+        count = 0 if self.request is None else self.request.measured_candidates
+        rest = seconds / max(tokens, 1) * min(self.options.measure_tokens, tokens) * count / 2
         if rest > LONG:
             STEPS.info("Measuring losses will take about %s.", duration(rest))
 
@@ -273,18 +274,18 @@ class Conversion:
             return None if plan.moments is None else _planned_statistics(plan, options.statistics)
         if options.statistics is not None:
             return StatisticsFile.open(options.statistics)
+        predicts = self.request is not None and self.request.loss in ("predicted", "corrected")
         if self.statistics_file.is_file():
             found = StatisticsFile.open(self.statistics_file)
-            if found.matches(
-                self.source.fingerprint_like(found.header.fingerprint),
-                self.content.sha256,
-                options.tokens,
-                options.window,
-            ):
+            model = self.source.fingerprint_like(found.header.fingerprint)
+            data = self.content.sha256, options.tokens, options.window
+            if found.matches(model, *data, gradients=predicts):
                 return found
         with output_errors(self.statistics_file.parent):
             self.statistics_file.parent.mkdir(parents=True, exist_ok=True)
-        how = CalibrateOptions(tokens=options.tokens, window=options.window, **self.running)
+        how = CalibrateOptions(
+            tokens=options.tokens, window=options.window, gradients=predicts, **self.running
+        )
         started = time.monotonic()
         made = calibrate_source(self.source, self.statistics_file, self.content, how, self.progress)
         self._say_time(made.header.tokens, time.monotonic() - started)
@@ -302,15 +303,17 @@ class Conversion:
 
     def _made(self, statistics: StatisticsFile | None) -> Plan:
         assert self.request is not None
-        measure, options, request = None, self.options, self.request
-        if request.loss == "measured" or options.kv_cache == "auto":
-            measure = Measurement.on(
-                self.source, statistics, options.merge, self.content, options.window, options, self.progress
-            )
-            own = options.losses is None  # a file of one's own is never started over
-            measure = replace(measure, file=self.losses_file, replace=own)
-            if options.kv_cache == "auto":
-                request = choose_cache(self.source, self._requests(), statistics, measure)
+        request, options = self.request.on(statistics), self.options
+
+        def measurement() -> Measurement:
+            on = self.source, statistics, options.merge, self.content, options.window
+            return Measurement.on(*on, options, self.progress, self.losses_file)
+
+        if options.kv_cache == "auto":
+            measure = measurement()
+            request = choose_cache(self.source, self._requests(), statistics, measure)
+        else:
+            measure = losses_for(request, statistics, measurement)
         with self.progress("plan", self.source.spec.num_layers, "layers") as advance:
             return make_plan(self.source, request, statistics, lambda: advance(1), measure).plan
 

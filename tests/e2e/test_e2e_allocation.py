@@ -29,13 +29,17 @@ def planned(source: Path, moments: Path, *options: Any) -> Plan:
     return Plan.load(Path("plan.json"))
 
 
-def test_convert_measures_and_spends_by_default(model: Models) -> None:
-    source = model(kv_heads=4)
-    succeeds("convert", source, "-o", "out", "--kv-ratio", 0.5, *QUICK)
+@pytest.mark.parametrize(("loss", "most"), [("predicted", None), ("corrected", 4 * 2), ("measured", 4 * 3)])
+def test_convert_weighs_losses_and_spends(model: Models, loss: str, most: int | None) -> None:
+    source, asked = model(kv_heads=4), () if loss == "corrected" else ("--layer-loss", loss)
+    succeeds("convert", source, "-o", "out", "--kv-ratio", 0.5, *QUICK, *asked)
     plan = Plan.load(Path("out/gqakit-plan.json"))
-    assert (plan.allocation, plan.layer_loss) == ("knapsack", "measured")
+    assert (plan.allocation, plan.layer_loss) == ("knapsack", loss)
     assert plan.budget.kv_ratio <= 0.5
-    assert len(Path("out.losses.jsonl").read_text().splitlines()) == 1 + 4 * 3
+    kept = Path("out.losses.jsonl")
+    assert kept.is_file() == (most is not None)
+    if most is not None:
+        assert 4 <= len(kept.read_text().splitlines()) - 1 <= most
     succeeds("verify", source, "out")
     loads_and_generates(source, Path("out"))
 

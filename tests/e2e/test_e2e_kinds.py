@@ -52,7 +52,7 @@ def test_calibrate_convert_verify_evaluate(source: Path, kind: str) -> None:
     plan = Plan.load(Path("out/gqakit-plan.json"))
     assert plan.budget.kv_ratio <= 0.5 + 1e-6
     assert plan.allocation == "knapsack"
-    assert plan.layer_loss == "measured"
+    assert plan.layer_loss == "corrected"
     assert Path("out.statistics.safetensors").is_file()
     assert json.loads(out.out)["plan"]["source"]["model_type"] == kind
     cached = kind in ("whisper", "moonshine", "t5")

@@ -8,10 +8,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from gqakit.calibration.backward import NoGradientError, collect_gradients
+from gqakit.calibration.backward_by_block import collect_gradients_by_block
 from gqakit.calibration.collect import collect_statistics
 from gqakit.calibration.in_sequence import MATRICES, collect_in_sequence
 from gqakit.calibration.options import CalibrateOptions
 from gqakit.calibration.store import StatisticsFile, StatisticsHeader, writing_statistics
+from gqakit.core.gradients import LayerGradients
 from gqakit.core.statistics import LayerStatistics
 from gqakit.data.batches import Content, batches_of, unit_of
 from gqakit.data.samples import Batch, in_precision, positions_of
@@ -63,6 +66,7 @@ def calibrate_source(
     batches = batches_of(source, content, window=options.window, tokens=options.tokens)
     positions = sum(map(positions_of, batches))
     header = StatisticsHeader(
+        version=2 if options.gradients else 1,
         source=source.name,
         fingerprint=source.fingerprint,
         num_layers=source.spec.num_layers,
@@ -78,7 +82,7 @@ def calibrate_source(
         _warn(source, content, positions)
     where = options.changed(device=processes.device(options.device))
     running = Running.of(where, source.checkpoint)
-    job = _Calibration(source, out, header, running, processes, progress)
+    job = _Calibration(source, out, header, running, processes, progress, options.gradients)
     try:
         job.run({n: in_precision(batch, running.dtype) for n, batch in enumerate(processes.mine(batches))})
     except DataError:
@@ -99,6 +103,7 @@ class _Calibration:
     running: Running
     processes: Processes
     progress: Reporter
+    gradients: bool
 
     def run(self, batches: Mapping[int, Batch]) -> None:
         """Run the model whole if it fits, else block by block, and write the statistics."""
@@ -111,7 +116,7 @@ class _Calibration:
         return self._whole(batches)
 
     @contextmanager
-    def _writing(self) -> Iterator[Callable[[int, LayerStatistics], None]]:
+    def _writing(self) -> Iterator[Callable[[int, LayerStatistics | LayerGradients], None]]:
         """What takes the statistics of each layer: the file, of the first process."""
         if not self.processes.is_first:
             yield lambda layer, moments: None
@@ -130,9 +135,27 @@ class _Calibration:
             "calibrate", sum(map(positions_of, batches.values())), unit_of(spec)
         ) as advance:
             layers = collect_statistics(model, spec, batches.values(), advance, self.processes)
+        found: dict[int, LayerGradients] = {}
+        if self.gradients:
+            with self._backwards(sum(map(positions_of, batches.values()))) as advance:
+                found = collect_gradients(model, spec, batches.values(), advance, self.processes)
         with self._writing() as write:
-            for layer, moments in layers.items():
+            for layer, moments in [*layers.items(), *found.items()]:
                 write(layer, moments)
+
+    @contextmanager
+    def _backwards(self, total: int) -> Iterator[Callable[[int], None]]:
+        """Progress of the backward pass; a model that has none goes without, and one line says so."""
+        try:
+            with self._reporter()("calibrate backwards", total, unit_of(self.source.spec)) as advance:
+                yield advance
+        except (NoGradientError, NotByBlocks) as error:
+            LOG.warning(
+                "%s cannot be differentiated here (%s), so what its layers lose when they are converted is measured, not "
+                "predicted",
+                self.source.name,
+                error,
+            )
 
     def _in_sequence(self, batches: Mapping[int, Batch]) -> None:
         spec, sizes = self.source.spec, [positions_of(batch) for batch in batches.values()]
@@ -148,16 +171,18 @@ class _Calibration:
         ) as blocks:
             total = sum(sizes) * blocks.count
             with (
-                self._reporter()("calibrate", total, f"{unit_of(spec)} x blocks") as advance,
                 self._writing() as write,
+                self._reporter()("calibrate", total, f"{unit_of(spec)} x blocks") as advance,
             ):
-                collect_in_sequence(
-                    blocks,
-                    batches,
-                    write,
-                    lambda window: advance(positions_of(batches[window])),
-                    self.processes,
-                )
+                seen: Callable[[int], None] = lambda window: advance(positions_of(batches[window]))  # noqa: E731
+                collect_in_sequence(blocks, batches, write, seen, self.processes, keep=self.gradients)
+                found: dict[int, LayerGradients] = {}
+                if self.gradients:
+                    with self._backwards(total) as back:
+                        passed: Callable[[int], None] = lambda window: back(positions_of(batches[window]))  # noqa: E731
+                        found = collect_gradients_by_block(blocks, batches, passed, self.processes)
+                for layer, moments in found.items():
+                    write(layer, moments)
 
 
 def _warn(source: Source, content: Content, positions: int) -> None:

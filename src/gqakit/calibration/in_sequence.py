@@ -23,6 +23,8 @@ def collect_in_sequence(
     write: Callable[[int, LayerStatistics], None],
     advance: Callable[[int], None] = lambda window: None,
     processes: Processes = ALONE,
+    *,
+    keep: bool = False,
 ) -> None:
     """Calibration statistics of every layer; see `collect_statistics`.
 
@@ -31,6 +33,7 @@ def collect_in_sequence(
         write: called with each layer and its statistics as soon as they are known, block after block.
         advance: called with the window whenever one has left a block.
         processes: that share the windows.
+        keep: see `stream`.
 
     Raises:
         DataError, FamilyError: see `collect_statistics`. NotByBlocks: see `stream`.
@@ -47,4 +50,4 @@ def collect_in_sequence(
             write(layer, layers.pop(layer).moments(frequencies(model, spec, layer), processes))
 
     with watched(model, spec, {}):  # so that masks are made as attention will want them
-        stream(blocks, batches, watch=watch, advance=advance)
+        stream(blocks, batches, watch=watch, advance=advance, keep=keep)

@@ -16,11 +16,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 
 from gqakit.checkpoint.atomic import atomic_file, output_errors, regular
+from gqakit.core.gradients import LayerGradients
 from gqakit.core.statistics import LayerStatistics
 from gqakit.errors import PlanError
 
 _KEY = "gqakit_moments"
 _KINDS = tuple(field.name for field in fields(LayerStatistics))
+_OF_GRADIENTS = tuple(field.name for field in fields(LayerGradients))
 
 
 _ENTRY = 192
@@ -28,11 +30,11 @@ _ENTRY = 192
 
 
 class StatisticsHeader(BaseModel):
-    """Where moments came from."""
+    """Where moments came from. Version 2 has gradients besides what version 1 has."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    version: Literal[1] = 1
+    version: Literal[1, 2] = 1
     source: str
     fingerprint: str
     num_layers: int = Field(gt=0)
@@ -85,7 +87,8 @@ class StatisticsFile:
     def kinds(self) -> frozenset[str]:
         """What is stated of the layers, as fields of `LayerStatistics`."""
         with safe_open(self.path, "pt") as file:
-            return frozenset(name.rpartition(".")[2] for name in file.keys())  # noqa: SIM118  # no mapping
+            names = [name for name in file.keys() if ".gradients." not in name]  # noqa: SIM118  # no mapping
+        return frozenset(name.rpartition(".")[2] for name in names)
 
     def layer(self, key: int | str) -> LayerStatistics:
         """The statistics of one layer, by `ModelSpec.key`, in the stored precision (float32)."""
@@ -100,6 +103,28 @@ class StatisticsFile:
             )
         return LayerStatistics(**found)
 
+    @property
+    def took_gradients(self) -> bool:
+        """Whether gradients were asked for; there are none all the same of a model that cannot be differentiated."""
+        return self.header.version >= 2
+
+    @cached_property
+    def has_gradients(self) -> bool:
+        """Whether losses can be predicted from them."""
+        with safe_open(self.path, "pt") as file:
+            return any(".gradients." in name for name in file.keys())  # noqa: SIM118  # no mapping
+
+    def gradients(self, key: int | str) -> LayerGradients | None:
+        """The gradients of one layer, likewise; None where none were taken."""
+        with safe_open(self.path, "pt") as file:
+            names = set(file.keys())
+            found = {
+                kind: file.get_tensor(name)
+                for kind in _OF_GRADIENTS
+                if (name := f"layers.{key}.gradients.{kind}") in names
+            }
+        return LayerGradients(**found) if found else None
+
     @cached_property
     def fingerprint(self) -> str:
         """A hash of the whole file."""
@@ -109,9 +134,13 @@ class StatisticsFile:
                 digest.update(chunk)
         return f"sha256:{digest.hexdigest()}"
 
-    def matches(self, fingerprint: str, text_sha256: str, tokens: int, window: int) -> bool:
-        """Whether calibrating this model on this text would give these statistics again."""
+    def matches(
+        self, fingerprint: str, text_sha256: str, tokens: int, window: int, *, gradients: bool = False
+    ) -> bool:
+        """Whether calibrating this model on this text would give these statistics again, or more than is wanted."""
         head = self.header
+        if gradients and not self.took_gradients:
+            return False
         have = (head.fingerprint, head.text_sha256, head.tokens_asked, head.window)
         return have == (fingerprint, text_sha256, tokens, window)
 
@@ -128,35 +157,45 @@ def save_statistics(
     path: Path,
     header: StatisticsHeader,
     layers: Mapping[str, LayerStatistics] | Mapping[int, LayerStatistics],
+    gradients: Mapping[str, LayerGradients] | None = None,
 ) -> StatisticsFile:
-    """Write statistics in float32, atomically."""
+    """Write statistics in float32, atomically.
+
+    Args:
+        path: of the file. header: what they were taken on.
+        layers, gradients: by `ModelSpec.key`; gradients are None where they were not asked for, and empty where the
+            model has none to take.
+    """
+    header = header.model_copy(update={"version": 1 if gradients is None else 2})
     with writing_statistics(path, header) as write:
         for key, moments in layers.items():
             write(str(key), moments)
+        for key, moments in (gradients or {}).items():
+            write(key, moments)
     return StatisticsFile(path, header)
 
 
 @contextmanager
 def writing_statistics(
     path: Path, header: StatisticsHeader
-) -> Iterator[Callable[[str, LayerStatistics], None]]:
+) -> Iterator[Callable[[str, LayerStatistics | LayerGradients], None]]:
     """`save_statistics` layer by layer: only one layer's are in memory. The file appears when the context ends.
 
     A safetensors file begins with a list of its tensors, which is known last. So room is left for it; what is too much
     is filled with spaces, as the format allows.
     """
-    room = (
-        8 + -(-(4096 + 2 * len(header.model_dump_json()) + header.num_layers * len(_KINDS) * _ENTRY) // 8) * 8
-    )
+    kinds = len(_KINDS) + (len(_OF_GRADIENTS) if header.version > 1 else 0)
+    room = 8 + -(-(4096 + 2 * len(header.model_dump_json()) + header.num_layers * kinds * _ENTRY) // 8) * 8
     entries: dict[str, Any] = {"__metadata__": {_KEY: json.dumps(header.model_dump(), sort_keys=True)}}
     with atomic_file(path) as file:
         with output_errors(path):
             file.write(b" " * room)
         end = 0
 
-        def write(key: str, moments: LayerStatistics) -> None:
+        def write(key: str, moments: LayerStatistics | LayerGradients) -> None:
             nonlocal end
-            for kind in _KINDS:
+            place = f"layers.{key}.gradients" if isinstance(moments, LayerGradients) else f"layers.{key}"
+            for kind in (field.name for field in fields(moments)):
                 tensor = getattr(moments, kind)
                 if tensor is None:
                     continue
@@ -164,7 +203,7 @@ def writing_statistics(
                 with output_errors(path):
                     file.write(raw)
                 offsets = [end, end + raw.nbytes]
-                entries[f"layers.{key}.{kind}"] = {
+                entries[f"{place}.{kind}"] = {
                     "dtype": "F32", "shape": [*tensor.shape], "data_offsets": offsets,
                 }  # fmt: skip
                 end += raw.nbytes

@@ -195,6 +195,8 @@ _LOSS = {
     "none": "",
     "objective": ", weighing the method's objective",
     "error": ", weighing the merge rule's error",
+    "predicted": ", weighing predicted losses",
+    "corrected": ", weighing predicted losses, corrected by measuring some",
     "measured": ", weighing measured losses",
 }
 

@@ -63,6 +63,7 @@ class HeadStats:
     `channels` says what may be mixed. The statistics are those of `scale[h] · k_h`; `scale` is 1 but where
     a normalisation removes the length anyway. `distances` and `frequencies` are those of `LayerStatistics`.
     `behind_norm`: the heads are what a normalisation leaves, so no weights before it can take up the maps.
+    `beyond`: a part of the weight goes to distances beyond the recorded ones.
     """
 
     gram: Float[Tensor, "heads head_dim heads head_dim"]
@@ -72,6 +73,7 @@ class HeadStats:
     distances: Float[Tensor, "heads window"] | None = None
     frequencies: Float[Tensor, " pairs"] | None = None
     behind_norm: bool = False
+    beyond: bool = True
 
     @property
     def num_heads(self) -> int:
@@ -112,7 +114,8 @@ class HeadStats:
         """How rotary embedding turns each head, averaged over where it looks; None without recorded distances."""
         if not self.channels.first or self.distances is None or self.frequencies is None:
             return None
-        return Rotation.over(beyond_window(self.distances), self.frequencies, self.channels)
+        share = beyond_window(self.distances) if self.beyond else self.distances
+        return Rotation.over(share, self.frequencies, self.channels)
 
     @cached_property
     def rotation(self) -> Rotation | None:

@@ -85,6 +85,18 @@ def read_layer(spec: ModelSpec, layer: int, load: Callable[[str], Tensor]) -> At
     return AttentionWeights(query, key, value, output, maps, sinks)
 
 
+def heads_of_output(spec: ModelSpec, layer: int, output: Tensor, role: Role) -> Tensor:
+    """What a projection of a running model puts out, `[B, T, rows]`, as `[B, T, heads, head_dim]` of one role.
+
+    A fused projection puts out all three.
+    """
+    heads = output.movedim(-1, 0).unflatten(0, (-1, spec.head_dim))  # [heads, d, B, T]
+    if spec.layout != "split":
+        counts = (spec.num_heads, spec.key_heads[layer], spec.value_heads[layer])
+        heads = _cut(heads, counts, spec.layout)[_QKV.index(role)]
+    return heads.permute(2, 3, 0, 1)
+
+
 def tensors_of_layer(
     spec: ModelSpec, layer: int, weights: AttentionWeights, layout: Layout | None = None
 ) -> dict[str, Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from pathlib import Path
 
 from gqakit.calibration.store import StatisticsFile
@@ -13,7 +12,8 @@ from gqakit.models.source import Source
 from gqakit.options import takes
 from gqakit.planning.cache_choice import choose_cache, requests
 from gqakit.planning.layer_loss.measure import Measurement
-from gqakit.planning.options import MakePlanOptions
+from gqakit.planning.layer_loss.weigh import losses_for
+from gqakit.planning.options import MakePlanOptions, may_predict
 from gqakit.planning.plan import Plan
 from gqakit.planning.planner import Planned, make_plan
 from gqakit.planning.request import Request
@@ -26,8 +26,8 @@ LOG = logging.getLogger("gqakit")
 def plan(model: str | Path, options: MakePlanOptions, progress: Reporter = silent) -> Plan:
     """Decide which heads share and how, within a budget. Without statistics the weights alone decide.
 
-    Reads headers and one layer's attention tensors at a time. Where the allocation weighs measured losses and statistics or
-    data are given, it runs the model too.
+    Reads headers and one layer's attention tensors at a time. What layers lose is predicted from the statistics; where these
+    have no gradients and data are given, or where it is asked for, it is measured, and the model runs.
 
     Args:
         model: directory or hub name.
@@ -61,22 +61,24 @@ def explore(
     fitting: list[Request] = []
     if options.kv_cache == "auto":
         fitting = requests(source.spec, options, options, measurable=True)
+    gradients = statistics is not None and statistics.has_gradients
+    predicts = gradients and may_predict(options.layer_loss, options.losses)
     request = (
         fitting[-1]
         if fitting
-        else Request.check(source.spec, options, options, measurable=options.measurable)
+        else Request.check(source.spec, options, options, measurable=options.measurable, predictable=predicts)
     )
-    measure = None
-    if fitting or request.loss == "measured":
-        content = _content(source, options)
-        measure = Measurement.on(
-            source, statistics, options.merge, content, options.window, options, progress
-        )
-        if options.losses is None:
-            measure = replace(measure, file=keep, replace=True)
+
+    def measurement() -> Measurement:
+        content, merge, window = _content(source, options), options.merge, options.window
         _warn_of_other_data(content, statistics)
-        if fitting:
-            request = choose_cache(source, fitting, statistics, measure)
+        return Measurement.on(source, statistics, merge, content, window, options, progress, keep)
+
+    if fitting:
+        measure = measurement()
+        request = choose_cache(source, fitting, statistics, measure)
+    else:
+        measure = losses_for(request, statistics, measurement)
     with progress("plan", source.spec.num_layers, "layers") as advance:
         return make_plan(source, request, statistics, lambda: advance(1), measure, whole_front=whole_front)
 

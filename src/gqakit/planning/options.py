@@ -104,9 +104,10 @@ class PlanOptions(StackOptions):
     )
 
     layer_loss: str = option(
-        "auto", "What an allocation weighs: measured on the model, error of the merge rule, objective of the method; "
-        "auto: measured where the model is run anyway.",
-        panel=LOSSES, choices=("auto", "measured", "error", "objective"),
+        "auto", "What an allocation weighs: predicted from gradients, corrected by measuring a few near the optimum, all "
+        "measured on the model, error of the merge rule, objective of the method; auto: the first of corrected, "
+        "predicted, measured and error that statistics and data allow.",
+        panel=LOSSES, choices=("auto", "predicted", "corrected", "measured", "error", "objective"),
     )  # fmt: skip
 
     population: int | None = option(None, "Candidates per generation (qcqa).", panel=SEARCH, expert=True)
@@ -171,7 +172,9 @@ class LossOptions(MemoryOptions):
 
     measure_tokens: int = option(1536, "Most tokens to measure on.", panel=LOSSES, at_least=1)
     losses: Path | None = option(
-        None, "File of measured losses; what it holds is not measured again.", panel=LOSSES
+        None,
+        "File of measured losses; what it holds is not measured again. Named, losses are measured.",
+        panel=LOSSES,
     )
     workers: int = option(1, "Processes that measure, each with the model.", panel=LOSSES, at_least=1)
 
@@ -191,7 +194,16 @@ class MakePlanOptions(BudgetOptions, PlanOptions, LossOptions, DataOptions):
     def measurable(self) -> bool:
         """Whether losses may be measured: the model is run where statistics or data are given, or it is asked for."""
         given = self.statistics is not None or self.names_data or self.losses is not None
-        return given or self.layer_loss == "measured"
+        return given or self.layer_loss in MEASURING
+
+
+MEASURING = ("corrected", "measured")
+"""The values of `layer_loss` for which the model is run."""
+
+
+def may_predict(layer_loss: str, losses: Path | None) -> bool:
+    """Whether losses may be predicted where that can be done: a file that keeps measured ones asks for these."""
+    return losses is None or layer_loss != "auto"
 
 
 PLAN_FIELDS = tuple(each.name for each in fields(PlanOptions))

@@ -153,7 +153,7 @@ class Plan(_Strict):
     method_options: dict[str, bool | int | float | str | None] = {}
     allocation: str
     allocation_options: dict[str, bool | int | float | str | None] = {}
-    layer_loss: Literal["none", "objective", "error", "measured"] = "none"
+    layer_loss: Literal["none", "objective", "error", "predicted", "corrected", "measured"] = "none"
     constraints: Constraints = Constraints()
     merging: Merging
     seed: int

@@ -69,7 +69,7 @@ def make_plan(
         request: made for it.
         statistics: the calibration; None for `C = I` (weights only).
         progress: called once per layer.
-        measure: runs the model to say what each candidate loses; needed where the request weighs measured losses.
+        measure: says what each candidate loses; needed where the request weighs predicted or measured losses.
         whole_front: look at every number of heads even where the budget alone decides.
 
     Raises:
@@ -151,8 +151,8 @@ def _with_losses(
     loss = work.request.loss
     if loss == "none":
         return candidates
-    if loss == "measured":
-        assert measure is not None  # the request was checked as measurable
+    if loss in ("predicted", "corrected", "measured"):
+        assert measure is not None
         found = measure(candidates, work.read)
     else:
         found = [{n: getattr(c, loss) for n, c in entry.by_count.items()} for entry in candidates]

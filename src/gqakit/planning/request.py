@@ -22,7 +22,10 @@ from gqakit.planning.allocation import ALLOCATIONS
 from gqakit.planning.allocation.base import Allocation, Loss
 from gqakit.planning.candidates import EntryShape
 from gqakit.planning.layer_features import Side
-from gqakit.planning.options import BudgetOptions, PlanOptions
+from gqakit.planning.options import MEASURING, BudgetOptions, PlanOptions
+
+ROUNDS = 2
+"""How often predicted losses are corrected by measuring what the allocation chooses by them."""
 
 
 @dataclass(frozen=True)
@@ -34,16 +37,24 @@ class Request:
         budget: resolved for it.
         options: method, merge rule, allocation, format, constraints, seed.
         measurable: whether there is something to run the model on, so that losses can be measured.
+        predictable: whether there are statistics with gradients, so that losses can be predicted.
     """
 
     spec: ModelSpec
     budget: Budget
     options: PlanOptions
     measurable: bool
+    predictable: bool = False
 
     @classmethod
     def check(
-        cls, spec: ModelSpec, budget: BudgetOptions, options: PlanOptions, *, measurable: bool = False
+        cls,
+        spec: ModelSpec,
+        budget: BudgetOptions,
+        options: PlanOptions,
+        *,
+        measurable: bool = False,
+        predictable: bool = False,
     ) -> Request:
         """The request, after making sure that some way to spend the budget is within method, format and constraints.
 
@@ -60,7 +71,7 @@ class Request:
             resolved = resolve_budget(whole, **asdict(budget.part(BudgetOptions)))
         except ValueError as error:
             raise BudgetError(str(error)) from error
-        request = cls(spec, resolved, options, measurable)
+        request = cls(spec, resolved, options, measurable, predictable)
         request._check_engine()
         _ = request.method, request.loss, request.types
         if problem := next(request._problems(), None):
@@ -128,8 +139,8 @@ class Request:
         """The allocation before its options.
 
         "auto" is what the method is meant for, but `uniform` where a budget is in heads per layer, where the format wants
-        the same number in every layer, and where losses that are not to be had would have to be measured (what stands in
-        for them is no sure gain).
+        the same number in every layer, and where it weighs losses that can be neither predicted nor measured (what stands
+        in for them is no sure gain).
         """
         options = self.options
         if options.allocation != "auto":
@@ -137,7 +148,8 @@ class Request:
         if self.types is not None and self.share >= 1:  # nothing is merged, so nothing need be weighed
             return ALLOCATIONS["uniform"]
         meant = ALLOCATIONS[METHODS[options.method].allocation]
-        unknown = meant.loss == "measured" and options.layer_loss == "auto" and not self.measurable
+        known = self.measurable or self.predictable
+        unknown = meant.loss == "predicted" and options.layer_loss == "auto" and not known
         if self.budget.kv_heads is not None or options.format == "uniform" or unknown:
             return ALLOCATIONS["uniform"]
         return meant
@@ -150,19 +162,28 @@ class Request:
 
     @cached_property
     def loss(self) -> Loss:
-        """What the allocation weighs: what is asked for, else its own choice, with a stand-in for a measurement.
+        """What the allocation weighs: what is asked for, else its own choice, with a stand-in for a prediction.
 
         Raises:
-            UsageError: measured losses are asked for where nothing can be measured.
+            UsageError: losses are asked for that can be neither measured nor predicted here.
         """
         wanted, asked = self.allocation.loss, self.options.layer_loss
         if wanted == "none":
             return "none"
-        if asked == "measured" and not self.measurable:
-            raise UsageError("`layer_loss=measured` needs text to run the model on")
+        if asked in MEASURING and not self.measurable:
+            raise UsageError(f"`layer_loss={asked}` needs text to run the model on")
+        if asked in ("predicted", "corrected") and not self.predictable:
+            raise UsageError(
+                f"`layer_loss={asked}` needs calibration statistics with gradients, which `gqakit calibrate` takes where "
+                "the model can be differentiated; or choose `layer_loss=measured`"
+            )
         if asked != "auto":
             return asked  # pyright: ignore[reportReturnType]  # one of its choices
-        return "error" if wanted == "measured" and not self.measurable else wanted
+        if wanted != "predicted":
+            return wanted
+        if self.predictable:
+            return "corrected" if self.measurable else "predicted"
+        return "measured" if self.measurable else "error"
 
     @cached_property
     def shapes(self) -> Sequence[EntryShape]:
@@ -208,6 +229,18 @@ class Request:
             and statistics is not None
             and {"key", "query_heads"} <= statistics.kinds
         )
+
+    def on(self, statistics: StatisticsFile | None) -> Request:
+        """The same once there are statistics: without gradients nothing can be predicted."""
+        known = statistics is not None and statistics.has_gradients
+        return replace(self, predictable=self.predictable and known)
+
+    @property
+    def measured_candidates(self) -> int:
+        """The most candidates that are measured."""
+        if self.loss == "corrected":
+            return ROUNDS * len(self.shapes)
+        return sum(len(shape.counts) - 1 for shape in self.shapes) if self.loss == "measured" else 0
 
     @property
     def tied(self) -> bool:

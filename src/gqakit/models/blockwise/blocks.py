@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -124,6 +124,22 @@ class Blocks:
         """
         with torch.no_grad(), _replaced_forwards(self._ended(window)):
             return self.model(**{**self._on_device(batch), **more})
+
+    def gradient_of(self, window: int, batch: Batch, score: Callable[[Any], Tensor]) -> Tensor:
+        """The gradient of a scalar at what leaves the last block, once all stages have ended; only within `around`.
+
+        Args:
+            window: its number. batch: what it was entered with.
+            score: makes the scalar of what the model gives.
+        """
+        stage = self.stages[-1]
+        assert stage.shape is not None
+        hidden = self.states.get(f"final-{len(self.stages) - 1}-{window:06d}").to(self.device).clone()
+        output = stage.shape.output(hidden.requires_grad_(), hidden.new_empty(0))
+        last = dict.fromkeys(stage.blocks, partial(_constant, output))
+        with torch.enable_grad(), _replaced_forwards({**self._ended(window), **last}):
+            (gradient,) = torch.autograd.grad(score(self.model(**self._on_device(batch))), hidden)
+        return gradient
 
     @contextmanager
     def around(self) -> Iterator[None]:

@@ -12,9 +12,10 @@ from gqakit.core.budget import fits
 from gqakit.errors import BudgetError
 from gqakit.grouping_methods.configurable import Configurable
 
-Loss = Literal["none", "objective", "error", "measured"]
+Loss = Literal["none", "objective", "error", "predicted", "corrected", "measured"]
 """What an allocation weighs: nothing, the grouping method's own objective, the merge rule's relative error, or the
-divergence that converting one layer alone causes, measured on the model."""
+divergence that converting one layer alone causes: predicted from gradients, predicted and corrected where it matters by
+measuring, or measured on the model."""
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ class Knapsack(Allocation):
     summary = "least total loss for the bytes, exactly (dynamic programming)"
     source = "gqakit"
     needs = "model"
-    loss = "measured"
+    loss = "predicted"
 
     def front(self, entries: Sequence[LayerEntry], *, tied: bool, rng: random.Random) -> list[FrontPoint]:
         """The points that no smaller one matches, smallest first."""

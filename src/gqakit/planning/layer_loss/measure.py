@@ -104,8 +104,14 @@ class Measurement:
         window: int,
         options: LossOptions,
         progress: Reporter,
+        keep: Path | None = None,
     ) -> Measurement:
         """The measurement for a model, on data that was read.
+
+        Args:
+            source, statistics, merge, content, window, options, progress: what is measured, on what and how.
+            keep: where to keep losses unless `losses` names a file; what it holds about anything else is replaced, which a
+                file of one's own never is.
 
         Raises:
             DataError: too little of it. CheckpointError: the model has no tokenizer. UsageError: no such device.
@@ -132,7 +138,8 @@ class Measurement:
             windows=len(batches),
             window=positions_of(batches[0]),
         )
-        return cls(bench, header, options.losses, False, workers, progress)
+        own = options.losses is not None
+        return cls(bench, header, options.losses if own else keep, not own, workers, progress)
 
     def __call__(
         self, candidates: Sequence[EntryCandidates], read: LayerReader
