@@ -27,12 +27,14 @@ from gqakit.conversion.convert import check_rules, check_statistics, convert_che
 from gqakit.conversion.files import CARD_FILE
 from gqakit.conversion.model_card import model_card
 from gqakit.conversion.options import ConvertOptions
+from gqakit.conversion.report import write_report
 from gqakit.data.batches import Content, batches_of, check_content
 from gqakit.data.options import WINDOW, read_named
 from gqakit.data.text import Text
-from gqakit.errors import PlanError
+from gqakit.errors import PlanError, UsageError
 from gqakit.evaluation.evaluate import evaluate_sources
 from gqakit.evaluation.options import EvaluateOptions
+from gqakit.evaluation.page.charts import altair
 from gqakit.evaluation.table import EvaluationRow
 from gqakit.models.architectures import architecture
 from gqakit.models.processes import Processes
@@ -118,7 +120,7 @@ def convert(
     plan = job.planned(statistics)
     with output_lock(job.out) if not options.dry_run else nullcontext():
         written, repairs = job.written(plan, statistics)
-        rows = job.measured(plan, bool(repairs))
+        rows = job.measured(plan, statistics, bool(repairs))
         if options.push_to_hub and not options.dry_run:
             upload(job.out, options.push_to_hub)
     return ConvertResult(
@@ -176,7 +178,14 @@ class Conversion:
             check_content(source.spec, content)
         if options.repair:
             repair_windows(source, content, job.repair_options)
-        return job._with(held_out=job._held_out())
+        job = job._with(held_out=job._held_out())
+        if options.report is not None:
+            altair()
+            if job.held_out is None:
+                raise UsageError(
+                    "`report` shows what was measured, and nothing would be; give `evaluate=True`"
+                )
+        return job
 
     def _with(self, **values: object) -> Conversion:
         return replace(self, **values)  # pyright: ignore[reportArgumentType]
@@ -342,8 +351,8 @@ class Conversion:
                 self.source, plan, statistics, target, card, overwrite=overwrite, progress=advance
             )
 
-    def measured(self, plan: Plan, repaired: bool) -> list[EvaluationRow]:
-        """The loss, measured and stated in the model card."""
+    def measured(self, plan: Plan, statistics: StatisticsFile | None, repaired: bool) -> list[EvaluationRow]:
+        """The loss, measured and stated in the model card, and on a page where that is asked for."""
         if self.held_out is None or self.options.dry_run:
             return []
         converted = Source.open(self.out)
@@ -351,6 +360,8 @@ class Conversion:
         rows = evaluate_sources(self.source, [converted], self.held_out, scoring, self.progress)
         card = model_card(plan, self.source.path, rows, self.in_words(rows), repaired=repaired)
         write_bytes(self.out / CARD_FILE, card.encode())
+        if self.options.report is not None:
+            write_report(self.options.report, self.source, statistics, rows, plan, self.in_words(rows))
         return rows
 
     def in_words(self, rows: Sequence[EvaluationRow]) -> str:

@@ -94,6 +94,19 @@ def test_somebody_elses_file_is_left_alone(source: Path, tmp_path: Path) -> None
     assert (out / "comparison.json").read_text() == "{}"
 
 
+def test_convert_and_repair_write_the_page_of_one_conversion(source: Path, tmp_path: Path) -> None:
+    few = ("--tokens", 256, "--window", 64)
+    out, page = tmp_path / "half", tmp_path / "half.html"
+    succeeds("convert", source, "--kv-heads", 4, "-o", out, *few, "--report", page)
+    assert '"name":"half"' in page.read_text()
+    again = tmp_path / "repaired.html"
+    to = ("--source", source, "-o", tmp_path / "repaired", "--report", again)
+    succeeds("repair", out, *to, *few, "--steps", 1)
+    assert '"name":"repaired"' in again.read_text()
+    message = refused(2, "convert", source, "--kv-heads", 4, "-o", "x", "--no-evaluate", "--report", "p.html")
+    assert "--report" in message
+
+
 @pytest.mark.parametrize(
     ("given", "says"),
     [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,9 @@ from gqakit.checkpoint.atomic import output_errors
 from gqakit.checkpoint.workspace import claim, output_lock, remove_claimed
 from gqakit.comparison.cells import Cell, Cells
 from gqakit.comparison.options import CompareOptions
-from gqakit.comparison.page import page_of
 from gqakit.comparison.ways import Way, way
 from gqakit.conversion.options import ConvertOptions
+from gqakit.conversion.report import ORIGINAL, layers_of, page_of
 from gqakit.data.batches import Content, check_content
 from gqakit.data.samples import Images, Speech
 from gqakit.data.text import Text
@@ -34,11 +34,9 @@ from gqakit.models.generate import generate
 from gqakit.models.source import Source
 from gqakit.options import takes
 from gqakit.pipeline import convert
-from gqakit.planning.plan import Plan
 from gqakit.progress import Reporter, duration, silent
 
 STEPS = logging.getLogger("gqakit.steps")
-ORIGINAL = "original"
 PAGE = "comparison.html"
 WORK = "work"
 
@@ -91,7 +89,10 @@ def compare(
         cells = Cells(run.out, run.settings, overwrite=options.overwrite)
         run.finish(cells)
         finished = tuple(cells.found[name] for name in [ORIGINAL, *(trial.name for trial in run.trials())])
-        page = page_of(run.source, run.statistics(), finished, run.scored_in_words, run.settings)
+        failed = "".join(f" {each.name} cannot be made: {each.why_not}." for each in finished if each.why_not)
+        points = [each.point for each in finished if each.scores]
+        note = f"Scored on {run.scored_in_words}.{failed}"
+        page = page_of(run.source, run.statistics(), points, note, run.settings, options.prompt)
         write_page(page, run.page)
     return Comparison(finished, run.scored_in_words, cells.path, run.page, time.monotonic() - started)
 
@@ -252,8 +253,9 @@ class _Run:
         rows = evaluate_sources(
             self.source, [Source.open(target)], self.held_out, options.scored_on, self.progress
         )
+        layers = tuple(map(astuple, layers_of(self.source.spec, made.plan)))
         return Cell(
-            **named, **_sizes(rows[1]), layers=_layers(self.source, made.plan), text=self._continued(target),
+            **named, **_sizes(rows[1]), layers=layers, text=self._continued(target),
             seconds=time.monotonic() - started, command=f"{command} --repair" if trial.repaired else command,
         )  # fmt: skip
 
@@ -273,13 +275,3 @@ def _named(content: Content) -> dict[str, Any]:
 def _sizes(row: EvaluationRow) -> dict[str, Any]:
     """What a cell notes of a scored checkpoint."""
     return {"kv_bytes": row.kv_bytes_per_token, "kv_ratio": row.kv_ratio, "scores": scores_of(row)}
-
-
-def _layers(
-    source: Source, plan: Plan
-) -> tuple[tuple[str, tuple[int, ...], tuple[int, ...], float, float], ...]:
-    """The groups of a plan, layer by layer."""
-    return tuple(
-        (source.spec.name(index), each.key, each.value, each.key_error, each.value_error)
-        for index, each in enumerate(plan.layers)
-    )

@@ -9,7 +9,7 @@ from typing import Any
 
 from gqakit.calibration.options import TOKENS
 from gqakit.data.options import DATA, WINDOW, DataOptions
-from gqakit.models.run_options import UPLOAD, SpaceOptions
+from gqakit.models.run_options import REPORT, UPLOAD, SpaceOptions
 from gqakit.options import option
 from gqakit.planning.options import PLAN_FIELDS, BudgetOptions, LossOptions, PlanOptions
 
@@ -48,6 +48,7 @@ class ConvertOptions(BudgetOptions, PlanOptions, LossOptions, DataOptions):
     dry_run: bool = option(False, "Check and decide everything, write no checkpoint.", panel=OUTPUT)
     overwrite: bool = option(False, "Replace a checkpoint in the output directory.", panel=OUTPUT)
     push_to_hub: str | None = option(None, UPLOAD, panel=OUTPUT)
+    report: Path | None = option(None, REPORT, panel=OUTPUT)
 
     def problems(self) -> Iterator[str]:
         """A plan has decided already: options that would decide are refused, not ignored."""

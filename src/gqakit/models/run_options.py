@@ -103,3 +103,5 @@ class MemoryOptions(RunOptions, SpaceOptions):
 
 UPLOAD = "Afterwards upload it to this repository of the Hugging Face hub, organisation/name."
 """Help of the option `push_to_hub` of commands that write a checkpoint."""
+REPORT = "Write an HTML page about it: quality against bytes, which heads share, what fits into memory."
+"""Help of the option `report` of commands that measure what they write."""

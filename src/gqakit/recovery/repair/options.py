@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from gqakit.data.options import DATA, WINDOW, TextOptions
-from gqakit.models.run_options import UPLOAD, MemoryOptions
+from gqakit.models.run_options import REPORT, UPLOAD, MemoryOptions
 from gqakit.options import REQUIRED, Options, option
 
 HOW = "How"
@@ -49,3 +51,10 @@ class RepairOptions(FitOptions, TextOptions, MemoryOptions):
         panel=OUTPUT,
     )  # fmt: skip
     push_to_hub: str | None = option(None, UPLOAD, panel=OUTPUT)
+    report: Path | None = option(None, REPORT, panel=OUTPUT)
+
+    def problems(self) -> Iterator[str]:
+        """A page of scores without scores."""
+        yield from super().problems()
+        if self.report is not None and not self.evaluate:
+            yield "`report` shows what was measured, and `evaluate=False` measures nothing"

@@ -26,12 +26,14 @@ from gqakit.checkpoint.upload import check_upload, upload
 from gqakit.conversion.checks import check_config, check_structure
 from gqakit.conversion.files import CARD_FILE, CHECKSUM_FILE, PLAN_FILE, REPAIR_FILE
 from gqakit.conversion.model_card import model_card
+from gqakit.conversion.report import write_report
 from gqakit.data.batches import Content, batches_of
 from gqakit.data.options import WINDOW, read_named
 from gqakit.data.text import Text
 from gqakit.errors import DataError, PlanError, UsageError
 from gqakit.evaluation.evaluate import evaluate_sources
 from gqakit.evaluation.options import EvaluateOptions
+from gqakit.evaluation.page.charts import altair
 from gqakit.evaluation.table import EvaluationRow
 from gqakit.models.processes import Processes
 from gqakit.models.rounding import check_cache_types
@@ -98,6 +100,8 @@ def repair(
     out = target.path.with_name(target.path.name + "-repaired") if out is None else Path(out)
     if options.push_to_hub:
         check_upload(options.push_to_hub)
+    if options.report is not None:
+        altair()
     held_out = read_named(options.evaluate_text, "evaluation") if options.evaluate else None
     job = repair_job(source, target, plan, options.read(), options, options)
     running = asdict(options.part(MemoryOptions))
@@ -114,6 +118,8 @@ def repair(
         card = model_card(plan, source.path, [rows[0], rows[-1]], stated, repaired=True)
         if job.processes.is_first:
             write_bytes(out / CARD_FILE, card.encode())
+            if options.report is not None:
+                write_report(options.report, source, None, rows, plan, stated)
         job.processes.wait()
     if options.push_to_hub and job.processes.is_first:
         upload(out, options.push_to_hub)
