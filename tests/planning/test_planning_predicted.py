@@ -120,7 +120,9 @@ def test_a_model_that_cannot_be_differentiated_is_measured(
     with caplog.at_level(logging.WARNING):
         known = gqakit.calibrate(source, "s.safetensors", tokens=128, **small)
     assert (
-        sum("cannot be differentiated here (its kernel has no derivative)" in line for line in caplog.messages)
+        sum(
+            "cannot be differentiated here (its kernel has no derivative)" in line for line in caplog.messages
+        )
         == 1
     )
     assert known.took_gradients

@@ -74,7 +74,7 @@ def _hub_errors(name: str) -> Iterator[None]:
         raise OutputError(
             f"{name}: nobody is logged in to the hub; run `hf auth login`, or set HF_TOKEN to a token that may write"
         ) from error
-    except refusals as error:
+    except refusals as error:  # pyright: ignore[reportGeneralTypeIssues]  # of exceptions, as all are
         said = " ".join(str(error).split())[:300]
         raise OutputError(
             f"{name}: the hub refuses or cannot be reached ({said}); check the token and the name"

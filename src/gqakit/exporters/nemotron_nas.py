@@ -66,7 +66,8 @@ def describe_nas(source: ExportSource, *, allow_full_cache: bool = False) -> Nas
         )
     arrangements = [equalise_layer(heads) for heads in source.heads]
     written = sum(arrangement.num_kv_heads for arrangement in arrangements)
-    before = spec.num_layers * (spec.num_heads if source.plan is None else source.plan.source.num_kv_heads)
+    planned = None if source.plan is None else source.plan.source
+    before = sum(spec.heads if planned is None else map(planned.kv_heads_of, range(spec.num_layers)))
     if written >= before and not allow_full_cache:
         raise UsageError(
             f"{source.path}: with groups of one size per layer it has {written:,} KV heads in all, and the base model had "

@@ -13,7 +13,7 @@ from ..attending import Out, States, attend, from_fused, from_projections
 
 def forward(self: Any, hidden_states: Tensor, position_ids: Any = None, **kwargs: Any) -> Out:
     project = from_projections if hasattr(self, "q_proj") else _quarters
-    states, width = [*project(self, hidden_states)], self.rotary_dim or self.head_dim
+    (*states, value), width = project(self, hidden_states), self.rotary_dim or self.head_dim
     # [B or 1, T, width / 2] each
     turns = self.embed_positions.to(hidden_states.device)[position_ids].to(states[0].dtype).chunk(2, dim=-1)
     rotate = sys.modules[type(self).__module__].apply_rotary_pos_emb  # of [B, T, heads, width]
@@ -21,7 +21,7 @@ def forward(self: Any, hidden_states: Tensor, position_ids: Any = None, **kwargs
         first = rotate(states[i][..., :width].transpose(1, 2), *turns).transpose(1, 2)
         states[i] = torch.cat([first, states[i][..., width:]], dim=-1)
     how = {n: v for n, v in kwargs.items() if n in ("layer_past", "attention_mask", "output_attentions")}
-    out, weights = attend(self, (*states,), self.head_dim**-0.5, self.attn_dropout.p, how)
+    out, weights = attend(self, (states[0], states[1], value), self.head_dim**-0.5, self.attn_dropout.p, how)
     return self.resid_dropout(self.out_proj(out)), weights
 
 
