@@ -316,7 +316,7 @@ class Conversion:
 
         def measurement() -> Measurement:
             on = self.source, statistics, options.merge, self.content, options.window
-            return Measurement.on(*on, options, self.progress, self.losses_file)
+            return Measurement.on(*on, options, self.progress).kept_in(self.losses_file)
 
         if options.kv_cache == "auto":
             measure = measurement()

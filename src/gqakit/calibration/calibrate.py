@@ -20,7 +20,7 @@ from gqakit.data.batches import Content, batches_of, unit_of
 from gqakit.data.samples import Batch, in_precision, positions_of
 from gqakit.errors import DataError, OutputError
 from gqakit.models.blockwise.calls import NotByBlocks
-from gqakit.models.blockwise.room import opened_blocks
+from gqakit.models.blockwise.room import Load, opened_blocks
 from gqakit.models.load import use_attention_interface
 from gqakit.models.processes import Processes
 from gqakit.models.running import Running, load_model
@@ -160,15 +160,9 @@ class _Calibration:
     def _in_sequence(self, batches: Mapping[int, Batch]) -> None:
         spec, sizes = self.source.spec, [positions_of(batch) for batch in batches.values()]
         run = {"calibration": self.header.model_dump(), "rank": self.processes.rank}
-        with opened_blocks(
-            self.source.checkpoint,
-            spec,
-            self.running,
-            run,
-            positions=max(sizes, default=1),
-            sums=MATRICES * 8 * spec.hidden_size**2,
-            beside=self.out.parent,
-        ) as blocks:
+        load = Load(max(sizes, default=1), MATRICES * 8 * spec.hidden_size**2)
+        checkpoint, folder = self.source.checkpoint, self.out.parent
+        with opened_blocks(checkpoint, spec, self.running, run, load, folder) as blocks:
             total = sum(sizes) * blocks.count
             with (
                 self._writing() as write,

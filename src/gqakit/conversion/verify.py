@@ -30,7 +30,7 @@ from gqakit.data.batches import batches_of, noise_batch
 from gqakit.data.samples import Batch, positions_of
 from gqakit.evaluation.runners import InSequence
 from gqakit.models.blockwise.calls import NotByBlocks
-from gqakit.models.blockwise.room import opened_blocks
+from gqakit.models.blockwise.room import Load, opened_blocks
 from gqakit.models.blockwise.stream import stream
 from gqakit.models.running import Running, load_model
 from gqakit.models.source import Source
@@ -155,7 +155,7 @@ def _in_sequence(
     length = positions_of(batch)
     with ExitStack() as stack:
         theirs, ours = (
-            stack.enter_context(opened_blocks(each, full, running, run, positions=length, models=2))
+            stack.enter_context(opened_blocks(each, full, running, run, Load(length, models=2)))
             for each in (source.checkpoint, target)
         )
         advance = stack.enter_context(progress("verify block by block", theirs.count, "blocks"))

@@ -29,7 +29,7 @@ from gqakit.evaluation.runners import InSequence, Runner, Whole
 from gqakit.evaluation.table import EvaluationRow
 from gqakit.models.architectures import text_part
 from gqakit.models.blockwise.calls import NotByBlocks
-from gqakit.models.blockwise.room import opened_blocks
+from gqakit.models.blockwise.room import Load, opened_blocks
 from gqakit.models.families.base import Task
 from gqakit.models.outputs import Output
 from gqakit.models.processes import Processes
@@ -193,7 +193,7 @@ class _Evaluation:
         width = spec.hidden_size * self.running.dtype.itemsize
         around = 2 * int(each.checkpoint.config.get("vocab_size") or 0) * width if self.conversions else 0
         # Embeddings and head of the other model are there too when the two are compared.
-        opened = opened_blocks(each.checkpoint, spec, self.running, run, positions=longest, sums=around)
+        opened = opened_blocks(each.checkpoint, spec, self.running, run, Load(longest, around))
         return InSequence(stack.enter_context(opened))
 
     def scores(

@@ -44,10 +44,8 @@ def describe_model(
     chosen = _chosen(family, section.stacks if section else stacks)
     sizes = _Sizes.read(family, chosen, config, grouped)
     sites = _in_order(chosen, sizes.layers, len(shapes))
-    if section and len(section.key_heads) != len(sites):
-        raise FamilyError(
-            f"config.json: 'gqakit' describes {len(section.key_heads)} layers, the model has {len(sites)}"
-        )
+    if section:
+        section.check_layers(len(sites))
     positions = family.positions(config) if callable(family.positions) else family.positions
     layout = family.layout(config) if callable(family.layout) else family.layout
     stack, index = sites[0]  # what is asked of tensors is asked of the first layer
@@ -76,6 +74,11 @@ def describe_model(
         projected_heads=section.projected_heads if section else (None,) * len(sites),
         tied=bool(config.get("tie_word_embeddings")),
     )
+    return _checked(spec, config, shapes)
+
+
+def _checked(spec: ModelSpec, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> ModelSpec:
+    """The spec; raises `FamilyError` where tensors do not fit it or are not accounted for."""
     _check_shapes(spec, shapes)
     _check_accounted(spec, config, shapes)
     return spec
@@ -235,6 +238,13 @@ class _Section:
     key_heads: tuple[int, ...]
     value_heads: tuple[int, ...]
     projected_heads: tuple[int | None, ...]
+
+    def check_layers(self, count: int) -> None:
+        """Raise `FamilyError` unless this is about as many layers as the model has."""
+        if len(self.key_heads) != count:
+            raise FamilyError(
+                f"config.json: 'gqakit' describes {len(self.key_heads)} layers, the model has {count}"
+            )
 
     @classmethod
     def read(cls, config: Mapping[str, Any], model_type: str) -> _Section:

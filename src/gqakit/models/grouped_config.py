@@ -65,17 +65,13 @@ def grouped_config(
     except ValueError as error:
         raise PlanError(f"the head maps do not fit the model. {error}") from error
 
-    new = copy.deepcopy(config)
-    new["model_type"] = f"gqakit_{family.model_type}"
-    name = architecture(config)
-    new["architectures"] = [f"Gqakit{name}"]
+    new, name = copy.deepcopy(config), architecture(config)
+    new |= {"model_type": f"gqakit_{family.model_type}", "architectures": [f"Gqakit{name}"]}
     new["auto_map"] = auto_map(family, name)
     if family.num_kv_heads is not None:
         num_key_heads = [layer.num_key_heads for layer in layers]
         part = {**family.part(new), family.num_kv_heads: max(num_key_heads)}
-        if (
-            not family.section or family.section in new
-        ):  # a multimodal config that is flat has no place for it
+        if not family.section or family.section in new:  # a flat multimodal config has no place for it
             _set_per_layer(part, family.num_kv_heads, num_key_heads)
         new = family.with_part(new, part)
     new["gqakit"] = section

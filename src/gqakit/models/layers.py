@@ -21,6 +21,18 @@ if TYPE_CHECKING:
 _QKV: tuple[Role, ...] = ("query", "key", "value")
 
 
+def _finite(name: str, tensor: Tensor) -> Tensor:
+    """The tensor; raises `CheckpointError` unless all of it is finite."""
+    finite = torch.isfinite(tensor)
+    if not bool(finite.all()):
+        bad = int((~finite).sum())
+        raise CheckpointError(
+            f"{name} holds {bad} values that are NaN or infinite, of {tensor.numel()}; "
+            "the checkpoint is damaged or its training diverged"
+        )
+    return tensor
+
+
 def read_layer(spec: ModelSpec, layer: int, load: Callable[[str], Tensor]) -> AttentionWeights:
     """The four projections of a layer, cut into heads, in the checkpoint's precision.
 
@@ -34,15 +46,7 @@ def read_layer(spec: ModelSpec, layer: int, load: Callable[[str], Tensor]) -> At
     """
 
     def fetch(name: str) -> Tensor:
-        tensor = load(name)
-        finite = torch.isfinite(tensor)
-        if not bool(finite.all()):
-            bad = int((~finite).sum())
-            raise CheckpointError(
-                f"{name} holds {bad} values that are NaN or infinite, of {tensor.numel()}; "
-                "the checkpoint is damaged or its training diverged"
-            )
-        return tensor
+        return _finite(name, load(name))
 
     def rows(role: Role) -> Tensor:
         """A projection with its outputs as rows."""

@@ -72,7 +72,7 @@ def explore(
     def measurement() -> Measurement:
         content, merge, window = _content(source, options), options.merge, options.window
         _warn_of_other_data(content, statistics)
-        return Measurement.on(source, statistics, merge, content, window, options, progress, keep)
+        return Measurement.on(source, statistics, merge, content, window, options, progress).kept_in(keep)
 
     if fitting:
         measure = measurement()

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from gqakit.checkpoint import Checkpoint
 from gqakit.checkpoint.atomic import output_errors
@@ -21,16 +21,27 @@ WIDTHS = 16
 """What a block computes of a position takes about this number of hidden states at a time: MLP, queries, keys, scores."""
 
 
+class Load(NamedTuple):
+    """What running blocks takes besides the weights of one.
+
+    Attributes:
+        positions: of the longest window.
+        sums: bytes of what is kept of a block besides its weights.
+        models: whose blocks are in memory at a time.
+    """
+
+    positions: int
+    sums: int = 0
+    models: int = 1
+
+
 @contextmanager
 def opened_blocks(
     checkpoint: Checkpoint,
     spec: ModelSpec,
     running: Running,
     run: Mapping[str, Any],
-    *,
-    positions: int,
-    sums: int = 0,
-    models: int = 1,
+    load: Load,
     beside: Path | None = None,
 ) -> Iterator[Blocks]:
     """A model's blocks, with hidden states in memory as far as it goes and in files beyond that.
@@ -38,9 +49,7 @@ def opened_blocks(
     Args:
         checkpoint, spec, running: what runs, and how.
         run: what tells this run's files from others'.
-        positions: of the longest window.
-        sums: bytes of what is kept of a block besides its weights.
-        models: whose blocks are in memory at a time.
+        load: what is in memory at a time.
         beside: the directory that a folder of files is made in while the context lasts; the system's by default.
 
     Raises:
@@ -50,14 +59,15 @@ def opened_blocks(
         folder = tempfile.TemporaryDirectory(prefix=".gqakit-hidden-", dir=beside)
     with folder as path:
         blocks = Blocks(checkpoint, spec, running.dtype, running.device)
-        weights = models * blocks.weights.largest(blocks.modules)
-        work = WIDTHS * positions * spec.hidden_size * 4
-        needed = weights + sums + work
+        weights = load.models * blocks.weights.largest(blocks.modules)
+        work = WIDTHS * load.positions * spec.hidden_size * 4
+        needed = weights + load.sums + work
         if needed > running.memory:
             named = str(running.dtype).removeprefix("torch.")
+            taken = f"what it computes {in_words(work)}, sums {in_words(load.sums)}"
             raise UsageError(
                 f"`max_memory={in_words(running.memory)}` is too small for one block of {checkpoint.path} at a time: its "
-                f"weights in {named} take {in_words(weights)}, what it computes {in_words(work)}, sums {in_words(sums)}; "
+                f"weights in {named} take {in_words(weights)}, {taken}; "
                 f"give at least {in_words(1.01 * needed)}"
                 + ("" if running.dtype.itemsize == 2 else ", or `dtype=bfloat16`")
             )

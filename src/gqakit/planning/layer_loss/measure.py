@@ -104,14 +104,8 @@ class Measurement:
         window: int,
         options: LossOptions,
         progress: Reporter,
-        keep: Path | None = None,
     ) -> Measurement:
-        """The measurement for a model, on data that was read.
-
-        Args:
-            source, statistics, merge, content, window, options, progress: what is measured, on what and how.
-            keep: where to keep losses unless `losses` names a file; what it holds about anything else is replaced, which a
-                file of one's own never is.
+        """The measurement for a model, on data that was read. Losses are kept where `losses` says, else in memory alone.
 
         Raises:
             DataError: too little of it. CheckpointError: the model has no tokenizer. UsageError: no such device.
@@ -138,8 +132,14 @@ class Measurement:
             windows=len(batches),
             window=positions_of(batches[0]),
         )
-        own = options.losses is not None
-        return cls(bench, header, options.losses if own else keep, not own, workers, progress)
+        return cls(bench, header, options.losses, False, workers, progress)
+
+    def kept_in(self, path: Path | None) -> Measurement:
+        """With losses kept in a file, unless they are in one already.
+
+        What the file holds about anything else is replaced, which a file of one's own never is.
+        """
+        return self if self.file is not None else replace(self, file=path, replace=True)
 
     def __call__(
         self, candidates: Sequence[EntryCandidates], read: LayerReader
