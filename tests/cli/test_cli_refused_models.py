@@ -128,8 +128,8 @@ def test_no_weights(copy: Models) -> None:
 
 def test_an_unknown_family_is_told_what_is_known_and_what_was_seen(copy: Models) -> None:
     source = copy()
-    edit_json(source / "config.json", model_type="mamba", architectures=["MambaForCausalLM"])
-    message = convert(4, source, "'mamba'", "MambaForCausalLM", "39 tensors")
+    edit_json(source / "config.json", model_type="newcomer", architectures=["NewcomerForCausalLM"])
+    message = convert(4, source, "'newcomer'", "NewcomerForCausalLM", "39 tensors")
     assert ", ".join(sorted(FAMILIES)) in message
     assert "self_attn" in message
 

@@ -12,7 +12,7 @@ from family_models import VARIANTS, build_family, inputs_of
 
 import gqakit
 from gqakit.errors import OutputError
-from gqakit.models.blockwise.blocks import Blocks
+from gqakit.models.blockwise.blocks import RUN_WHOLE, Blocks
 from gqakit.models.blockwise.calls import NotByBlocks
 from gqakit.models.blockwise.states import States
 from gqakit.models.blockwise.stream import entering_key, stream
@@ -30,7 +30,7 @@ def windows(variant: str) -> dict[int, dict[str, Any]]:
     return {window: {**each, **cached} for window, each in parts.items()}
 
 
-@pytest.mark.parametrize("variant", sorted(set(VARIANTS) - {"whisper_encoder", "t5_everything"}))
+@pytest.mark.parametrize("variant", sorted(set(VARIANTS) - {"whisper_encoder", "t5_everything", *RUN_WHOLE}))
 def test_blocks_are_the_model(tmp_path: Path, variant: str) -> None:
     source = Source.open(build_family(tmp_path / "m", variant)).with_all_stacks()
     blocks, batches = Blocks(source.checkpoint, source.spec), windows(variant)
@@ -43,6 +43,13 @@ def test_blocks_are_the_model(tmp_path: Path, variant: str) -> None:
                 torch.testing.assert_close(mine, its, rtol=1e-5, atol=1e-6)
     assert all(parameter.device.type == "meta" for parameter in blocks.model.parameters())
     _repeats(blocks, batches)
+
+
+@pytest.mark.parametrize("variant", sorted({*RUN_WHOLE} & {*VARIANTS}))
+def test_families_that_run_whole_say_so(tmp_path: Path, variant: str) -> None:
+    source = Source.open(build_family(tmp_path / "m", variant)).with_all_stacks()
+    with pytest.raises(NotByBlocks, match="its "):
+        Blocks(source.checkpoint, source.spec)
 
 
 def _repeats(blocks: Blocks, batches: dict[int, Any]) -> None:

@@ -147,7 +147,7 @@ def test_an_interrupted_calibration_leaves_nothing_and_the_moments_of_a_finished
 ) -> None:
     source = model("llama", kv_heads=4)
     command = ("convert", source, "-o", "out", "--kv-heads", 2, *QUICK)
-    interrupted(monkeypatch, "gqakit.calibration.collect", "collect_statistics", 0, *command)
+    interrupted(monkeypatch, "gqakit.calibration.calibrate", "collect_statistics", 0, *command)
     assert list(Path().iterdir()) == []
     interrupted(monkeypatch, "gqakit.conversion.convert", "convert_layer", 0, *command)
     kept = Path("out.statistics.safetensors").read_bytes()

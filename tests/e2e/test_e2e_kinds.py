@@ -52,7 +52,8 @@ def test_calibrate_convert_verify_evaluate(source: Path, kind: str) -> None:
     plan = Plan.load(Path("out/gqakit-plan.json"))
     assert plan.budget.kv_ratio <= 0.5 + 1e-6
     assert plan.allocation == "knapsack"
-    assert plan.layer_loss == "corrected"
+    # Moonshine's attention, watched for gradients, does not run; its losses are measured, and that is said.
+    assert plan.layer_loss == ("measured" if kind == "moonshine" else "corrected")
     assert Path("out.statistics.safetensors").is_file()
     assert json.loads(out.out)["plan"]["source"]["model_type"] == kind
     cached = kind in ("whisper", "moonshine", "t5")
@@ -68,7 +69,8 @@ def test_calibrate_convert_verify_evaluate(source: Path, kind: str) -> None:
     name = "cosine" if kind in ("bert", "mpnet", "dinov2") else "kl"
     same, ours = (row["scores"][name] for row in scored)
     assert same == pytest.approx(1.0 if name == "cosine" else 0.0, abs=1e-5)
-    assert (ours < 1) if name == "cosine" else (ours > 0)
+    # Of noise a Whisper writes one token, on which its own attention has no choice: merging that costs nothing.
+    assert (ours < 1) if name == "cosine" else (ours > -1e-6 if kind == "whisper" else ours > 0)
     assert (scored[1]["kv_bytes_measured"] is None) == (not cached)
 
 

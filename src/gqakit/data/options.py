@@ -90,7 +90,7 @@ class DataOptions(TextOptions):
 
         if isinstance(self.images, str | Path):
             images = read_images(self.images, self.samples, self.image_size)
-            text = super().read(default) if super().names_data else None
+            text = super().read(default) if self.text is not None or self.dataset is not None else None
             return Pairs(images, text) if isinstance(text, Text) else images
         if isinstance(self.images, Images) or isinstance(self.audio, Speech):
             return self.images or self.audio

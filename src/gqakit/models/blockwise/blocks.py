@@ -38,6 +38,19 @@ class Stage:
     ended: bool = False
 
 
+_TOWERS = "its towers do not run one after another"
+_AROUND = "its layers beside the blocks keep tensors that no file holds under their names"
+RUN_WHOLE = {
+    **{"clip": _TOWERS, "siglip": _TOWERS},
+    **{"siglip_vision_model": _AROUND, "idefics3": _AROUND, "marian": _AROUND},
+    **{
+        "wav2vec2": "its head is not found beside its blocks",
+        "hubert": "its head is not found beside its blocks",
+    },
+}
+"""Families that are not run block by block, and why."""
+
+
 class Blocks:
     """The blocks of a checkpoint. In memory are one block's weights, or those around the blocks while they are needed.
 
@@ -61,6 +74,9 @@ class Blocks:
         device: str = "cpu",
         states: States | None = None,
     ) -> None:
+        reason = RUN_WHOLE.get(spec.family.model_type)
+        if reason is not None:
+            raise NotByBlocks(reason)
         self.spec, self.device = spec, device
         self.weights = Weights(checkpoint, dtype, device)
         self.model = self.weights.model
