@@ -69,7 +69,7 @@ def test_a_budget_of_one_changes_no_bit(model: Models, family: str, sharded: boo
 
 
 @pytest.mark.parametrize("kv_heads", [8, 4], ids=["multi-head", "grouped-query"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", sorted({*FAMILIES} - {"phi3"}))
 def test_merging_duplicates_loses_nothing(family: str, kv_heads: int) -> None:
     source = build(Path("model"), family, kv_heads=kv_heads, num_hidden_layers=2)
     kept = kv_heads // 2

@@ -125,7 +125,10 @@ class RepairBlocks:
             module = self._spec.projection(self._blocks.model, layer, role)
             for kind, parameter in module.named_parameters(recurse=False):
                 found[self._spec.tensor(layer, role, kind)] = parameter
-        for norm in filter(None, self._spec.norms):
+        merges_behind = (
+            self._spec.projected_heads[layer] is not None
+        )  # else a model may have no such norms at all
+        for norm in self._spec.norms if merges_behind else ():
             module = self._spec.norm(self._blocks.model, layer, norm)
             if hasattr(module, "maps"):
                 found[self._spec.maps(layer, norm)] = module.get_parameter("maps")
