@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gqakit.core.grouping import Partition
+from gqakit.grouping_methods import stand_in
 from gqakit.grouping_methods.base import Cost, Sizes, cut_evenly
 
 RESTARTS = 64
@@ -92,7 +93,7 @@ class _State:
 def _changes(labels: NDArray[np.int64], pairs: NDArray[np.float64], sizes: Sizes) -> NDArray[np.float64]:
     """What every move, then every swap does to the stand-in, as one row; inf where it is not allowed.
 
-    `_changed` says what the entries mean: head by head the moves to each group, then the swaps with each later head.
+    `stand_in.changed` says what the entries mean: head by head the moves to each group, then the swaps with each later head.
     """
     state = _State.of(labels, pairs)
     own, count, within, heads = labels, state.count, state.within, np.arange(len(labels))
@@ -111,18 +112,6 @@ def _changes(labels: NDArray[np.int64], pairs: NDArray[np.float64], sizes: Sizes
     return np.concatenate([moves.ravel(), swaps.ravel()])
 
 
-def _changed(labels: NDArray[np.int64], index: int) -> NDArray[np.int64]:
-    """The labels after the change that stands at a place of `_changes`."""
-    labels, num_groups = labels.copy(), int(labels.max()) + 1
-    if index < len(labels) * num_groups:
-        head, group = divmod(index, num_groups)
-        labels[head] = group
-    else:
-        a, b = divmod(index - len(labels) * num_groups, len(labels))
-        labels[a], labels[b] = labels[b], labels[a]
-    return labels
-
-
 def _descend(labels: NDArray[np.int64], pairs: NDArray[np.float64], sizes: Sizes) -> NDArray[np.int64]:
     """Take the best move or swap until none lowers the stand-in by more than rounding."""
     least = -1e-12 * max(float(pairs.max(initial=0.0)), 1e-300)
@@ -131,7 +120,7 @@ def _descend(labels: NDArray[np.int64], pairs: NDArray[np.float64], sizes: Sizes
         best = int(np.argmin(changes))
         if changes[best] >= least:
             return labels
-        labels = _changed(labels, best)
+        labels = stand_in.changed(labels, int(labels.max()) + 1, best)
 
 
 def _polish(start: Partition, pairs: NDArray[np.float64], cost: Cost, sizes: Sizes) -> Partition:
@@ -144,7 +133,7 @@ def _polish(start: Partition, pairs: NDArray[np.float64], cost: Cost, sizes: Siz
         for index in np.argsort(expected, kind="stable")[:PATIENCE].tolist():
             if not np.isfinite(expected[index]):
                 break
-            changed = _changed(labels, index)
+            changed = stand_in.changed(labels, int(labels.max()) + 1, index)
             touched = set(labels[labels != changed]) | set(changed[labels != changed])
             before, after = (
                 sum(cost(tuple(np.flatnonzero(which == group).tolist())) for group in touched)

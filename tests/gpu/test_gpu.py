@@ -52,16 +52,7 @@ def test_statistics_are_those_of_the_cpu(model: Path, blockwise: str, dtype: str
 
 @pytest.mark.parametrize("blockwise", ["never", "always"])
 def test_scores_are_those_of_the_cpu(model: Path, tmp_path: Path, blockwise: str) -> None:
-    gqakit.convert(
-        model,
-        tmp_path / "out",
-        kv_heads=2,
-        method="neighbour",
-        merge="mean",
-        evaluate=False,
-        device="cpu",
-        **HOW,
-    )
+    gqakit.convert(model, tmp_path / "out", **SMALL, **HOW)
     where = {"gpu": {"device": "cuda", "dtype": "float32", "blockwise": blockwise}, "cpu": {"device": "cpu"}}
     found = {name: gqakit.evaluate(model, [tmp_path / "out"], **how, **HOW) for name, how in where.items()}
     for mine, its in zip(found["gpu"], found["cpu"], strict=True):
@@ -70,16 +61,7 @@ def test_scores_are_those_of_the_cpu(model: Path, tmp_path: Path, blockwise: str
 
 
 def test_repair_runs_there(model: Path, tmp_path: Path) -> None:
-    gqakit.convert(
-        model,
-        tmp_path / "out",
-        kv_heads=2,
-        method="neighbour",
-        merge="mean",
-        evaluate=False,
-        device="cpu",
-        **HOW,
-    )
+    gqakit.convert(model, tmp_path / "out", **SMALL, **HOW)
     how = {"source": model, "tokens": 600, "window": 32, "steps": 8, "evaluate": False, "progress": False}
     layers = gqakit.repair(tmp_path / "out", device="cuda", dtype="float32", **how).layers
     assert all(layer.error_after < layer.error_before for layer in layers)

@@ -17,7 +17,7 @@ from gqakit.checkpoint.atomic import output_errors
 from gqakit.checkpoint.workspace import claim, output_lock, remove_claimed
 from gqakit.comparison.cells import Cell, Cells
 from gqakit.comparison.options import CompareOptions
-from gqakit.comparison.ways import Way, way
+from gqakit.comparison.ways import Way
 from gqakit.conversion.options import ConvertOptions
 from gqakit.conversion.report import ORIGINAL, layers_of, page_of
 from gqakit.data.batches import Content, check_content
@@ -159,6 +159,7 @@ class _Run:
             "calibration data": self.content.sha256,
             "scored on": f"{self.held_out.name}, up to {scored.tokens:,} tokens in windows of {scored.window}",
             "scored data": self.held_out.sha256,
+            "layers": ", ".join(self.source.spec.stacks),
             "allocation": options.allocation,
             "maps of keys and values": options.kv_maps,
             "losses measured on": f"up to {options.measure_tokens:,} tokens",
@@ -177,13 +178,8 @@ class _Run:
             for budget, ratio in self.options.budgets.items():
                 yield Trial(chosen, budget, ratio)
         if self.options.repair:
-            shared = {
-                "allocation": self.options.allocation,
-                "kv_maps": self.options.kv_maps,
-                "seed": self.options.seed,
-            }
             for budget, ratio in self.options.budgets.items():
-                yield Trial(way("fold", **shared), budget, ratio, repaired=True)
+                yield Trial(self.options.way("fold"), budget, ratio, repaired=True)
 
     def finish(self, cells: Cells) -> None:
         """Run every cell that is not finished yet."""

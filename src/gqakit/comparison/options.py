@@ -102,9 +102,12 @@ class CompareOptions(StackOptions, LossOptions, DataOptions):
 
     @property
     def chosen(self) -> tuple[Way, ...]:
-        """The ways, with the options that they share."""
-        shared = {"allocation": self.allocation, "kv_maps": self.kv_maps, "seed": self.seed}
-        return tuple(way(name, **shared) for name in dict.fromkeys(self.ways))
+        """The ways, each once."""
+        return tuple(self.way(name) for name in dict.fromkeys(self.ways))
+
+    def way(self, name: str) -> Way:
+        """A way with the options that all share."""
+        return way(name, allocation=self.allocation, kv_maps=self.kv_maps, seed=self.seed)
 
     @property
     def budgets(self) -> dict[str, float]:

@@ -335,4 +335,4 @@ def check_attention(errors: list[float], plan: Plan, *, trained: bool = False) -
 _EQUAL = 1e-6
 """Relative squared error below which two outputs in float32 are the same: rounding is about 1e-12."""
 _REBASED = 1e-3
-"""The same for heads that were put in another basis: their weights are rounded anew, to bfloat16 with an error of 1e-5."""
+"""The same for heads that were put in another basis: their weights are rounded again, to bfloat16 with an error of 1e-5."""

@@ -18,12 +18,13 @@ from gqakit.errors import OutputError
 from gqakit.exporters.gguf_file import check_gguf, find_tool, gguf_bytes, odd_rows, run_tool, write_gguf
 from gqakit.exporters.gguf_model import describe_gguf
 from gqakit.exporters.gguf_vocab import read_vocab
-from gqakit.exporters.nemotron_nas import describe_nas, write_nas
+from gqakit.exporters.nemotron_nas import describe_nas
 from gqakit.exporters.onnx_graph import FILE as ONNX_FILE
 from gqakit.exporters.onnx_graph import load_exporter, write_onnx
 from gqakit.exporters.options import BUILT_IN, DTYPES, ExportOptions
+from gqakit.exporters.rearranged import Rearranged, write_rearranged
 from gqakit.exporters.source import ExportSource
-from gqakit.exporters.uniform import check_saving, describe_uniform, write_uniform
+from gqakit.exporters.uniform import check_saving, describe_uniform
 from gqakit.models.head_layout import Arrangement
 from gqakit.options import takes
 from gqakit.progress import Reporter, silent
@@ -124,22 +125,22 @@ def _uniform(model: str, out: Path, options: ExportOptions, progress: Reporter) 
     described = describe_uniform(source, options.how or "auto")
     if not options.allow_full_cache:
         check_saving(source, described)
-    check_output(source.checkpoint, out, options.overwrite)
-    with progress("export", source.checkpoint.nbytes, "bytes") as advance:
-        written = write_uniform(source, described, out, overwrite=options.overwrite, advance=advance)
-    notes = (*_refined(source), *described.notes)
-    made = {"target": "uniform", "kind": described.config["model_type"], "how": described.how}
-    sizes = _sizes(source, described.arrangements)
-    return ExportResult(out=out, bytes_written=written.nbytes, notes=notes, **made, **sizes)
+    return _rearranged(source, described, out, options, progress)
 
 
 def _nemotron_nas(model: str, out: Path, options: ExportOptions, progress: Reporter) -> ExportResult:
     source = ExportSource.open(model)
     described = describe_nas(source, allow_full_cache=options.allow_full_cache)
+    return _rearranged(source, described, out, options, progress)
+
+
+def _rearranged(
+    source: ExportSource, described: Rearranged, out: Path, options: ExportOptions, progress: Reporter
+) -> ExportResult:
     check_output(source.checkpoint, out, options.overwrite)
     with progress("export", source.checkpoint.nbytes, "bytes") as advance:
-        written = write_nas(source, described, out, overwrite=options.overwrite, advance=advance)
-    made = {"target": "nemotron-nas", "kind": described.config["model_type"], "how": ""}
+        written = write_rearranged(source, described, out, overwrite=options.overwrite, advance=advance)
+    made = {"target": described.target, "kind": described.config["model_type"], "how": described.how}
     sizes, notes = _sizes(source, described.arrangements), (*_refined(source), *described.notes)
     return ExportResult(out=out, bytes_written=written.nbytes, notes=notes, **made, **sizes)
 

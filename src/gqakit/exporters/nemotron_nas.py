@@ -7,18 +7,13 @@ width / heads, feed-forward widths that are no multiple of 256.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from gqakit.checkpoint import WriteJob, WriteResult, write_checkpoint
-from gqakit.conversion.files import CARD_FILE
 from gqakit.errors import FamilyError, UsageError
-from gqakit.exporters.model_card import export_card
+from gqakit.exporters.rearranged import Rearranged
 from gqakit.exporters.source import ExportSource
 from gqakit.models.engines import ENGINES
 from gqakit.models.head_layout import Arrangement, equalise_layer
-from gqakit.progress import Advance
 
 FAMILIES = ("llama", "mistral")
 """Those whose layers are DeciLM's: Llama's names, no bias of one projection alone, no norm of queries and keys."""
@@ -33,16 +28,7 @@ _GIVEN = (
 """What both configs call alike."""
 
 
-@dataclass(frozen=True)
-class NasModel:
-    """What is written: the heads of each layer, the config, and what to know."""
-
-    arrangements: list[Arrangement]
-    config: dict[str, Any]
-    notes: tuple[str, ...]
-
-
-def describe_nas(source: ExportSource, *, allow_full_cache: bool = False) -> NasModel:
+def describe_nas(source: ExportSource, *, allow_full_cache: bool = False) -> Rearranged:
     """How a grouped checkpoint becomes a `nemotron-nas` one.
 
     Layers whose groups have several sizes get KV heads written again until they have one: a larger cache.
@@ -77,30 +63,7 @@ def describe_nas(source: ExportSource, *, allow_full_cache: bool = False) -> Nas
     kept = sum(len(set(heads.key_head_of_query)) for heads in source.heads)
     cut = f"KV heads were written again to make groups of one size: {kept:,} → {written:,} in all"
     notes = (*((cut,) if written > kept else ()), "checked in MLX-LM; vLLM and TensorRT-LLM were not run")
-    return NasModel(arrangements, _config(source, arrangements), notes)
-
-
-def write_nas(
-    source: ExportSource, model: NasModel, out: Path, *, overwrite: bool, advance: Advance
-) -> WriteResult:
-    """Write the checkpoint, tensor by tensor; interrupted, the same call goes on.
-
-    Raises:
-        OutputError, CheckpointError: see `gqakit.checkpoint.write_checkpoint`.
-    """
-    return write_checkpoint(
-        source.checkpoint,
-        out,
-        WriteJob(
-            replaced=source.rearranged(model.arrangements),
-            config=model.config,
-            decides={"export": "nemotron-nas"},
-            extra_files={CARD_FILE: export_card(source, "nemotron-nas", "nemotron-nas").encode()},
-            skip_files=lambda name: name.endswith("_gqakit.py"),
-        ),
-        overwrite=overwrite,
-        progress=advance,
-    )
+    return Rearranged("nemotron-nas", "", arrangements, _config(source, arrangements), notes)
 
 
 def _config(source: ExportSource, arrangements: list[Arrangement]) -> dict[str, Any]:

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from gqakit.checkpoint import WriteJob, WriteResult, write_checkpoint
-from gqakit.conversion.files import CARD_FILE
 from gqakit.errors import FamilyError, UsageError
-from gqakit.exporters.model_card import export_card
+from gqakit.exporters.rearranged import Rearranged
 from gqakit.exporters.source import ExportSource
 from gqakit.models.engines import kind_of, names_that_run
 from gqakit.models.head_layout import Arrangement, equalise_model, pad_model
-from gqakit.progress import Advance
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "phi3", "mixtral")
 """Those for which the result is known to load and to compute the same."""
@@ -21,17 +16,7 @@ FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "phi3", "mixtral")
 _GROUPED_KEYS = ("gqakit", "auto_map", "per_layer_config", "allow_global_per_layer_attribute_access")
 
 
-@dataclass(frozen=True)
-class UniformModel:
-    """What is written: `how` it was made possible, the heads of each layer, the new config, and what to know."""
-
-    how: str
-    arrangements: list[Arrangement]
-    config: dict[str, Any]
-    notes: tuple[str, ...]
-
-
-def describe_uniform(source: ExportSource, how: str = "auto") -> UniformModel:
+def describe_uniform(source: ExportSource, how: str = "auto") -> Rearranged:
     """How a grouped checkpoint becomes a stock one.
 
     Args:
@@ -51,13 +36,13 @@ def describe_uniform(source: ExportSource, how: str = "auto") -> UniformModel:
             f"{source.path}: uniform checkpoints are exported of {', '.join(FAMILIES)}; this is a grouped "
             f"{source.family}. Convert its source with `format=uniform`, where `gqakit inspect` lists it."
         )
-    made: list[UniformModel] = []
+    made: list[Rearranged] = []
     problems: list[str] = []
     for name, arrange in (("equalise", equalise_model), ("pad", pad_model)):
         if how in ("auto", name):
             arrangements = arrange(source.heads)
             try:
-                made.append(UniformModel(name, arrangements, *_config(source, arrangements)))
+                made.append(Rearranged("uniform", name, arrangements, *_config(source, arrangements)))
             except FamilyError as error:
                 problems.append(f"{name}: {error}")
     if not made:
@@ -65,7 +50,7 @@ def describe_uniform(source: ExportSource, how: str = "auto") -> UniformModel:
     return min(made, key=lambda m: (m.arrangements[0].num_kv_heads, m.arrangements[0].num_heads))
 
 
-def check_saving(source: ExportSource, model: UniformModel) -> None:
+def check_saving(source: ExportSource, model: Rearranged) -> None:
     """Raise `UsageError` if the exported checkpoint caches as much as the base model did, or more.
 
     The number of the base model's KV heads is the plan's. Without a plan beside the checkpoint only what is certain is
@@ -90,29 +75,6 @@ def check_saving(source: ExportSource, model: UniformModel) -> None:
         f"(it caches {spec.cache.bytes_per_token:,}) is given back. What else to do: {advice}leave it grouped, for engines "
         f"that run it so ({engines}); or convert the base model with `format=uniform`. To write it all the same: "
         "`allow_full_cache=True`"
-    )
-
-
-def write_uniform(
-    source: ExportSource, model: UniformModel, out: Path, *, overwrite: bool, advance: Advance
-) -> WriteResult:
-    """Write the checkpoint, tensor by tensor; interrupted, the same call goes on.
-
-    Raises:
-        OutputError, CheckpointError: see `gqakit.checkpoint.write_checkpoint`.
-    """
-    return write_checkpoint(
-        source.checkpoint,
-        out,
-        WriteJob(
-            replaced=source.rearranged(model.arrangements),
-            config=model.config,
-            decides={"export": "uniform", "how": model.how},
-            extra_files={CARD_FILE: export_card(source, model.how).encode()},
-            skip_files=lambda name: name.endswith("_gqakit.py"),
-        ),
-        overwrite=overwrite,
-        progress=advance,
     )
 
 

@@ -124,7 +124,7 @@ class LocalSearch:
         return sum(costs(partition.groups, self._cost))
 
     def _polish(self, start: Partition, stand_in: StandIn, sizes: Sizes) -> Partition:
-        """Take changes that lower the cost itself, most promising first, until so many of them in a row do not."""
+        """Take changes that lower the cost itself, most promising first, until a number of them in a row do not."""
         labels, num_groups, improved = np.array(start.labels), start.num_groups, True
         patience = self._patience
         if self._dear:  # what a group takes grows faster than the square of its size

@@ -1,4 +1,4 @@
-"""Which types of KV cache each engine has, and how it is told to use them."""
+"""Which types of KV cache each engine has, and how to ask it for them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class EngineCaches:
     Attributes:
         types: of keys and of values, in any combination.
         offered: the pairs that `kv_cache=auto` chooses from, the most bytes first.
-        serve: how it is told, with `{key}` and `{value}` in it.
+        serve: how it is asked for them, with `{key}` and `{value}` in it.
         spelled: what it calls a type where that is not our name.
     """
 
@@ -86,7 +86,7 @@ def offered(engine: str, head_dim: int) -> list[CachePair]:
 
 
 def serving(pair: CachePair, engine: str | None) -> str:
-    """How an engine is told to hold its cache in these types; empty where it does so by itself, or none can."""
+    """How to ask an engine to hold its cache in these types; empty where it does so by itself, or none can."""
     name = engine_of(pair, engine)
     if name is None or pair.name == FULL:
         return ""

@@ -74,23 +74,20 @@ _ENGINES = (
         families=("llama",),
         checked="benchmarks/vllm_check.py (CPU)",
     ),
-    Engine(
-        "mlx-lm",
-        uniform="as it is",
-        grouped=f"{_NAS}, groups of one size in each layer",
-        separate=None,
-        families=("llama", "mistral"),
-        checked="tests (CPU)",
-        equal_groups=True,
-    ),
-    Engine(
-        "nemotron-nas",
-        uniform="as it is",
-        grouped=f"{_NAS}, groups of one size in each layer",
-        separate=None,
-        families=("llama", "mistral"),
-        checked="in MLX-LM; TensorRT-LLM and vLLM, which have the architecture, were not run",
-        equal_groups=True,
+    *(
+        Engine(
+            name,
+            uniform="as it is",
+            grouped=f"{_NAS}, groups of one size in each layer",
+            separate=None,
+            families=("llama", "mistral"),
+            checked=checked,
+            equal_groups=True,
+        )
+        for name, checked in (
+            ("mlx-lm", "tests (CPU)"),
+            ("nemotron-nas", "in MLX-LM; TensorRT-LLM and vLLM, which have the architecture, were not run"),
+        )
     ),
     Engine("sglang", "as it is", grouped=None, separate=None, families=None, checked="not run"),
     Engine(

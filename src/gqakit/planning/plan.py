@@ -104,7 +104,7 @@ class CacheRecord(_Strict):
     """The types that the cache is to be held in, where they are not 16 bits.
 
     `types` as docs/kv-cache.md names them, with the rotation that the engine has; `engine` is the one that they are for, and
-    `serve` how it is told; `basis`: heads are put in a basis in which they round well, which changes nothing else.
+    `serve` how to ask it for them; `basis`: heads are put in a basis in which they round well, which changes nothing else.
     """
 
     types: str

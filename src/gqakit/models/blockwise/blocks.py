@@ -246,7 +246,7 @@ class Block:
 class _Entry:
     """One forward pass up to the last block of a stage, of which no block computes anything.
 
-    Each gives NaN in place of hidden states. So it can be told whether the next one gets just these, and whether anything
+    Each gives NaN in place of hidden states. So one can see whether the next one gets just these, and whether anything
     else that it gets is made of them.
     """
 
