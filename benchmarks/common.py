@@ -50,6 +50,21 @@ def arguments(description: str) -> argparse.ArgumentParser:
     return parser
 
 
+def real_data(parser: argparse.ArgumentParser) -> None:
+    """Add the options that name images and recordings for real models that take these."""
+    parser.add_argument("--images", type=Path, default=Path("../shared/data/cifar10-9000.npz"))
+    parser.add_argument("--image-size", type=int, default=112)
+    parser.add_argument("--speech", type=Path, default=Path("/usr/share/pocketsphinx/test/data"))
+    parser.add_argument("--spoken", type=Path, help="recordings to calibrate Whisper on, from spoken.py")
+
+
+def calibrated(model: Path, statistics: Path, **how: Any) -> StatisticsFile:
+    """The statistics in a file, made where it is not there yet; `how` are keywords of `gqakit.calibrate`."""
+    if not statistics.is_file():
+        gqakit.calibrate(model, statistics, progress=False, **how)
+    return StatisticsFile.open(statistics)
+
+
 def environment() -> str:
     """Versions and processors, for the record."""
     import transformers

@@ -14,8 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from common import Table, arguments, environment, text_of
-from gqakit.calibration.calibrate import calibrate
+from common import Table, arguments, calibrated, environment, real_data, text_of
 from gqakit.data.batches import Content
 from gqakit.data.samples import read_speech
 from gqakit.planning.correlation.correlate import correlate
@@ -96,10 +95,7 @@ def main() -> None:
     parser.add_argument(
         "--random", type=int, default=16, help="random groupings per layer and number of heads"
     )
-    parser.add_argument("--images", type=Path, default=Path("../shared/data/cifar10-9000.npz"))
-    parser.add_argument("--image-size", type=int, default=112)
-    parser.add_argument("--speech", type=Path, default=Path("/usr/share/pocketsphinx/test/data"))
-    parser.add_argument("--spoken", type=Path, help="recordings to calibrate Whisper on, from spoken.py")
+    real_data(parser)
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     print(environment())
@@ -114,15 +110,7 @@ def main() -> None:
 def _show(case: Case, stacks: tuple[str, ...], merge: str, random_groupings: int, work: Path) -> None:
     """The table and the plot of one model, one kind of layers, one merge rule."""
     statistics = work / f"statistics-correlation-{case.name}.safetensors"
-    if not statistics.is_file():
-        calibrate(
-            case.model,
-            statistics,
-            text=case.calibrate_on,
-            window=case.window,
-            tokens=case.tokens,
-            progress=False,
-        )
+    calibrated(case.model, statistics, text=case.calibrate_on, window=case.window, tokens=case.tokens)
     which = "-".join((case.name, *stacks, merge))
     options = CorrelateOptions(
         statistics=statistics,

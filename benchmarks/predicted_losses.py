@@ -19,10 +19,17 @@ import numpy as np
 import torch
 from scipy.stats import rankdata
 
-from common import Table, all_layers, arguments, convert_in_memory, environment, text_of
+from common import (
+    Table,
+    all_layers,
+    arguments,
+    calibrated,
+    convert_in_memory,
+    environment,
+    real_data,
+    text_of,
+)
 from gqakit.calibration.backward import collect_gradients
-from gqakit.calibration.calibrate import calibrate
-from gqakit.calibration.store import StatisticsFile
 from gqakit.data.batches import Content, batches_of
 from gqakit.data.samples import Speech, positions_of, read_speech
 from gqakit.models.load import load, use_attention_interface
@@ -103,10 +110,7 @@ class Bench:
         self.source = Source.open(fetch(subject.model))
         path = work / f"statistics-gradients-{self.name}.safetensors"
         how = {"window": subject.window, "tokens": subject.tokens}
-        if not path.is_file():
-            of = subject.calibrate_on
-            calibrate(self.source.path, path, text=of, progress=False, **how)
-        self.statistics = StatisticsFile.open(path)
+        self.statistics = calibrated(self.source.path, path, text=subject.calibrate_on, **how)
         self.prediction = Prediction(self.statistics, "fold")
         losses = LossOptions(measure_tokens=subject.measured, losses=work / f"losses-apart-{self.name}.jsonl")
         self.measurement = Measurement.on(
@@ -214,10 +218,7 @@ def main() -> None:
     """Measure and print."""
     parser = arguments(__doc__ or "")
     parser.add_argument("--model", action="append", help="minilm, smollm2, dinov2, whisper-base")
-    parser.add_argument("--images", type=Path, default=Path("../shared/data/cifar10-9000.npz"))
-    parser.add_argument("--image-size", type=int, default=112)
-    parser.add_argument("--speech", type=Path, default=Path("/usr/share/pocketsphinx/test/data"))
-    parser.add_argument("--spoken", type=Path, help="recordings for Whisper, from spoken.py")
+    real_data(parser)
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     print(environment())

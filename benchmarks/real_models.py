@@ -27,15 +27,15 @@ from common import (
     Table,
     all_layers,
     arguments,
+    calibrated,
     convert_in_memory,
     environment,
     measurement,
     plan_within,
+    real_data,
     text_of,
 )
-from gqakit.calibration.calibrate import calibrate
 from gqakit.calibration.options import TOKENS
-from gqakit.calibration.store import StatisticsFile
 from gqakit.checkpoint import Checkpoint
 from gqakit.core.merging.base import MergeRule
 from gqakit.data.batches import Content
@@ -139,16 +139,8 @@ class Converter:
         self.source = Source.open(subject.path)
         self.model = load(subject.path, dtype=torch.float32)
         path = work / f"statistics-{subject.name}.safetensors"
-        if not path.is_file():
-            calibrate(
-                subject.path,
-                path,
-                text=subject.calibrate_on,
-                window=subject.window,
-                tokens=subject.tokens,
-                progress=False,
-            )
-        self.statistics = StatisticsFile.open(path)
+        how = {"text": subject.calibrate_on, "window": subject.window, "tokens": subject.tokens}
+        self.statistics = calibrated(subject.path, path, **how)
         self.layers = all_layers(self.source, self.statistics)
         self.kept = work / f"scores-{subject.name}.json"
         self.scores = json.loads(self.kept.read_text()) if self.kept.is_file() else {}
@@ -353,10 +345,7 @@ def main() -> None:
     parser.add_argument(
         "--ratio", action="append", choices=tuple(RATIOS), help="which budgets (default: all)"
     )
-    parser.add_argument("--images", type=Path, default=Path("../shared/data/cifar10-9000.npz"))
-    parser.add_argument("--image-size", type=int, default=112)
-    parser.add_argument("--speech", type=Path, default=Path("/usr/share/pocketsphinx/test/data"))
-    parser.add_argument("--spoken", type=Path, help="recordings to calibrate Whisper on, from spoken.py")
+    real_data(parser)
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     subjects: dict[str, Callable[[], Subject]] = {

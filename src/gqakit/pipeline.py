@@ -6,9 +6,8 @@ import logging
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from gqakit.calibration.calibrate import calibrate_source
 from gqakit.calibration.options import CalibrateOptions
@@ -28,25 +27,21 @@ from gqakit.conversion.files import CARD_FILE
 from gqakit.conversion.model_card import model_card
 from gqakit.conversion.options import ConvertOptions
 from gqakit.conversion.report import write_report
-from gqakit.data.batches import Content, batches_of, check_content
-from gqakit.data.options import WINDOW, read_named
+from gqakit.data.batches import Content, batches_of, check_content, kind_of_data
+from gqakit.data.options import read_named
 from gqakit.data.text import Text
-from gqakit.errors import PlanError, UsageError
+from gqakit.errors import UsageError
 from gqakit.evaluation.evaluate import evaluate_sources
-from gqakit.evaluation.options import EvaluateOptions
 from gqakit.evaluation.page.charts import altair
 from gqakit.evaluation.table import EvaluationRow
 from gqakit.models.architectures import architecture
 from gqakit.models.processes import Processes
-from gqakit.models.run_options import MemoryOptions
 from gqakit.models.source import Source
 from gqakit.options import takes
-from gqakit.planning.cache_choice import choose_cache, requests
+from gqakit.planning.decide import decide, requests_for
 from gqakit.planning.layer_loss.measure import Measurement
-from gqakit.planning.layer_loss.weigh import losses_for
 from gqakit.planning.options import may_predict
 from gqakit.planning.plan import Plan
-from gqakit.planning.planner import make_plan
 from gqakit.planning.request import Request
 from gqakit.progress import Reporter, duration, silent
 from gqakit.recovery.repair.layers import LayerRepair
@@ -143,7 +138,7 @@ class Conversion:
     Attributes:
         source: the model. out: the new directory. options: what was asked for. progress: hears of every step.
         content: what to calibrate, measure losses and repair on.
-        request: the budget with all that decides a plan; None where a plan is given.
+        asked: the budget with all that decides a plan, for each pair of cache types there is; empty where a plan is given.
         plan: the one that is given.
         held_out: what to measure the result on; None where it is not measured.
     """
@@ -153,7 +148,7 @@ class Conversion:
     options: ConvertOptions
     progress: Reporter
     content: Content
-    request: Request | None
+    asked: Sequence[Request]
     plan: Plan | None
     held_out: Content | None
 
@@ -169,35 +164,35 @@ class Conversion:
         if options.push_to_hub:
             check_upload(options.push_to_hub)
         content = options.read()
-        job = cls(source, out, options, progress, content, None, plan, None)
+        job = cls(source, out, options, progress, content, (), plan, None)
         if plan is None:
-            job = job._with(request=job._requests()[-1])
+            job = replace(job, asked=job._requests())
         else:
             job._check_plan(plan)
         if job.calibrates:
             check_content(source.spec, content)
         if options.repair:
             repair_windows(source, content, job.repair_options)
-        job = job._with(held_out=job._held_out())
+        job = replace(job, held_out=job._held_out())
         if options.report is not None:
             altair()
             if job.held_out is None:
                 raise UsageError(
-                    "`report` shows what was measured, and nothing would be; give `evaluate=True`"
+                    "`report` shows what is measured, and nothing would be: give `evaluate=True`"
                 )
         return job
 
-    def _with(self, **values: object) -> Conversion:
-        return replace(self, **values)  # pyright: ignore[reportArgumentType]
-
     def _requests(self) -> list[Request]:
         """The request, or one for each pair of cache types that may be chosen."""
-        spec, options = self.source.spec, self.options
-        if options.kv_cache == "auto":
-            return requests(spec, options, options, measurable=True)
+        options = self.options
         given = options.statistics and StatisticsFile.open(options.statistics)
         known = may_predict(options.layer_loss, options.losses) and (not given or given.has_gradients)
-        return [Request.check(spec, options, options, measurable=True, predictable=known)]
+        return requests_for(self.source.spec, options, options, measurable=True, predictable=known)
+
+    @property
+    def request(self) -> Request | None:
+        """The one with the fewest bytes for each element of the cache; None where a plan is given."""
+        return self.asked[-1] if self.asked else None
 
     @property
     def calibrates(self) -> bool:
@@ -219,16 +214,6 @@ class Conversion:
         """How much to repair."""
         options = self.options
         return FitOptions(tokens=options.repair_tokens, window=options.window, steps=options.repair_steps)
-
-    @property
-    def scoring(self) -> EvaluateOptions:
-        """How to measure: a long calibration window need not fit the held-out text."""
-        return EvaluateOptions(window=min(self.options.window, WINDOW), **self.running)
-
-    @property
-    def running(self) -> dict[str, Any]:
-        """How the model is run, whatever for."""
-        return asdict(self.options.part(MemoryOptions))
 
     def steps(self) -> list[str]:
         """What will be done, in words, with the amount of each step."""
@@ -267,20 +252,22 @@ class Conversion:
         options, spec = self.options, self.source.spec
         wanted = options.evaluate if options.evaluate is not None else options.evaluate_text is not None
         if options.evaluate is None and options.evaluate_text is None:
-            wanted = self.calibrates and spec.family.task in ON_TEXT
+            wanted = self.calibrates and kind_of_data(spec) == "text"
         if not wanted:
             return None
         content = read_named(options.evaluate_text, "evaluation")
         check_content(spec, content)
         if isinstance(content, Text):
-            batches_of(self.source, content, window=self.scoring.window, tokens=self.scoring.tokens)
+            batches_of(
+                self.source, content, window=self.options.scoring.window, tokens=self.options.scoring.tokens
+            )
         return content
 
     def calibrated(self) -> StatisticsFile | None:
         """The statistics: those that are given or that the plan names, those of an earlier run, or new ones."""
         options, plan = self.options, self.plan
         if plan is not None:
-            return None if plan.moments is None else _planned_statistics(plan, options.statistics)
+            return plan.statistics(options.statistics)
         if options.statistics is not None:
             return StatisticsFile.open(options.statistics)
         predicts = self.request is not None and self.request.loss in ("predicted", "corrected")
@@ -293,7 +280,7 @@ class Conversion:
         with output_errors(self.statistics_file.parent):
             self.statistics_file.parent.mkdir(parents=True, exist_ok=True)
         how = CalibrateOptions(
-            tokens=options.tokens, window=options.window, gradients=predicts, **self.running
+            tokens=options.tokens, window=options.window, gradients=predicts, **self.options.running
         )
         started = time.monotonic()
         made = calibrate_source(self.source, self.statistics_file, self.content, how, self.progress)
@@ -312,19 +299,13 @@ class Conversion:
 
     def _made(self, statistics: StatisticsFile | None) -> Plan:
         assert self.request is not None
-        request, options = self.request.on(statistics), self.options
+        options = self.options
 
         def measurement() -> Measurement:
             on = self.source, statistics, options.merge, self.content, options.window
             return Measurement.on(*on, options, self.progress).kept_in(self.losses_file)
 
-        if options.kv_cache == "auto":
-            measure = measurement()
-            request = choose_cache(self.source, self._requests(), statistics, measure)
-        else:
-            measure = losses_for(request, statistics, measurement)
-        with self.progress("plan", self.source.spec.num_layers, "layers") as advance:
-            return make_plan(self.source, request, statistics, lambda: advance(1), measure).plan
+        return decide(self.source, self.asked, statistics, measurement, self.progress).plan
 
     def written(
         self, plan: Plan, statistics: StatisticsFile | None
@@ -356,7 +337,7 @@ class Conversion:
         if self.held_out is None or self.options.dry_run:
             return []
         converted = Source.open(self.out)
-        scoring = self.scoring.changed(kv_cache=None if plan.cache is None else plan.cache.types)
+        scoring = self.options.scoring.changed(kv_cache=None if plan.cache is None else plan.cache.types)
         rows = evaluate_sources(self.source, [converted], self.held_out, scoring, self.progress)
         card = model_card(plan, self.source.path, rows, self.in_words(rows), repaired=repaired)
         write_bytes(self.out / CARD_FILE, card.encode())
@@ -368,19 +349,4 @@ class Conversion:
         """What the loss was measured on, for a sentence."""
         if not rows or self.held_out is None:
             return ""
-        return f"{self.held_out.name}, {rows[0].sample(self.scoring.window)}"
-
-
-ON_TEXT = ("text", "embedding", "translation")
-"""Tasks of models that the held-out text can be run on."""
-
-
-def _planned_statistics(plan: Plan, given: Path | None) -> StatisticsFile:
-    assert plan.moments is not None
-    path = given or Path(plan.moments.path)
-    if not path.is_file():
-        raise PlanError(
-            f"the plan rests on calibration statistics that are not at {path}; give their place with `statistics`, or "
-            "calibrate and plan again"
-        )
-    return StatisticsFile.open(path)
+        return f"{self.held_out.name}, {rows[0].sample(self.options.scoring.window)}"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from gqakit.calibration.options import TOKENS
 from gqakit.data.options import DATA, WINDOW, DataOptions
-from gqakit.models.run_options import REPORT, UPLOAD, SpaceOptions
+from gqakit.evaluation.options import EvaluateOptions
+from gqakit.models.run_options import REPORT, UPLOAD, MemoryOptions, SpaceOptions
 from gqakit.options import option
 from gqakit.planning.options import PLAN_FIELDS, BudgetOptions, LossOptions, PlanOptions
 
@@ -49,6 +50,16 @@ class ConvertOptions(BudgetOptions, PlanOptions, LossOptions, DataOptions):
     overwrite: bool = option(False, "Replace a checkpoint in the output directory.", panel=OUTPUT)
     push_to_hub: str | None = option(None, UPLOAD, panel=OUTPUT)
     report: Path | None = option(None, REPORT, panel=OUTPUT)
+
+    @property
+    def scoring(self) -> EvaluateOptions:
+        """How to measure: a long calibration window need not fit the held-out text."""
+        return EvaluateOptions(window=min(self.window, WINDOW), **self.running)
+
+    @property
+    def running(self) -> dict[str, Any]:
+        """How the model is run, whatever for."""
+        return asdict(self.part(MemoryOptions))
 
     def problems(self) -> Iterator[str]:
         """A plan has decided already: options that would decide are refused, not ignored."""

@@ -96,96 +96,95 @@ def verify(
         return Verification(tuple(checks), ())
     batch = batch or _batch(source, options)
     running = Running.of(options, source.checkpoint)
+    run = _Run(source, target, plan, batch, running, progress, trained)
     ran, errors = None, []
     if not running.whole(source.checkpoint, target):
         try:
-            ran, errors = _in_sequence(source, target, plan, batch, running, progress, trained=trained)
+            ran, errors = run.in_sequence()
         except NotByBlocks as error:
             LOG.warning("%s runs whole and not block by block, as %s", source.name, error)
     if ran is None:
-        ran, errors = _whole(source, target, plan, batch, running, progress, trained=trained)
+        ran, errors = run.whole()
     return Verification((*checks, *ran), tuple(errors))
 
 
-def _whole(
-    source: Source,
-    target: Checkpoint,
-    plan: Plan,
-    batch: Batch,
-    running: Running,
-    progress: Reporter,
-    *,
-    trained: bool,
-) -> tuple[list[Check], list[float]]:
-    """The checks that run the models, both in memory, and the errors of layers."""
-    checks: list[Check] = []
-    batch = {n: v.to(running.device) if isinstance(v, Tensor) else v for n, v in batch.items()}
-    with progress("verify the running model", 4, "steps") as advance:
-        stock = load_model(source.checkpoint, running.dtype, running.device)
-        checks.append(check_runtime(source, stock, batch, behind_norm=plan.merging.behind_norm))
-        advance(1)
-        made = load_model(target, running.dtype, running.device)
-        checks.append(Check("reload", True, f"loads as {type(made).__name__}"))
-        advance(1)
-        errors = attention_errors(stock, made, source.spec, batch)
-        checks += check_attention(errors, plan, trained=trained)
-        advance(1)
-        if source.spec.is_cached:
-            promised = converted_cache(source.spec, plan, element_bytes=4)
-            checks.append(check_cache(made, source.spec, promised, batch))
-        advance(1)
-    return checks, errors
+@dataclass(frozen=True)
+class _Run:
+    """What runs both models: the checks that come of it, and the errors of layers.
 
+    Attributes:
+        source, target, plan: what is compared, and what was promised. batch: the input. running: how they run.
+        progress: hears of each step. trained: whether weights were fitted since, so that layers differ as they should.
+    """
 
-def _in_sequence(
-    source: Source,
-    target: Checkpoint,
-    plan: Plan,
-    batch: Batch,
-    running: Running,
-    progress: Reporter,
-    *,
-    trained: bool,
-) -> tuple[list[Check], list[float]]:
-    """`_whole` with one block of each model in memory. The row "runtime" needs the whole model and is left out."""
-    full, spec = source.with_all_stacks().spec, source.spec
-    errors = [0.0] * spec.num_layers
-    of_layer = {site: layer for layer, site in enumerate(spec.sites)}
-    run = {"verify": source.name}
-    length = positions_of(batch)
-    with ExitStack() as stack:
-        theirs, ours = (
-            stack.enter_context(opened_blocks(each, full, running, run, Load(length, models=2)))
-            for each in (source.checkpoint, target)
-        )
-        advance = stack.enter_context(progress("verify block by block", theirs.count, "blocks"))
+    source: Source
+    target: Checkpoint
+    plan: Plan
+    batch: Batch
+    running: Running
+    progress: Reporter
+    trained: bool
 
-        @contextmanager
-        def watch(block: int) -> Iterator[None]:
-            sites = (full.sites[layer] for layer in theirs.layers_of(block))
-            layers = [of_layer[site] for site in sites if site in of_layer]
-            with ours.block(block), comparing_attention(theirs.model, ours.model, spec, layers, errors):
-                yield
+    def whole(self) -> tuple[list[Check], list[float]]:
+        """The checks that run the models, both in memory, and the errors of layers."""
+        checks: list[Check] = []
+        batch = {n: v.to(self.running.device) if isinstance(v, Tensor) else v for n, v in self.batch.items()}
+        with self.progress("verify the running model", 4, "steps") as advance:
+            stock = load_model(self.source.checkpoint, self.running.dtype, self.running.device)
+            checks.append(check_runtime(self.source, stock, batch, behind_norm=self.plan.merging.behind_norm))
             advance(1)
+            made = load_model(self.target, self.running.dtype, self.running.device)
+            checks.append(Check("reload", True, f"loads as {type(made).__name__}"))
+            advance(1)
+            errors = attention_errors(stock, made, self.source.spec, batch)
+            checks += check_attention(errors, self.plan, trained=self.trained)
+            advance(1)
+            if self.source.spec.is_cached:
+                promised = converted_cache(self.source.spec, self.plan, element_bytes=4)
+                checks.append(check_cache(made, self.source.spec, promised, batch))
+            advance(1)
+        return checks, errors
 
-        stream(theirs, {0: batch}, watch=watch)
-        checks = [
-            Check(
-                "runtime",
-                None,
-                "not compared with transformers' own attention, as the model runs block by block",
-            ),
-            Check("reload", True, f"loads as {type(ours.model).__name__}, block by block"),
-            *check_attention(errors, plan, trained=trained),
-        ]
-        if spec.is_cached:
-            runner = InSequence(ours)
-            runner.pass_through({0: batch}, lambda positions: None)
-            promised = converted_cache(spec, plan, element_bytes=4)
-            with runner.ready():
-                measured = runner.cache(spec, batch, None)
-            checks.append(check_measured_cache(measured, type(ours.model).__name__, spec, promised))
-    return checks, errors
+    def in_sequence(self) -> tuple[list[Check], list[float]]:
+        """`whole` with one block of each model in memory. The row "runtime" needs the whole model and is left out."""
+        full, spec = self.source.with_all_stacks().spec, self.source.spec
+        errors = [0.0] * spec.num_layers
+        of_layer = {site: layer for layer, site in enumerate(spec.sites)}
+        run = {"verify": self.source.name}
+        batch, length = self.batch, positions_of(self.batch)
+        with ExitStack() as stack:
+            theirs, ours = (
+                stack.enter_context(opened_blocks(each, full, self.running, run, Load(length, models=2)))
+                for each in (self.source.checkpoint, self.target)
+            )
+            advance = stack.enter_context(self.progress("verify block by block", theirs.count, "blocks"))
+
+            @contextmanager
+            def watch(block: int) -> Iterator[None]:
+                sites = (full.sites[layer] for layer in theirs.layers_of(block))
+                layers = [of_layer[site] for site in sites if site in of_layer]
+                with ours.block(block), comparing_attention(theirs.model, ours.model, spec, layers, errors):
+                    yield
+                advance(1)
+
+            stream(theirs, {0: batch}, watch=watch)
+            checks = [
+                Check(
+                    "runtime",
+                    None,
+                    "not compared with transformers' own attention, as the model runs block by block",
+                ),
+                Check("reload", True, f"loads as {type(ours.model).__name__}, block by block"),
+                *check_attention(errors, self.plan, trained=self.trained),
+            ]
+            if spec.is_cached:
+                runner = InSequence(ours)
+                runner.pass_through({0: batch}, lambda positions: None)
+                promised = converted_cache(spec, self.plan, element_bytes=4)
+                with runner.ready():
+                    measured = runner.cache(spec, batch, None)
+                checks.append(check_measured_cache(measured, type(ours.model).__name__, spec, promised))
+        return checks, errors
 
 
 def _batch(source: Source, options: VerifyOptions) -> Batch:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, TypeGuard
+from typing import Any
 
 from gqakit.core.rope import Channels
 from gqakit.errors import FamilyError, unknown_name
+from gqakit.models.config_sizes import Section, Sizes, is_size
 from gqakit.models.families.base import EQUAL_GROUPS, ROLES, Family, Stack, lookup
 from gqakit.models.families.refused import refusal
 from gqakit.models.families.switches import switched_on
@@ -39,15 +39,14 @@ def describe_model(
     model_type = str(config.get("model_type"))
     family = _family(families, model_type, config, shapes)
     grouped = model_type.startswith(GROUPED_PREFIX)
-    section = _Section.read(config, model_type) if grouped else None
+    section = Section.read(config, model_type) if grouped else None
     config = {**config, **family.part(config)}
     chosen = _chosen(family, section.stacks if section else stacks)
-    sizes = _Sizes.read(family, chosen, config, grouped)
+    sizes = Sizes.read(family, chosen, config, grouped)
     sites = _in_order(chosen, sizes.layers, len(shapes))
     if section:
         section.check_layers(len(sites))
-    positions = family.positions(config) if callable(family.positions) else family.positions
-    layout = family.layout(config) if callable(family.layout) else family.layout
+    positions, layout = family.positions_in(config), family.layout_in(config)
     stack, index = sites[0]  # what is asked of tensors is asked of the first layer
     prefix = _prefix(family, f"{stack.stored(index, 'query')}.weight", shapes)
     query_norm = f"{prefix}{stack.stored_norm(index, family.query_norm)}."
@@ -74,11 +73,6 @@ def describe_model(
         projected_heads=section.projected_heads if section else (None,) * len(sites),
         tied=bool(config.get("tie_word_embeddings")),
     )
-    return _checked(spec, config, shapes)
-
-
-def _checked(spec: ModelSpec, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> ModelSpec:
-    """The spec; raises `FamilyError` where tensors do not fit it or are not accounted for."""
     _check_shapes(spec, shapes)
     _check_accounted(spec, config, shapes)
     return spec
@@ -230,108 +224,6 @@ def _in_order(stacks: Sequence[Stack], layers: Mapping[str, int], num_tensors: i
     return tuple(sorted(sites, key=lambda site: (blocks.index(site.stack.block), site.index)))
 
 
-@dataclass(frozen=True)
-class _Section:
-    """What the `gqakit` entry of a grouped config says."""
-
-    stacks: tuple[str, ...]
-    key_heads: tuple[int, ...]
-    value_heads: tuple[int, ...]
-    projected_heads: tuple[int | None, ...]
-
-    def check_layers(self, count: int) -> None:
-        """Raise `FamilyError` unless this is about as many layers as the model has."""
-        if len(self.key_heads) != count:
-            raise FamilyError(
-                f"config.json: 'gqakit' describes {len(self.key_heads)} layers, the model has {count}"
-            )
-
-    @classmethod
-    def read(cls, config: Mapping[str, Any], model_type: str) -> _Section:
-        try:
-            section = config["gqakit"]
-            layers, stacks = section["layers"], section["stacks"]
-            if (
-                not stacks
-                or not isinstance(stacks, list)
-                or not all(isinstance(name, str) for name in stacks)
-            ):
-                raise ValueError(stacks)
-            return cls(
-                tuple(stacks),
-                tuple(max(layer["key_head_of_query"]) + 1 for layer in layers),
-                tuple(max(layer["value_head_of_query"]) + 1 for layer in layers),
-                tuple(len(merged) if (merged := layer.get("merged_keys")) else None for layer in layers),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise FamilyError(
-                f"config.json of this {model_type}: the field 'gqakit' is missing or malformed"
-            ) from error
-
-
-@dataclass(frozen=True)
-class _Sizes:
-    """The numbers of a config by stack: layers, query heads, KV heads, model width; and the channels of a head."""
-
-    layers: Mapping[str, int]
-    heads: Mapping[str, int]
-    kv_heads: Mapping[str, int]
-    widths: Mapping[str, int]
-    head_dim: int
-
-    @classmethod
-    def read(
-        cls, family: Family, stacks: Sequence[Stack], config: Mapping[str, Any], grouped: bool
-    ) -> _Sizes:
-        counts = {
-            stack.name: _counts(family, stack, stack.config(config), grouped=grouped) for stack in stacks
-        }
-        dims = {name: dim for name, (*_, dim) in counts.items()}
-        if len(set(dims.values())) > 1:
-            seen = ", ".join(f"{dim} in {name}" for name, dim in dims.items())
-            raise FamilyError(
-                f"config.json: heads are of different widths: {seen}; convert one stack at a time by `stacks`"
-            )
-        layers, heads, kv_heads, widths = (
-            {name: numbers[place] for name, numbers in counts.items()} for place in range(4)
-        )
-        return cls(layers, heads, kv_heads, widths, next(iter(dims.values())))
-
-
-def _counts(
-    family: Family, stack: Stack, config: Mapping[str, Any], *, grouped: bool
-) -> tuple[int, int, int, int, int]:
-    """Layers, query heads, KV heads, model width and channels of a head of one stack.
-
-    Raises:
-        FamilyError: a number is missing or makes no sense.
-    """
-    optional = (
-        key for key in (family.num_kv_heads, family.head_dim) if key and lookup(config, key) is not None
-    )
-    keys = dict.fromkeys([stack.num_layers, stack.num_heads, family.hidden_size, *optional])
-    wrong = [key for key in keys if not _is_size(lookup(config, key))]
-    if wrong:
-        seen = ", ".join(f"{key} = {lookup(config, key)!r}" for key in wrong)
-        raise FamilyError(f"config.json of this {family.model_type} needs positive integers; seen: {seen}")
-    layers, heads, width = (
-        lookup(config, key) for key in (stack.num_layers, stack.num_heads, family.hidden_size)
-    )
-    kv_heads = (lookup(config, family.num_kv_heads) if family.num_kv_heads else None) or heads
-    if family.count_kv_heads is not None:
-        kv_heads = family.count_kv_heads(config) or heads
-    if heads % kv_heads and not grouped:
-        raise FamilyError(
-            f"config.json: {stack.num_heads} = {heads} is no multiple of {family.num_kv_heads} = {kv_heads}"
-        )
-    head_dim = lookup(config, family.head_dim)
-    if not head_dim and width % heads:
-        raise FamilyError(
-            f"config.json: {family.hidden_size} {width} is no multiple of {heads} heads, and no {family.head_dim}"
-        )
-    return layers, heads, kv_heads, width, head_dim or width // heads
-
-
 def _key_channels(family: Family, config: Mapping[str, Any], positions: str, head_dim: int) -> Channels:
     """Which channels of a key head may be mixed where no normalisation follows."""
     if positions != "rotary":
@@ -342,16 +234,11 @@ def _key_channels(family: Family, config: Mapping[str, Any], positions: str, hea
     if not isinstance(factor, int | float) or not 0 <= factor <= 1:
         raise FamilyError(f"config.json: partial_rotary_factor is {factor!r}, expected a number from 0 to 1")
     channels = config.get(family.rotary_dim or "")
-    width = channels if _is_size(channels) else int(head_dim * factor)
+    width = channels if is_size(channels) else int(head_dim * factor)
     if width % 2 or width > head_dim:
-        said = f"{family.rotary_dim} {channels}" if _is_size(channels) else f"partial_rotary_factor {factor}"
+        said = f"{family.rotary_dim} {channels}" if is_size(channels) else f"partial_rotary_factor {factor}"
         raise FamilyError(
             f"config.json: {said} of a head of {head_dim} channels is a rotary width of "
             f"{width}; it must be even and at most {head_dim}"
         )
     return Channels.rotary(head_dim, width, family.rotary_pairs)
-
-
-def _is_size(value: object) -> TypeGuard[int]:
-    """Whether this can be a size: a positive integer, and no more than 2^24, which is beyond any model."""
-    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= 2**24

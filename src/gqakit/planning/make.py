@@ -10,13 +10,11 @@ from gqakit.data.batches import Content, kind_of_data
 from gqakit.errors import UsageError
 from gqakit.models.source import Source
 from gqakit.options import takes
-from gqakit.planning.cache_choice import choose_cache, requests
+from gqakit.planning.decide import decide, requests_for
 from gqakit.planning.layer_loss.measure import Measurement
-from gqakit.planning.layer_loss.weigh import losses_for
 from gqakit.planning.options import MakePlanOptions, may_predict
 from gqakit.planning.plan import Plan
-from gqakit.planning.planner import Planned, make_plan
-from gqakit.planning.request import Request
+from gqakit.planning.planner import Planned
 from gqakit.progress import Reporter, silent
 
 LOG = logging.getLogger("gqakit")
@@ -58,29 +56,16 @@ def explore(
     source = Source.open(model, options.stacks)
     source.check_not_grouped()
     statistics = StatisticsFile.open(options.statistics) if options.statistics else None
-    fitting: list[Request] = []
-    if options.kv_cache == "auto":
-        fitting = requests(source.spec, options, options, measurable=True)
     gradients = statistics is not None and statistics.has_gradients
     predicts = gradients and may_predict(options.layer_loss, options.losses)
-    request = (
-        fitting[-1]
-        if fitting
-        else Request.check(source.spec, options, options, measurable=options.measurable, predictable=predicts)
-    )
+    asked = requests_for(source.spec, options, options, measurable=options.measurable, predictable=predicts)
 
     def measurement() -> Measurement:
         content, merge, window = _content(source, options), options.merge, options.window
         _warn_of_other_data(content, statistics)
         return Measurement.on(source, statistics, merge, content, window, options, progress).kept_in(keep)
 
-    if fitting:
-        measure = measurement()
-        request = choose_cache(source, fitting, statistics, measure)
-    else:
-        measure = losses_for(request, statistics, measurement)
-    with progress("plan", source.spec.num_layers, "layers") as advance:
-        return make_plan(source, request, statistics, lambda: advance(1), measure, whole_front=whole_front)
+    return decide(source, asked, statistics, measurement, progress, whole_front=whole_front)
 
 
 def _content(source: Source, options: MakePlanOptions) -> Content:

@@ -21,6 +21,7 @@ from pydantic import (
     model_validator,
 )
 
+from gqakit.calibration.store import StatisticsFile
 from gqakit.checkpoint.atomic import regular, write_bytes
 from gqakit.core.grouping import Grouping, Partition
 from gqakit.errors import PlanError, UsageError
@@ -240,6 +241,22 @@ class Plan(_Strict):
                 f"`engine={engine}`, or with `cardinality=equal`"
             )
         check_engine(engine, (self.format,), not self.is_shared, self.source.model_type)
+
+    def statistics(self, given: Path | None = None) -> StatisticsFile | None:
+        """The calibration that the plan rests on, in a file of its own name or a given one; None where it rests on none.
+
+        Raises:
+            PlanError: when it is not there.
+        """
+        if self.moments is None:
+            return None
+        path = given or Path(self.moments.path)
+        if not path.is_file():
+            raise PlanError(
+                f"the plan rests on calibration statistics that are not at {path}; give their place with `statistics`, or "
+                "calibrate and plan again"
+            )
+        return StatisticsFile.open(path)
 
     @property
     def fingerprint(self) -> str:

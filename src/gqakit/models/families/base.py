@@ -10,6 +10,7 @@ from gqakit.errors import FamilyError
 
 Role = Literal["query", "key", "value", "output"]
 ROLES: tuple[Role, ...] = ("query", "key", "value", "output")
+Positions = Literal["rotary", "none", "bias"]
 Layout = Literal["split", "blocks", "interleaved", "quarters"]
 EQUAL_GROUPS: tuple[Layout, ...] = ("interleaved", "quarters")
 """Layouts that a grouped checkpoint cannot keep, as they need groups of one size; it has blocks."""
@@ -138,9 +139,7 @@ class Family:
     count_kv_heads: Callable[[Mapping[str, Any]], int | None] | None = None
     layout: Layout | Callable[[Mapping[str, Any]], Layout] = "split"
     transposed: bool = False
-    positions: (
-        Literal["rotary", "none", "bias"] | Callable[[Mapping[str, Any]], Literal["rotary", "none", "bias"]]
-    ) = "rotary"
+    positions: Positions | Callable[[Mapping[str, Any]], Positions] = "rotary"
     rotary_share: float = 1.0
     rotary_dim: str | None = None
     rotary_pairs: Literal["half", "interleaved"] = "half"
@@ -161,6 +160,14 @@ class Family:
         """What of a config is about the stacks: the text model's section of a multimodal one, else all of it."""
         inner = config.get(self.section) if self.section else None
         return inner if isinstance(inner, Mapping) else config
+
+    def layout_in(self, config: Mapping[str, Any]) -> Layout:
+        """How q, k and v lie in their tensors in a model with this config."""
+        return self.layout(config) if callable(self.layout) else self.layout
+
+    def positions_in(self, config: Mapping[str, Any]) -> Positions:
+        """How a model with this config knows of positions."""
+        return self.positions(config) if callable(self.positions) else self.positions
 
     def with_part(self, config: Mapping[str, Any], part: Mapping[str, Any]) -> dict[str, Any]:
         """The config with another `part`."""
