@@ -57,7 +57,7 @@ def demo(
         source = fetch(SMOLLM2)
         advance(1)
     out.mkdir(parents=True, exist_ok=True)
-    statistics = calibrate(source, out / "statistics.safetensors", progress=report)
+    statistics = calibrate(source, out / "statistics.safetensors", gradients=False, progress=report)
     made: dict[str, list[Path]] = {way: [] for way in WAYS}
     for heads in (2, 1):
         for way, options in WAYS.items():
