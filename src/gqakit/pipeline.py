@@ -305,7 +305,8 @@ class Conversion:
             on = self.source, statistics, options.merge, self.content, options.window
             return Measurement.on(*on, options, self.progress).kept_in(self.losses_file)
 
-        return decide(self.source, self.asked, statistics, measurement, self.progress).plan
+        choose = options.kv_cache == "auto"
+        return decide(self.source, self.asked, statistics, measurement, self.progress, choose=choose).plan
 
     def written(
         self, plan: Plan, statistics: StatisticsFile | None

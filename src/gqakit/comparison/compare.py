@@ -227,7 +227,10 @@ class _Run:
             fingerprint = self.source.fingerprint_like(found.header.fingerprint)
             if found.matches(fingerprint, self.content.sha256, options.tokens, options.window):
                 return found
-        how = CalibrateOptions(tokens=options.tokens, window=options.window, device=options.device)
+        weighed = options.allocation != "uniform"  # by losses, which are predicted from gradients
+        how = CalibrateOptions(
+            tokens=options.tokens, window=options.window, gradients=weighed, device=options.device
+        )
         return calibrate_source(self.source, path, self.content, how, self.progress)
 
     def _cell(self, trial: Trial, target: Path) -> Cell:

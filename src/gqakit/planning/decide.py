@@ -40,6 +40,7 @@ def decide(
     measurement: Callable[[], Measurement],
     progress: Reporter,
     *,
+    choose: bool,
     whole_front: bool = False,
 ) -> Planned:
     """The plan, with what it was picked from.
@@ -47,12 +48,13 @@ def decide(
     Args:
         source: the model. asked: see `requests_for`. statistics: the calibration.
         measurement: makes one, where losses are measured. progress: hears of every layer.
+        choose: `asked` are of several pairs of cache types, of which the one that loses least is taken.
         whole_front: look at every number of heads even where the budget alone decides.
 
     Raises:
         BudgetError, PlanError, UsageError: see `make_plan`.
     """
-    if asked[0].options.kv_cache == "auto":
+    if choose:
         measure = measurement()
         request = choose_cache(source, asked, statistics, measure)
     else:

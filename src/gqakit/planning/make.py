@@ -65,7 +65,8 @@ def explore(
         _warn_of_other_data(content, statistics)
         return Measurement.on(source, statistics, merge, content, window, options, progress).kept_in(keep)
 
-    return decide(source, asked, statistics, measurement, progress, whole_front=whole_front)
+    choose = options.kv_cache == "auto"
+    return decide(source, asked, statistics, measurement, progress, choose=choose, whole_front=whole_front)
 
 
 def _content(source: Source, options: MakePlanOptions) -> Content:
