@@ -28,13 +28,15 @@ def compare(screen: Screen, model: Model, output: Output, options: CompareOption
     Interrupted, the same command goes on at the next conversion.
     """
     from gqakit.comparison.compare import compare
+    from gqakit.evaluation.page.content import measures_named
 
     result = compare(model, output, options=options, progress=screen.progress)
     if screen.as_json:
         screen.json(result)
         return
-    names = [name for name in result.cells[0].scores if name not in ("tokens", "inputs")]
-    header = ("checkpoint", "KV bytes/token", "kv_ratio", *names)
+    measures = measures_named(result.cells[0].scores)
+    header = ("checkpoint", "KV bytes/token", "kv_ratio", *(each.title for each in measures))
+    names = [each.name for each in measures]
     screen.table(f"Scored on {result.scored_on}", header, [_cells(each, names) for each in result.cells])
     for each in result.cells:
         if each.why_not:

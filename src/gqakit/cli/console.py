@@ -91,6 +91,8 @@ def _rich_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
     for index, name in enumerate(header):
         numeric = all(str(row[index])[:1].isdigit() for row in rows)
         justify = "right" if numeric and index else "left"
+        # Over numbers a word per line, or a narrow terminal would cut the words of headings.
+        name = name.replace(" ", "\n") if justify == "right" else name
         table.add_column(name, justify=justify, overflow="fold", no_wrap=index == 0)
     for row in rows:
         table.add_row(*(str(cell) for cell in row))

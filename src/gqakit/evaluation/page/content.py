@@ -20,11 +20,12 @@ class Measure:
     """One way to look at quality.
 
     Attributes:
-        name: the field of the scores. label: for an axis. lower: whether less of it is better.
+        name: the field of the scores. title: for a column. label: for an axis. lower: whether less of it is better.
         log: whether a logarithmic axis suits it.
     """
 
     name: str
+    title: str
     label: str
     lower: bool
     log: bool = False
@@ -32,19 +33,21 @@ class Measure:
 
 MEASURES: dict[type, tuple[Measure, ...]] = {
     LanguageScores: (
-        Measure("perplexity", "perplexity (lower is better)", lower=True, log=True),
-        Measure("kl", "KL divergence from the source, nats (lower is better)", lower=True),
-        Measure("top1", "same top token as the source (higher is better)", lower=False),
+        Measure("perplexity", "perplexity", "perplexity (lower is better)", lower=True, log=True),
+        Measure("kl", "KL to source", "KL divergence from the source, nats (lower is better)", lower=True),
+        Measure("top1", "same top token", "same top token as the source (higher is better)", lower=False),
     ),
     AgreementScores: (
-        Measure("cosine", "cosine to the source's embedding (higher is better)", lower=False),
-        Measure("error", "relative error of the states (lower is better)", lower=True),
-        Measure("neighbours", "same nearest neighbours (higher is better)", lower=False),
+        Measure(
+            "cosine", "cosine to source", "cosine to the source's embedding (higher is better)", lower=False
+        ),
+        Measure("error", "relative error", "relative error of the states (lower is better)", lower=True),
+        Measure("neighbours", "same neighbours", "same nearest neighbours (higher is better)", lower=False),
     ),
     HeadScores: (
-        Measure("kl", "KL divergence from the source, nats (lower is better)", lower=True),
-        Measure("error", "relative error of the outputs (lower is better)", lower=True),
-        Measure("top1", "same choice as the source (higher is better)", lower=False),
+        Measure("kl", "KL to source", "KL divergence from the source, nats (lower is better)", lower=True),
+        Measure("error", "relative error", "relative error of the outputs (lower is better)", lower=True),
+        Measure("top1", "same choice", "same choice as the source (higher is better)", lower=False),
     ),
 }
 """The measures of each kind of scores, the one that matters most first."""

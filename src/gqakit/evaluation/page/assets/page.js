@@ -80,7 +80,7 @@ function drawQuality() {
     layer.encoding.y.scale = log ? { type: "log", nice: true } : { zero: false, nice: true };
   });
   draw("quality", spec, { points });
-  const header = ["checkpoint", "KV bytes/token", "of the source", ...page.measures.map((each) => each.name)];
+  const header = ["checkpoint", "KV bytes/token", "of the source", ...page.measures.map((each) => each.title)];
   table("table", header, all.filter((point) => !hidden.has(point.way)).map((point) => ({
     kind: kept.has(point.name) ? "frontier" : "",
     cells: [point.name, Math.round(point.kv_bytes).toLocaleString("en"), (100 * point.kv_ratio).toFixed(1) + " %",
@@ -140,7 +140,7 @@ function fill() {
   at("title").textContent = page.title;
   at("about").textContent = page.about.join(" · ");
   at("note").textContent = page.note;
-  options(at("measure"), page.measures.map((each) => each.name), page.measures.map((each) => each.label.replace(/ \(.*/, "")));
+  options(at("measure"), page.measures.map((each) => each.name), page.measures.map((each) => each.title));
   at("log").checked = page.measures[0].log;
   [...new Set(page.points.map((point) => point.way))].forEach((way) => {
     const label = make("label", undefined, at("ways")), box = make("input", undefined, label);
@@ -168,7 +168,7 @@ function fill() {
     at("prompt").textContent = page.prompt;
     all.filter((point) => point.text).forEach((point) => {
       make("dt", point.name, at("texts"));
-      make("dd", point.text, at("texts"));
+      make("dd", point.text.trim().replace(/\s*\n\s*/g, " ⏎ "), at("texts"));  // blank lines say nothing
     });
   } else at("texts-section").remove();
   table("settings", [], Object.entries(page.settings).map((cells) => ({ cells })));
