@@ -125,10 +125,8 @@ class RepairBlocks:
             module = self._spec.projection(self._blocks.model, layer, role)
             for kind, parameter in module.named_parameters(recurse=False):
                 found[self._spec.tensor(layer, role, kind)] = parameter
-        merges_behind = (
-            self._spec.projected_heads[layer] is not None
-        )  # else a model may have no such norms at all
-        for norm in self._spec.norms if merges_behind else ():
+        normed = self._spec.behind_norm is not None  # some models of a family have its norms, some do not
+        for norm in self._spec.norms if normed else ():
             module = self._spec.norm(self._blocks.model, layer, norm)
             if hasattr(module, "maps"):
                 found[self._spec.maps(layer, norm)] = module.get_parameter("maps")
