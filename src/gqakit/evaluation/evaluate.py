@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from gqakit.evaluation.agreement import (
 )
 from gqakit.evaluation.language import LanguageScores, score_language
 from gqakit.evaluation.options import EvaluateOptions
-from gqakit.evaluation.runners import InSequence, Runner, Whole
+from gqakit.evaluation.runners import InSequence, Remembered, Runner, Whole
 from gqakit.evaluation.table import EvaluationRow
 from gqakit.models.architectures import text_part
 from gqakit.models.blockwise.calls import NotByBlocks
@@ -40,6 +40,8 @@ from gqakit.options import takes
 from gqakit.progress import Advance, Reporter, silent
 
 LOG = logging.getLogger("gqakit")
+ROOM = 4
+"""The source's logits are kept, so that it runs once, while they take no more than this part of the free memory."""
 
 POOLING: dict[Task, Pooling] = {"embedding": "mean", "image": "first"}
 """How the encoders of a task make one embedding of an input: sentence embedders average, image models have a first token.
@@ -61,8 +63,9 @@ def evaluate(
     What predicts tokens is scored by that; another head by how its choices agree with the source's; a model without a head
     by how its embeddings do (mean over positions of text, the first position of images, the last of a decoder).
 
-    The source stays loaded, the others come one after another: two models in memory at a time. With `kv_cache` the source
-    is scored as it is, then source and conversions with keys and values rounded as a cache of these types holds them.
+    The source runs once where its logits can be kept; the others come one after another, two models in memory at a time.
+    With `kv_cache` the source is scored as it is, then source and conversions with keys and values rounded as a cache of
+    these types holds them.
 
     Args:
         model: the source.
@@ -90,47 +93,40 @@ def evaluate_sources(
     """`evaluate` for models that are open and data that is read."""
     _check_vocabulary(source, conversions)
     types = check_cache_types(options.kv_cache, source.spec)
+    runs = [(each, types) for each in ((source, *conversions) if types else conversions)]
+    with evaluation_of(source, content, options, progress, conversions, halves=bool(types)) as job:
+        return [job.original, *(job.row(*run) for run in runs)]
+
+
+@contextmanager
+def evaluation_of(
+    source: Source,
+    content: Content,
+    options: EvaluateOptions,
+    progress: Reporter,
+    conversions: Sequence[Source] = (),
+    *,
+    halves: bool = False,
+) -> Iterator[Evaluation]:
+    """A source, scored, and whatever is then asked to be compared with it.
+
+    Args:
+        source: the model. content: read. options: of the data and of the run; the types of caches are asked for row by row.
+        progress: hears of each row.
+        conversions: what will be compared, as far as it is known: decides what fits in memory beside the source.
+        halves: count bytes against a cache of 16 bits, and not of the precision of the run.
+    """
     batches = batches_of(source, content, window=options.window, tokens=options.tokens)
     processes = Processes.of_launch()
     processes.agree(_described((source, *conversions), content, options))
     where = options.changed(device=processes.device(options.device))
     running = Running.of(where, source.checkpoint)
     mine = {n: in_precision(batch, running.dtype) for n, batch in enumerate(processes.mine(batches))}
-    runs: list[tuple[Source, CachePair | None]] = [(source, None)]
-    runs += [(each, types) for each in ((source, *conversions) if types else conversions)]
-    job = _Evaluation(
-        source, conversions, mine, running, processes, progress if processes.is_first else silent
-    )
-    rows: list[EvaluationRow] = []
+    heard = progress if processes.is_first else silent
     with ExitStack() as kept:
-        first: Runner | None = None
-        for each, pair in runs:
-            with ExitStack() as own:
-                runner, advance = job.opened(each, pair, own if first else kept, own)
-                first = first or runner
-                own.enter_context(first.ready())
-                own.enter_context(runner.ready())
-                scores = job.scores(runner, first, advance)
-                size = _Sizes(
-                    each.spec.cache,
-                    source.spec.cache,
-                    running.dtype.itemsize,
-                    None if types is None else pair or HALVES,
-                )
-                measured = (
-                    runner.cache(each.spec, mine[0], size.pair) if mine and each.spec.is_cached else None
-                )
-                rows.append(
-                    EvaluationRow(
-                        name=each.short_name,
-                        kv_bytes_per_token=round(size.per_token),
-                        kv_bytes_measured=measured,
-                        kv_ratio=size.ratio,
-                        scores=scores,
-                        kv_cache=None if pair is None else pair.name,
-                    )
-                )
-    return rows
+        job = Evaluation(source, conversions, mine, running, processes, heard, halves, kept)
+        job.original = job.row(source)
+        yield job
 
 
 def _described(sources: Sequence[Source], content: Content, options: EvaluateOptions) -> dict[str, Any]:
@@ -141,8 +137,8 @@ def _described(sources: Sequence[Source], content: Content, options: EvaluateOpt
 
 
 @dataclass
-class _Evaluation:
-    """One evaluation, checked: on this process's share of the input, but for the scores."""
+class Evaluation:
+    """One evaluation, checked: on this process's share of the input, but for the scores. See `evaluation_of`."""
 
     source: Source
     conversions: Sequence[Source]
@@ -150,7 +146,33 @@ class _Evaluation:
     running: Running
     processes: Processes
     progress: Reporter
+    halves: bool
+    kept: ExitStack  # closes what the source runs in
+    original: EvaluationRow = field(init=False)  # the source as it is
+    reference: Runner | None = None  # the source, as it was run first
     made: Any = None  # what the source gave, where that is compared as it is
+
+    def row(self, each: Source, pair: CachePair | None = None) -> EvaluationRow:
+        """The source or a conversion, with keys and values rounded as a cache of these types holds them."""
+        with ExitStack() as own:
+            runner, advance = self.opened(each, pair, self.kept if self.reference is None else own, own)
+            if self.reference is None:  # the source itself, which comes first
+                room = self.running.host // ROOM
+                runner = self.reference = Remembered(runner, room) if isinstance(runner, Whole) else runner
+            own.enter_context(self.reference.ready())
+            own.enter_context(runner.ready())
+            scores = self.scores(runner, self.reference, advance)
+            counted = (pair or HALVES) if self.halves else None
+            size = _Sizes(each.spec.cache, self.source.spec.cache, self.running.dtype.itemsize, counted)
+            cached = bool(self.batches) and each.spec.is_cached
+            return EvaluationRow(
+                name=each.short_name,
+                kv_bytes_per_token=round(size.per_token),
+                kv_bytes_measured=runner.cache(each.spec, self.batches[0], counted) if cached else None,
+                kv_ratio=size.ratio,
+                scores=scores,
+                kv_cache=None if pair is None else pair.name,
+            )
 
     def opened(
         self, each: Source, pair: CachePair | None, stack: ExitStack, own: ExitStack

@@ -133,6 +133,51 @@ class InSequence:
         return None if made is None or kept is None else bytes_of_cache(kept, spec, pair)
 
 
+class Remembered:
+    """A runner that runs each window once, as long as there is room for its logits.
+
+    Args:
+        runner: what runs. room: bytes of main memory that logits may take.
+    """
+
+    def __init__(self, runner: Runner, room: int) -> None:
+        self.runner, self.room = runner, room
+        self.known: dict[int, list[Tensor]] = {}
+        self.device = torch.device("cpu")
+
+    @property
+    def predicts(self) -> bool:
+        """See `Runner`."""
+        return self.runner.predicts
+
+    def ready(self) -> AbstractContextManager[None]:
+        """See `Runner`."""
+        return self.runner.ready()
+
+    def run(self, window: int, batch: Batch) -> Any:
+        """See `Runner`."""
+        return self.runner.run(window, batch)
+
+    def logits(self, window: int, batch: Batch) -> Iterator[Tensor]:
+        """See `Runner`."""
+        if window in self.known:
+            yield from (each.to(self.device) for each in self.known[window])
+            return
+        made: list[Tensor] = []
+        for each in self.runner.logits(window, batch):
+            self.device = each.device
+            made.append(each.cpu())
+            yield each
+        size = sum(each.nbytes for each in made)
+        if size <= self.room:
+            self.room -= size
+            self.known[window] = made
+
+    def cache(self, spec: ModelSpec, batch: Batch, pair: CachePair | None) -> float | None:
+        """See `Runner`."""
+        return self.runner.cache(spec, batch, pair)
+
+
 def _positions(vocabulary: int) -> int:
     """The number of positions that logits are made of at a time."""
     return max(1, LOGITS // vocabulary)
