@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-import transformers
 from command import succeeds
 from family_models import CONFIGS, build_family, edit_layers
-from multimodal_models import IMAGE_TOKEN, multimodal_configs, with_image
+from multimodal_models import multimodal_configs, with_image
 from safetensors.torch import load_file
 from test_e2e_families import _turned
 from tiny_models import edit_json, tokenizer
@@ -158,27 +155,3 @@ def test_calibrated_on_text_then_repaired_and_measured(family: str, tmp_path: Pa
     assert rows[2].kv_bytes_measured == rows[2].kv_bytes_per_token
     assert 0 < rows[2].scores.kl < rows[1].scores.kl
     assert "FAILED" not in succeeds("verify", str(source), "out").out
-
-
-def test_the_processor_of_a_converted_model_is_its_sources(tmp_path: Path) -> None:
-    source = build_family(tmp_path / "source", "llava")
-    words = deepcopy(tokenizer())
-    words.add_special_tokens({"additional_special_tokens": ["<image>"]})
-    size = {"height": 24, "width": 24}
-    image = transformers.CLIPImageProcessor(size=size, crop_size=size)
-    how = {"patch_size": 8, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
-    transformers.LlavaProcessor(image, words, image_token="<image>", **how).save_pretrained(source)
-    out = grouped(source, "out", method="random")
-    picture = np.arange(24 * 24 * 3, dtype=np.uint8).reshape(24, 24, 3)
-    made = []
-    for folder in (source, out):
-        processor = transformers.AutoProcessor.from_pretrained(folder)
-        assert type(processor).__name__ == "LlavaProcessor"
-        made.append(processor(text="Look <image> here", images=picture, return_tensors="pt"))
-    assert made[0].keys() == made[1].keys() >= {"input_ids", "pixel_values"}
-    assert all(torch.equal(made[0][name], made[1][name]) for name in made[0])
-    token = words.convert_tokens_to_ids("<image>")
-    ids = made[1]["input_ids"]
-    assert int((ids == token).sum()) == 9  # patches of 8 x 8 pixels
-    made[1]["input_ids"] = torch.where(ids == token, IMAGE_TOKEN, ids)
-    assert logits(out, made[1]).isfinite().all()

@@ -71,7 +71,7 @@ _ENGINES = (
         uniform="as it is",
         grouped=_VLLM,
         separate=f"as it is, with gqakit's plugin: {_REFINED}",
-        families=("llama",),
+        families=("llama", "mistral", "qwen2", "qwen3", "phi3", "mixtral"),
         checked="benchmarks/vllm_check.py (CPU)",
     ),
     *(

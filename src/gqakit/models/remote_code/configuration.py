@@ -69,6 +69,8 @@ class GroupedConfig:
         for index, heads in enumerate(layers):
             largest = max(map(heads.key_head_of_query.count, range(heads.num_key_heads)))
             per_layer.setdefault(index, {})["num_attention_heads"] = heads.num_key_heads * largest
+        if getattr(text, "head_dim", None) is None:  # vLLM would divide the width by the number with padding
+            text.head_dim = (self.gqakit or {})["head_dim"]
         text.allow_global_per_layer_attribute_access = True
         text.per_layer_config = per_layer
 

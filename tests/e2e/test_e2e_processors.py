@@ -1,0 +1,165 @@
+"""What prepares pictures and text for a model that sees is after a conversion what it was before, and sees as before."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from family_models import build_family
+from test_e2e_by_type import strip
+from tiny_models import edit_json, tokenizer
+from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
+
+import gqakit
+from gqakit.pipeline import convert
+from gqakit.planning.make import plan
+
+PICTURE = np.random.default_rng(0).integers(0, 255, (24, 24, 3), dtype=np.uint8)
+SQUARE = {"height": 24, "width": 24}
+LONGEST = {"size": {"longest_edge": 24}, "max_image_size": {"longest_edge": 24}}
+PATCHES = {"patch_size": 8, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
+IDEFICS = ("<image>", "<fake_token_around_image>", "<end_of_utterance>", "<global-img>")
+
+
+def words(*names: str, **roles: str) -> Any:
+    """The tokenizer with more special tokens, and some that its processor asks for by role."""
+    known = deepcopy(tokenizer())
+    known._set_model_specific_special_tokens(roles)
+    known.add_special_tokens({"additional_special_tokens": [*names, *roles.values()]})
+    return known
+
+
+def _paligemma() -> Any:
+    image = transformers.SiglipImageProcessor(size=SQUARE)
+    image.image_seq_length = 9
+    return transformers.PaliGemmaProcessor(image, words("<image>"))
+
+
+def _gemma3() -> Any:
+    known = words(boi_token="<boi>", eoi_token="<eoi>", image_token="<image>")
+    image = transformers.Gemma3ImageProcessor(size={"height": 32, "width": 32})
+    return transformers.Gemma3Processor(image, known, image_seq_length=4)
+
+
+PROCESSORS: dict[str, Callable[[], Any]] = {
+    "llava": lambda: transformers.LlavaProcessor(
+        transformers.CLIPImageProcessor(size=SQUARE, crop_size=SQUARE),
+        words("<image>"),
+        **PATCHES,
+        image_token="<image>",
+    ),
+    "llava_next": lambda: transformers.LlavaNextProcessor(
+        transformers.LlavaNextImageProcessor(
+            size={"shortest_edge": 24}, crop_size=SQUARE, image_grid_pinpoints=[[24, 48], [48, 24]]
+        ),
+        words("<image>"),
+        **PATCHES,
+        image_token="<image>",
+    ),
+    "paligemma": _paligemma,
+    "gemma3": _gemma3,
+    "idefics3": lambda: transformers.Idefics3Processor(
+        transformers.Idefics3ImageProcessor(**LONGEST), words(*IDEFICS), image_seq_len=1
+    ),
+}
+SAMPLE = ("gemma3", "qwen2_vl")
+
+
+def some(families: Iterable[str]) -> list[Any]:
+    """Parameters of a test; by default those of the sample alone."""
+    return [pytest.param(each, marks=() if each in SAMPLE else pytest.mark.matrix) for each in families]
+
+
+def same(source: Path) -> Path:
+    """Converted with every head kept."""
+    made = plan(
+        source,
+        kv_ratio=1.0,
+        method="neighbour",
+        merge="mean",
+        format="grouped",
+        kv_maps="shared",
+        progress=False,
+    )
+    convert(source, source.parent / "out", plan=made, progress=False)
+    return source.parent / "out"
+
+
+def seeing(folder: Path, family: str) -> Path:
+    """A random model with its processor, which agree on what stands for an image."""
+    source = build_family(folder / "source", family)
+    processor = PROCESSORS[family]()
+    processor.chat_template = "{{ messages }}"
+    processor.save_pretrained(source)
+    token = processor.tokenizer.convert_tokens_to_ids("<image>")
+    config = json.loads((source / "config.json").read_text())
+    edit_json(
+        source / "config.json",
+        **{key: token for key in config if key in ("image_token_id", "image_token_index")},
+    )
+    return source
+
+
+@pytest.mark.parametrize("family", some(PROCESSORS))
+def test_a_picture_goes_the_same_way_through_processor_and_model(family: str, tmp_path: Path) -> None:
+    source = seeing(tmp_path, family)
+    out = same(source)
+    for name in ("processor_config.json", "chat_template.jinja", "tokenizer_config.json", "tokenizer.json"):
+        assert (out / name).read_bytes() == (source / name).read_bytes()
+    made, logits = [], []
+    for folder in (source, out):
+        processor = AutoProcessor.from_pretrained(folder)
+        assert type(processor) is type(PROCESSORS[family]())
+        text = ("<boi>" if family == "gemma3" else "<image>") + "Look"
+        made.append(processor(text=text, images=[PICTURE], return_tensors="pt"))
+        with torch.inference_mode():
+            logits.append(gqakit.load(folder, dtype=torch.float32)(**made[-1]).logits)
+    assert made[0].keys() == made[1].keys() >= {"input_ids", "pixel_values"}
+    assert all(torch.equal(made[0][name], made[1][name]) for name in made[0])
+    assert torch.equal(*logits)
+    made[1]["pixel_values"] = -made[1]["pixel_values"]
+    with torch.inference_mode():
+        assert not torch.equal(gqakit.load(out, dtype=torch.float32)(**made[1]).logits, logits[1])
+
+
+IMAGES = {
+    "llava": "CLIPImageProcessor",
+    "gemma3": "Gemma3ImageProcessor",
+    "idefics3": "Idefics3ImageProcessor",
+    "qwen2_vl": "Qwen2VLImageProcessor",
+    "qwen2_5_vl": "Qwen2VLImageProcessor",
+    "smolvlm": "SmolVLMImageProcessor",
+    "mistral3": "PixtralImageProcessor",
+}
+
+
+@pytest.mark.parametrize("family", some(IMAGES))
+def test_processors_without_a_class_in_files_of_their_own_are_found(family: str, tmp_path: Path) -> None:
+    """As older checkpoints have them: a file for each part, and nothing in it says what it is for."""
+    source = build_family(tmp_path / "source", family)
+    tokenizer().save_pretrained(source)
+    getattr(transformers, IMAGES[family])().save_pretrained(source)
+    for name in ("preprocessor_config.json", "tokenizer_config.json"):
+        strip(
+            source / name,
+            "image_processor_type",
+            "feature_extractor_type",
+            "processor_class",
+            "tokenizer_class",
+        )
+    (source / "video_preprocessor_config.json").write_text('{"do_resize": true}')
+    out = same(source)
+    ours, theirs = (AutoImageProcessor.from_pretrained(path) for path in (out, source))
+    assert type(ours) is type(theirs)
+    assert ours.to_dict() == theirs.to_dict()
+    ours, theirs = (AutoTokenizer.from_pretrained(path) for path in (out, source))
+    assert type(ours) is type(theirs)
+    assert ours("a cat")["input_ids"] == theirs("a cat")["input_ids"]
+    assert (out / "video_preprocessor_config.json").is_file()
