@@ -21,10 +21,14 @@ import gqakit
 from gqakit.pipeline import convert
 from gqakit.planning.make import plan
 
-PICTURE = np.random.default_rng(0).integers(0, 255, (24, 24, 3), dtype=np.uint8)
-SQUARE = {"height": 24, "width": 24}
-LONGEST = {"size": {"longest_edge": 24}, "max_image_size": {"longest_edge": 24}}
-PATCHES = {"patch_size": 8, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
+PICTURE: Any = np.random.default_rng(0).integers(0, 255, (24, 24, 3), dtype=np.uint8)
+SQUARE: Any = {"height": 24, "width": 24}
+LONGEST: Any = {"size": {"longest_edge": 24}, "max_image_size": {"longest_edge": 24}}
+PATCHES: Any = {
+    "patch_size": 8,
+    "vision_feature_select_strategy": "default",
+    "num_additional_image_tokens": 1,
+}
 IDEFICS = ("<image>", "<fake_token_around_image>", "<end_of_utterance>", "<global-img>")
 
 
