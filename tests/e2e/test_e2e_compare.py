@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,16 +11,24 @@ from typing import Any
 
 import pytest
 from command import refused, succeeds
+from family_models import build_family
+from tiny_models import tokenizer
 
+from gqakit.comparison import compare as comparison
+from gqakit.comparison.caches import cache_points
 from gqakit.comparison.compare import PAGE, WORK
 from gqakit.comparison.ways import way
 from gqakit.errors import UsageError
 from gqakit.evaluation.page.content import Similarity
+from gqakit.models.source import Source
 
 SMALL = (
     *("--tokens", 256, "--window", 64, "--evaluate-tokens", 128, "--measure-tokens", 64),
-    *("--ways", "neighbour-mean,optimal+aligned", "--kv-ratios", "1/2,0.25,0.01", "--max-new-tokens", 4),
+    *("--ways", "neighbour-mean,neighbour+aligned", "--kv-ratios", "1/2,0.25,0.01", "--max-new-tokens", 4),
+    *("--kv-cache", "int8/4", "--kv-cache", "int4/4,int2/4+h", "--kv-cache", "f16"),
 )
+CACHES = {"int8/4": 12 / 16, "int4/4,int2/4+h": (8 + 6) / 32}
+"""Bits of the types, and 16 more for every 4 channels, against 16."""
 
 
 @pytest.fixture(scope="module")
@@ -39,46 +48,77 @@ def cells(out: Path) -> dict[str, Any]:
     return {cell["name"]: cell for cell in json.loads((out / "comparison.json").read_text())["cells"]}
 
 
-def test_every_way_meets_every_budget(compared: tuple[Path, str]) -> None:
+def test_every_way_meets_every_budget_in_every_cache(compared: tuple[Path, str]) -> None:
     out, printed = compared
     found = cells(out)
-    assert list(found) == [
-        "original",
-        *(
-            f"{name} {budget}"
-            for name in ("neighbour-mean", "optimal+aligned")
-            for budget in ("1/2", "0.25", "0.01")
-        ),
+    made = [
+        f"{way} {budget}" for way in ("neighbour-mean", "neighbour+aligned") for budget in ("1/2", "0.25")
     ]
-    for name, cell in found.items():
+    impossible = ["neighbour-mean 0.01", "neighbour+aligned 0.01"]  # one head per layer is 1/8
+    scored = [called for name in ("original", *made) for called in (name, *(f"{name}, {c}" for c in CACHES))]
+    assert sorted(found) == sorted(scored + impossible)
+    for name in impossible:
         assert name in printed
-        if name.endswith("0.01"):  # one head per layer is 1/8
-            assert "0.125" in cell["why_not"]
-            assert not cell["scores"]
-        elif name != "original":
-            asked = {"1/2": 0.5, "0.25": 0.25}[cell["budget"]]
-            assert cell["kv_ratio"] == asked
-            assert cell["scores"]["kl"] > 0
-            assert "--merge" in cell["command"]
-            assert len(cell["layers"]) == 4
-            assert cell["text"]
-    assert found["original"]["scores"]["kl"] == 0
+        assert "0.125" in found[name]["why_not"]
+        assert not found[name]["scores"]
+    source_bytes = 2 * (8 + 8) * 4 * 4  # 16 bits, 8 key and 8 value heads of 4 channels, 4 layers
+    for name in scored:
+        cell = found[name]
+        heads = {"": 1, "1/2": 0.5, "0.25": 0.25}[cell["budget"]]
+        assert name in printed
+        assert cell["kv_ratio"] == heads * CACHES.get(cell["cache"], 1)
+        assert cell["kv_bytes"] == source_bytes * cell["kv_ratio"]
+        assert cell["text"]
+        assert bool(cell["layers"]) == (cell["way"] != "original")
+        assert (cell["scores"]["kl"] > 0) == (name != "original")
+    for name in ("original", *made):  # fewer bits lose more
+        plain, fine, coarse = (
+            found[called]["scores"]["kl"] for called in (name, *(f"{name}, {c}" for c in CACHES))
+        )
+        assert abs(fine - plain) < abs(coarse - plain)
     assert not (out / WORK).exists(), "converted checkpoints go when they were scored"
 
 
-def test_only_what_is_missing_is_made_again(compared: tuple[Path, str], source: Path, tmp_path: Path) -> None:
+def test_commands_make_rows_again(compared: tuple[Path, str], source: Path) -> None:
+    found = cells(compared[0])
+    made, scored = (
+        shlex.split(found[f"neighbour+aligned 1/2{cache}"]["command"]) for cache in ("", ", int8/4")
+    )
+    succeeds(*made[1:], "--no-evaluate")
+    again = json.loads(succeeds(*scored[1:], "--json", "-q").out)["checkpoints"]
+    rows = {row["kv_cache"]: row["scores"]["kl"] for row in again if row["name"] == made[-1]}
+    assert rows == {"int8/4": pytest.approx(found["neighbour+aligned 1/2, int8/4"]["scores"]["kl"], rel=1e-5)}
+
+
+def test_only_what_is_missing_is_made_again(
+    compared: tuple[Path, str],
+    source: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     out = tmp_path / "again"
     shutil.copytree(compared[0], out)
     data = json.loads((out / "comparison.json").read_text())
-    kept = [cell for cell in data["cells"] if cell["name"] != "optimal+aligned 1/2"]
-    for cell in kept:
-        cell["seconds"] = -1.0
+    gone = ["neighbour+aligned 1/2", "neighbour+aligned 1/2, int8/4", "neighbour-mean 0.25, int8/4"]
+    kept = [{**cell, "seconds": -1.0} for cell in data["cells"] if cell["name"] not in gone]
     (out / "comparison.json").write_text(json.dumps({**data, "cells": kept}))
+    conversions: list[str] = []
+    convert = comparison.convert
+    monkeypatch.setattr(
+        comparison, "convert", lambda *a, **k: (conversions.append(Path(a[1]).name), convert(*a, **k))[1]
+    )
+    caplog.set_level("INFO", "gqakit.steps")
     succeeds("compare", source, "-o", out, *SMALL)
-    again = cells(out)
-    assert [name for name, cell in again.items() if cell["seconds"] >= 0] == ["optimal+aligned 1/2"]
-    before = cells(compared[0])["optimal+aligned 1/2"]
-    assert again["optimal+aligned 1/2"] | {"seconds": 0} == before | {"seconds": 0}
+    assert conversions == ["neighbour-mean-0.25", "neighbour+aligned-1-of-2"], "one for all its caches"
+    assert "3 points of 2 conversions" in caplog.text
+    found, before = cells(out), cells(compared[0])
+    assert sorted(name for name, cell in found.items() if cell["seconds"] >= 0) == sorted(gone)
+    for name in gone:
+        assert found[name] | {"seconds": 0} == before[name] | {"seconds": 0}
+    conversions.clear()
+    succeeds("compare", source, "-o", out, *SMALL)
+    assert not conversions
 
 
 def test_another_comparison_is_not_mixed_in(compared: tuple[Path, str], source: Path) -> None:
@@ -115,10 +155,32 @@ def test_convert_and_repair_write_the_page_of_one_conversion(source: Path, tmp_p
         (("--kv-ratios", "2"), "above 0 and at most 1"),
         (("--kv-ratios", "1/0"), "above 0 and at most 1"),
         (("--images", "here"), "--evaluate-images"),
+        (("--kv-cache", "q8_0"), "blocks of 32 channels"),  # heads have 4
+        (("--kv-cache", "int8/4", "--kv-cache", "q4"), "unknown cache type 'q4'"),
+        (("--kv-cache", "int8/4,int4/4,int2/4"), "names 3 cache types"),
     ],
 )
 def test_bad_input_is_one_line(source: Path, tmp_path: Path, given: tuple[str, ...], says: str) -> None:
     assert says.lower() in refused(2, "compare", source, "-o", tmp_path / "out", *given).lower()
+
+
+def test_a_model_without_a_cache_has_no_types_of_one(tmp_path: Path) -> None:
+    encoder = build_family(tmp_path / "bert", "bert")
+    tokenizer().save_pretrained(encoder)
+    message = refused(2, "compare", encoder, "-o", tmp_path / "out", "--kv-cache", "int8/4")
+    assert "--kv-cache int8/4: a bert keeps no keys and values in a cache" in message
+    assert cache_points(None, Source.open(encoder).spec) == ()
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "expected"), [(64, ["q8_0", "q4_0+h"]), (32, ["q8_0", "q4_0"]), (8, [])]
+)
+def test_types_that_are_compared_by_default(
+    model: Callable[..., Path], head_dim: int, expected: list[str]
+) -> None:
+    spec = Source.open(model("mistral", head_dim=head_dim)).spec
+    assert [pair.name for pair in cache_points(None, spec)] == expected
+    assert cache_points("f16", spec) == ()
 
 
 def test_a_way_is_a_pair_of_method_and_merge_rule() -> None:
@@ -163,13 +225,22 @@ def page(compared: tuple[Path, str]) -> Iterator[Any]:
 @pytest.mark.skipif(BROWSER is None, reason="needs an installed Chromium")
 def test_the_page_works_in_a_browser(page: Any) -> None:
     assert "smaller KV cache" in page.inner_text("h1")
-    assert page.locator("#table tbody tr").count() == 5
+    assert page.locator("#table tbody tr").count() == 15
     assert page.locator("#alike svg rect, #alike svg path").count() > 64
     # Another measure, another axis.
     page.select_option("#measure", "kl")
     page.wait_for_function("document.querySelector('#quality svg').textContent.includes('KL divergence')")
     # A way that is switched off leaves chart and table.
     page.uncheck("text=neighbour-mean")
+    page.wait_for_function("document.querySelectorAll('#table tbody tr').length === 9")
+    # So does a type of cache, and the frontier is that of what is left: fewer bytes are never better here.
+    frontier = page.locator("#table tr.frontier").count()
+    page.uncheck("#caches >> text=int8/4")
+    page.wait_for_function("document.querySelectorAll('#table tbody tr').length === 6")
+    assert page.locator("#table tr.frontier").count() < frontier
+    page.check("#caches >> text=int8/4")
+    page.uncheck("#caches >> text=int4/4,int2/4+h")
+    page.uncheck("#caches >> text=int8/4")
     page.wait_for_function("document.querySelectorAll('#table tbody tr').length === 3")
     # The calculator: half of the bytes are twice the context.
     page.fill("#memory", "1")
@@ -181,6 +252,18 @@ def test_the_page_works_in_a_browser(page: Any) -> None:
     mark.hover(force=True)
     page.wait_for_selector("#vg-tooltip-element.visible")
     assert "KV bytes per token" in page.inner_text("#vg-tooltip-element")
+
+
+@pytest.mark.skipif(BROWSER is None, reason="needs an installed Chromium")
+def test_each_checkpoint_is_listed_once_where_heads_are_shown(page: Any) -> None:
+    shown = [each.inner_text() for each in page.locator("#shown option").all()]
+    assert shown == [
+        f"{way} {budget}" for way in ("neighbour-mean", "neighbour+aligned") for budget in ("1/2", "0.25")
+    ]
+    # No engine has types that are for study alone.
+    rounded = page.locator("#fits tbody tr", has_text="int8/4")
+    assert rounded.count() == 5
+    assert all("does not run it" in row.inner_text() for row in rounded.all())
 
 
 def test_the_page_is_whole_without_a_network(compared: tuple[Path, str]) -> None:

@@ -18,12 +18,15 @@ if TYPE_CHECKING:
     examples=(
         "compare MODEL --text my.txt -o compared",
         "compare MODEL --ways neighbour-mean,fold --kv-ratios 1/2,1/4 -o compared",
+        "compare MODEL --kv-cache q8_0 --kv-cache q8_0,q4_0+h -o compared",
         "compare MODEL --text my.txt --evaluate-text held-out.txt --repair -o compared",
     ),
     resumes="the same command goes on at the next conversion",
 )
 def compare(screen: Screen, model: Model, output: Output, options: CompareOptions) -> None:
     """Convert in several ways to several budgets, score each at equal bytes: a table, JSON, and one HTML page.
+
+    Each checkpoint, the source first, is scored with its cache in 16 bits and in the types of --kv-cache.
 
     Interrupted, the same command goes on at the next conversion.
     """

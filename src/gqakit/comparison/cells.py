@@ -17,10 +17,11 @@ FILE = "comparison.json"
 
 
 class Cell(BaseModel):
-    """One checkpoint of the comparison.
+    """One checkpoint of the comparison, in one type of cache.
 
     Attributes:
         name: of the row. way: what made it. budget: as it was asked for; "" for the source.
+        cache: the types that keys and values are rounded to; "" for 16 bits.
         kv_bytes: per token of its cache. kv_ratio: of the source's.
         scores: by measure. why_not: the reason where it cannot be made; it then has no scores.
         layers: groups of keys and values with their errors, layer by layer.
@@ -32,6 +33,7 @@ class Cell(BaseModel):
     name: str
     way: str
     budget: str
+    cache: str = ""
     kv_bytes: int = 0
     kv_ratio: float = 0.0
     scores: dict[str, float | None] = {}
@@ -46,7 +48,7 @@ class Cell(BaseModel):
         """As the page shows it."""
         return Point(
             self.name, self.way, self.kv_bytes, self.kv_ratio, self.scores, self.command,
-            tuple(LayerGroups(*layer) for layer in self.layers), self.text,
+            tuple(LayerGroups(*layer) for layer in self.layers), self.text, self.cache,
         )  # fmt: skip
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,16 +15,18 @@ from gqakit.calibration.options import CalibrateOptions
 from gqakit.calibration.store import StatisticsFile
 from gqakit.checkpoint.atomic import output_errors
 from gqakit.checkpoint.workspace import claim, output_lock, remove_claimed
+from gqakit.comparison.caches import cache_points, called
 from gqakit.comparison.cells import Cell, Cells
 from gqakit.comparison.options import CompareOptions
-from gqakit.comparison.ways import Way
+from gqakit.comparison.trials import Trial, scoring_command, trials
 from gqakit.conversion.options import ConvertOptions
 from gqakit.conversion.report import ORIGINAL, layers_of, page_of
+from gqakit.core.cache_types import CachePair
 from gqakit.data.batches import Content, check_content
 from gqakit.data.samples import Images, Speech
 from gqakit.data.text import Text
 from gqakit.errors import BudgetError, UsageError
-from gqakit.evaluation.evaluate import evaluate_sources
+from gqakit.evaluation.evaluate import Evaluation, evaluation_of
 from gqakit.evaluation.page.charts import altair
 from gqakit.evaluation.page.content import scores_of
 from gqakit.evaluation.page.write import write_page
@@ -46,8 +48,8 @@ class Comparison:
     """What `compare` made.
 
     Attributes:
-        cells: the source first, then every way at every budget. scored_on: what, in words.
-        file: all of it as JSON. page: the HTML page. seconds: of this run.
+        cells: the source first, then every way at every budget, each in 16 bits and then in each type of cache.
+        scored_on: what, in words. file: all of it as JSON. page: the HTML page. seconds: of this run.
     """
 
     cells: tuple[Cell, ...]
@@ -57,7 +59,8 @@ class Comparison:
     seconds: float
 
     def __repr__(self) -> str:
-        return f"Comparison({len(self.cells) - 1} conversions, {self.page})"
+        made = sum(1 for cell in self.cells[1:] if not cell.cache)
+        return f"Comparison({made} conversions, {self.page})"
 
 
 @takes(CompareOptions)
@@ -66,8 +69,9 @@ def compare(
 ) -> Comparison:
     """Convert a model in several ways to several budgets, score each, and write a table and a page.
 
-    All ways share one calibration, and measured losses where they merge alike. Each cell is kept when it is done:
-    interrupted, the same call goes on at the next one.
+    All ways share one run of the source, one calibration, and measured losses where they merge alike; a checkpoint is made
+    once, and scored with its cache in 16 bits and in each of the types asked for, as the source is. Each cell is kept when
+    it is done: interrupted, the same call goes on at the next one.
 
     Args:
         model: directory or hub name. out: directory for the page, the results and what is shared.
@@ -88,38 +92,14 @@ def compare(
             run.out.mkdir(parents=True, exist_ok=True)
         cells = Cells(run.out, run.settings, overwrite=options.overwrite)
         run.finish(cells)
-        finished = tuple(cells.found[name] for name in [ORIGINAL, *(trial.name for trial in run.trials())])
+        names = (called(name, pair) for name in run.checkpoints for pair in (None, *run.caches))
+        finished = tuple(cells.found[name] for name in names if name in cells.found)
         failed = "".join(f" {each.name} cannot be made: {each.why_not}." for each in finished if each.why_not)
         points = [each.point for each in finished if each.scores]
         note = f"Scored on {run.scored_in_words}.{failed}"
         page = page_of(run.source, run.statistics(), points, note, run.settings, options.prompt)
         write_page(page, run.page)
     return Comparison(finished, run.scored_in_words, cells.path, run.page, time.monotonic() - started)
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One cell to be: a way at a budget, repaired or not."""
-
-    way: Way
-    budget: str
-    ratio: float
-    repaired: bool = False
-
-    @property
-    def name(self) -> str:
-        """What tables call it."""
-        return f"{self.label} {self.budget}"
-
-    @property
-    def label(self) -> str:
-        """The way, with what is done afterwards."""
-        return f"{self.way.name}, repaired" if self.repaired else self.way.name
-
-    @property
-    def slug(self) -> str:
-        """The name of its directory."""
-        return self.name.replace(", ", "-").replace(" ", "-").replace("/", "-of-")
 
 
 @dataclass(frozen=True)
@@ -131,18 +111,20 @@ class _Run:
     options: CompareOptions
     content: Content
     held_out: Content
+    caches: tuple[CachePair, ...]
     progress: Reporter
 
     @classmethod
     def check(cls, model: str | Path, out: Path, options: CompareOptions, progress: Reporter) -> _Run:
         source = Source.open(model, options.stacks)
         source.check_not_grouped()
+        caches = cache_points(options.kv_cache, source.spec)
         content, held_out = options.read(), options.scored_on.read("evaluation")
         check_content(source.spec, content)
         check_content(source.spec, held_out)
         if options.repair and not isinstance(content, Text):
             raise UsageError("`repair` runs on text, and this comparison is calibrated on something else")
-        return cls(source, out, options, content, held_out, progress)
+        return cls(source, out, options, content, held_out, caches, progress)
 
     @property
     def page(self) -> Path:
@@ -163,6 +145,7 @@ class _Run:
             "allocation": options.allocation,
             "maps of keys and values": options.kv_maps,
             "losses measured on": f"up to {options.measure_tokens:,} tokens",
+            "KV bytes": "of 16 bits a number, or of the types of the cache with their scales",
             "seed": options.seed,
             "prompt": options.prompt,
             "new tokens": options.max_new_tokens,
@@ -172,48 +155,76 @@ class _Run:
     def scored_in_words(self) -> str:
         return str(self.settings["scored on"])
 
-    def trials(self) -> Iterator[Trial]:
-        """The cells, way by way."""
-        for chosen in self.options.chosen:
-            for budget, ratio in self.options.budgets.items():
-                yield Trial(chosen, budget, ratio)
-        if self.options.repair:
-            for budget, ratio in self.options.budgets.items():
-                yield Trial(self.options.way("fold"), budget, ratio, repaired=True)
+    @property
+    def checkpoints(self) -> list[str]:
+        """The names of the source and of what is made of it."""
+        return [ORIGINAL, *(trial.name for trial in trials(self.options))]
+
+    def unscored(self, name: str, cells: Cells) -> list[CachePair | None]:
+        """The caches, None for 16 bits, that a checkpoint is still to be scored in; none of what cannot be made."""
+        if name in cells.found and cells.found[name].why_not:
+            return []
+        return [pair for pair in (None, *self.caches) if called(name, pair) not in cells.found]
 
     def finish(self, cells: Cells) -> None:
         """Run every cell that is not finished yet."""
-        missing = [trial for trial in self.trials() if trial.name not in cells.found]
-        if ORIGINAL not in cells.found:
-            cells.add(self._original())
-        if not missing:
+        if not any(self.unscored(name, cells) for name in self.checkpoints):
             return
-        STEPS.info("%d conversions to make and score, %d are there.", len(missing), len(cells.found) - 1)
+        started, scored_on = time.monotonic(), self.options.scored_on
+        with evaluation_of(self.source, self.held_out, scored_on, self.progress, halves=True) as scoring:
+            self._score(cells, scoring, self.source, Cell(name=ORIGINAL, way=ORIGINAL, budget=""), started)
+            missing = [trial for trial in trials(self.options) if self.unscored(trial.name, cells)]
+            if missing:
+                self._foresee(cells, missing)
+                self._convert(cells, scoring, missing)
+
+    def _foresee(self, cells: Cells, missing: Sequence[Trial]) -> None:
+        """Say what the whole will take, from what the source took."""
+        longest = max(cells.found[called(ORIGINAL, pair)].seconds for pair in (None, *self.caches))
+        points = sum(len(self.unscored(trial.name, cells)) for trial in missing)
+        STEPS.info(
+            "Scoring took %s a point at most; %d points of %d conversions will take about %s, after a calibration and what "
+            "plans take. %d are there.",
+            duration(longest), points, len(missing), duration(longest * points), len(cells.found),
+        )  # fmt: skip
+
+    def _convert(self, cells: Cells, scoring: Evaluation, missing: Sequence[Trial]) -> None:
+        """Make each conversion, score it in every cache, and throw it away."""
         work = self.out / WORK
         claim(work, ("*/*",))  # what conversions leave in their own directories
         self.statistics()
-        started = time.monotonic()
+        began = time.monotonic()
         for done, trial in enumerate(missing):
+            started = time.monotonic()
             if done:
-                left = (time.monotonic() - started) / done * (len(missing) - done)
+                left = (started - began) / done * (len(missing) - done)
                 STEPS.info("%s: about %s left for all.", trial.name, duration(left))
-            cells.add(self._cell(trial, (self.out if self.options.keep else work) / trial.slug))
+            target = (self.out if self.options.keep else work) / trial.slug
+            cell = self._made(trial, target)
+            if cell.why_not:
+                cells.add(cell)
+            else:
+                self._score(cells, scoring, Source.open(target), cell, started)
         remove_claimed(work)
 
-    def _original(self) -> Cell:
-        """The source itself, scored; from its time follows what the whole will take."""
-        started = time.monotonic()
-        (row,) = evaluate_sources(self.source, [], self.held_out, self.options.scored_on, self.progress)
-        seconds = time.monotonic() - started
-        cells = len([*self.trials()])
-        STEPS.info(
-            "Scoring the source took %s; scoring %d conversions beside it will take about %s, after a calibration and "
-            "what their plans take.", duration(seconds), cells, duration(3 * seconds * cells),
-        )  # fmt: skip
-        return Cell(
-            name=ORIGINAL, way=ORIGINAL, budget="", text=self._continued(self.source.path), seconds=seconds,
-            **_sizes(row),
-        )  # fmt: skip
+    def _score(self, cells: Cells, scoring: Evaluation, each: Source, made: Cell, started: float) -> None:
+        """Score a checkpoint in the caches that are missing, and keep each cell as soon as it is there.
+
+        Args:
+            cells, scoring: of the comparison. each: the checkpoint.
+            made: its cell in 16 bits, but for scores. started: when work on it began.
+        """
+        directory = "" if each is self.source else each.short_name
+        for pair in self.unscored(made.name, cells):
+            row = scoring.original if each is self.source and pair is None else scoring.row(each, pair)
+            rounded = {} if pair is None else {
+                "name": called(made.name, pair), "cache": pair.name,
+                "command": scoring_command(self.source.name, directory, pair, self.options),
+            }  # fmt: skip
+            text = self._continued(each.path, pair)
+            scored = {**_sizes(row), "text": text, "seconds": time.monotonic() - started}
+            cells.add(made.model_copy(update={**scored, **rounded}))
+            started = time.monotonic()
 
     def statistics(self) -> StatisticsFile:
         """The calibration that all cells share, made once."""
@@ -233,11 +244,12 @@ class _Run:
         )
         return calibrate_source(self.source, path, self.content, how, self.progress)
 
-    def _cell(self, trial: Trial, target: Path) -> Cell:
-        """Convert and score; where the budget cannot be met, say why."""
-        started, options = time.monotonic(), self.options
-        command = f"gqakit convert {self.source.name} --kv-ratio {trial.ratio:.6g} {trial.way.flags}"
-        named: dict[str, Any] = {"name": trial.name, "way": trial.label, "budget": trial.budget}
+    def _made(self, trial: Trial, target: Path) -> Cell:
+        """Convert; where the budget cannot be met, the cell says why."""
+        options = self.options
+        cell = Cell(
+            name=trial.name, way=trial.label, budget=trial.budget, command=trial.command(self.source.name, options),
+        )  # fmt: skip
         asked: dict[str, Any] = dict(
             kv_ratio=trial.ratio, **trial.way.options, stacks=options.stacks,
             statistics=self._statistics.path, losses=self.out / f"losses-{trial.way.merge}.jsonl",
@@ -248,21 +260,16 @@ class _Run:
         try:
             made = convert(self.source.path, target, options=ConvertOptions.of(asked), progress=self.progress)
         except BudgetError as error:
-            return Cell(**named, why_not=str(error), command=command)
-        rows = evaluate_sources(
-            self.source, [Source.open(target)], self.held_out, options.scored_on, self.progress
-        )
+            return cell.model_copy(update={"why_not": str(error)})
         layers = tuple(map(astuple, layers_of(self.source.spec, made.plan)))
-        return Cell(
-            **named, **_sizes(rows[1]), layers=layers, text=self._continued(target),
-            seconds=time.monotonic() - started, command=f"{command} --repair" if trial.repaired else command,
-        )  # fmt: skip
+        return cell.model_copy(update={"layers": layers})
 
-    def _continued(self, path: Path) -> str:
+    def _continued(self, path: Path, pair: CachePair | None) -> str:
         """The continuation of the prompt, of what writes text."""
         if not self.options.max_new_tokens or self.source.spec.family.task != "text":
             return ""
-        return generate(path, self.options.prompt, max_new_tokens=self.options.max_new_tokens)
+        types = None if pair is None else pair.name
+        return generate(path, self.options.prompt, max_new_tokens=self.options.max_new_tokens, kv_cache=types)
 
 
 def _named(content: Content) -> dict[str, Any]:

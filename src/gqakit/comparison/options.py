@@ -47,6 +47,11 @@ class CompareOptions(StackOptions, LossOptions, DataOptions):
     kv_ratios: tuple[str, ...] = option(
         ("3/4", "1/2", "1/3"), "Budgets, with commas between: KV-cache bytes after / before.", panel=COMPARED
     )
+    kv_cache: Any = option(
+        None, "Score everything with a cache of this type too: one, or those of keys and of values, such as q8_0,q4_0 "
+        "(docs/kv-cache.md); may be repeated; f16 for none. Default: q8_0 and q4_0+h where the model's heads fit.",
+        panel=COMPARED, many=True,
+    )  # fmt: skip
     repair: bool = option(
         False, "Also each conversion by fold, repaired layer by layer (minutes each).", panel=COMPARED
     )

@@ -10,7 +10,9 @@ from pathlib import Path
 
 from gqakit import __version__
 from gqakit.calibration.store import StatisticsFile
+from gqakit.core.cache_types import cache_pair
 from gqakit.core.similarity import aligned_similarity
+from gqakit.errors import UsageError
 from gqakit.evaluation.page.content import (
     EngineBytes,
     LayerGroups,
@@ -22,6 +24,7 @@ from gqakit.evaluation.page.content import (
 )
 from gqakit.evaluation.page.write import write_page
 from gqakit.evaluation.table import EvaluationRow
+from gqakit.models.engine_caches import FULL, as_engine_has_it
 from gqakit.models.engines import ENGINES, kind_of
 from gqakit.models.source import Source
 from gqakit.models.spec import ModelSpec
@@ -57,15 +60,20 @@ def write_report(
     layers = layers_of(source.spec, plan)
     points = [
         Point(
-            name=row.name, way=row.name, kv_bytes=row.kv_bytes_per_token, kv_ratio=row.kv_ratio,
-            scores=scores_of(row), layers=layers if index else (),
+            name=row.called, way=ORIGINAL if of_source else row.name, kv_bytes=row.kv_bytes_per_token,
+            kv_ratio=row.kv_ratio, scores=scores_of(row), layers=() if of_source else layers, cache=row.kv_cache or "",
         )
-        for index, row in enumerate(rows)
+        for row, of_source in zip(rows, _of_source(rows), strict=True)
     ]  # fmt: skip
-    points[0] = replace(points[0], way=ORIGINAL)
     made = {"budget": plan.budget.asked, "method": plan.method, "merge rule": plan.merging.rule}
     settings = {**made, "allocation": plan.allocation, "seed": plan.seed, "plan": plan.fingerprint}
     write_page(page_of(source, statistics, points, f"Scored on {scored_on}.", settings), path)
+
+
+def _of_source(rows: Sequence[EvaluationRow]) -> list[bool]:
+    """Which rows are the source's: the first, and the one behind it where that is the same in a cache that rounds."""
+    rounded = len(rows) > 1 and rows[1].kv_cache is not None
+    return [index == 0 or (index == 1 and rounded) for index in range(len(rows))]
 
 
 def layers_of(spec: ModelSpec, plan: Plan) -> tuple[LayerGroups, ...]:
@@ -92,7 +100,7 @@ def page_of(
         note=note,
         measures=measures_named(points[0].scores),
         source=points[0],
-        points=points[1:],
+        points=[replace(point, layers=()) if point.cache else point for point in points[1:]],
         similarities=_similarities(source, statistics),
         engines=_engines(spec, points) if spec.is_cached else [],
         prompt=prompt if any(point.text for point in points) else "",
@@ -135,17 +143,30 @@ def _engines(spec: ModelSpec, points: Sequence[Point]) -> list[EngineBytes]:
 
 
 def _bytes_per_token(engine: str, spec: ModelSpec, point: Point) -> int | None:
-    """In 16 bit. Where keys and values are grouped apart, other engines cache the common refinement of the two maps."""
+    """In the types of its cache, else in 16 bit; None where the engine does not run the checkpoint, or has no such cache.
+
+    Where keys and values are grouped apart, engines other than transformers cache the common refinement of the two maps.
+    """
+    pair = cache_pair(point.cache or FULL)
+    try:
+        as_engine_has_it(pair.name, engine, spec.head_dim)
+    except UsageError:
+        return None
     if not point.layers:
-        return 2 * spec.head_dim * (sum(spec.key_heads) + sum(spec.value_heads))
+        return round(pair.nbytes(sum(spec.key_heads), sum(spec.value_heads), spec.head_dim))
     separate = any(layer.key != layer.value for layer in point.layers)
     if ENGINES[engine].how(kind_of("grouped", separate), spec.family.model_type) is None:
         return None
     if engine == "transformers":
-        heads = sum(len(set(layer.key)) + len(set(layer.value)) for layer in point.layers)
+        keys, values = (sum(len(set(side)) for side in sides) for sides in _sides(point))
     else:
-        heads = sum(2 * len(set(zip(layer.key, layer.value, strict=True))) for layer in point.layers)
-    return 2 * spec.head_dim * heads
+        keys = values = sum(len(set(zip(*both, strict=True))) for both in zip(*_sides(point), strict=True))
+    return round(pair.nbytes(keys, values, spec.head_dim))
+
+
+def _sides(point: Point) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
+    """The groups of keys, layer by layer, and those of values."""
+    return [layer.key for layer in point.layers], [layer.value for layer in point.layers]
 
 
 def _versions() -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gqakit.errors import UsageError
-from gqakit.models.run_options import RunOptions
+from gqakit.models.run_options import KV_CACHE, RUN, RunOptions
 from gqakit.options import option, takes
 
 
@@ -19,6 +19,7 @@ class GenerateOptions(RunOptions):
     temperature: float = option(0.0, "0 takes the most likely token each time.", at_least=0)
     seed: int = option(0, "Of the sampling, at a temperature above 0.", at_least=0)
     chat: bool = option(False, "Wrap the prompt as a user's message, with the model's chat template.")
+    kv_cache: str | None = option(None, KV_CACHE, panel=RUN)
 
 
 @takes(GenerateOptions)
@@ -35,10 +36,12 @@ def generate(model: str | Path, prompt: str, options: GenerateOptions) -> str:
     """
     import torch
 
+    from gqakit.models.rounding import check_cache_types, rounded_cache
     from gqakit.models.running import load_model, load_tokenizer
     from gqakit.models.source import Source
 
-    checkpoint = Source.open(model).checkpoint
+    source = Source.open(model)
+    checkpoint, types = source.checkpoint, check_cache_types(options.kv_cache, source.spec)
     tokenizer = load_tokenizer(checkpoint)
     if options.chat:
         if not tokenizer.chat_template:
@@ -54,6 +57,6 @@ def generate(model: str | Path, prompt: str, options: GenerateOptions) -> str:
     if options.temperature > 0:
         torch.manual_seed(options.seed)
         choice = {"do_sample": True, "temperature": options.temperature}
-    with torch.inference_mode():
+    with torch.inference_mode(), rounded_cache(running, source.spec, types):
         ids = running.generate(**inputs, max_new_tokens=options.max_new_tokens, **choice)
     return tokenizer.decode(ids[0, length:], skip_special_tokens=True)

@@ -9,6 +9,10 @@ from gqakit.errors import MissingDependencyError
 PALETTE = ("#2a6fb0", "#c44e52", "#4c9f70", "#8172b3", "#cc8b3c", "#3aa6b9", "#9c5b8f", "#7a8450")
 """Told apart in light and in dark, and by the commonest kinds of colour blindness together with the shapes."""
 
+FULL = "16 bit"
+"""What the page calls a cache that rounds nothing."""
+DASHES = ([1, 0], [6, 3], [2, 3], [8, 3, 2, 3])
+
 
 def altair() -> Any:
     """The library.
@@ -24,10 +28,12 @@ def altair() -> Any:
     return altair
 
 
-def quality(ways: list[str]) -> dict[str, Any]:
-    """Quality against bytes: a line per way, the frontier behind them, values on hover; a click in the legend singles out.
+def quality(ways: list[str], caches: list[str]) -> dict[str, Any]:
+    """Quality against bytes: a line per way and type of cache, the frontier behind them, values on hover.
 
-    Fields of a datum: `kib`, `score`, `way`, `name`, `ratio`, `shown`, `frontier`.
+    Colours tell ways apart, marks and dashes the types of cache, or ways too where there is one type; a click in the
+    legend singles a way out. Fields of a datum: `kib`, `bytes`, `score`, `way`, `cache`, `name`, `ratio`, `shown` and
+    `frontier`.
     """
     alt = altair()
     chosen = alt.selection_point(fields=["way"], bind="legend", name="way_chosen")
@@ -35,24 +41,29 @@ def quality(ways: list[str]) -> dict[str, Any]:
     y = alt.Y("score:Q", title="", scale=alt.Scale(zero=False))
     colours = alt.Scale(domain=ways, range=[PALETTE[i % len(PALETTE)] for i in range(len(ways))])
     base = alt.Chart(alt.NamedData("points")).encode(x=x, y=y)
-    visible = alt.condition(chosen, alt.value(1.0), alt.value(0.12))
+    coloured = {
+        "color": alt.Color("way:N", title="made by", scale=colours, sort=ways),
+        "opacity": alt.condition(chosen, alt.value(1.0), alt.value(0.12)),
+    }
+    shape, dash = alt.Shape("way:N", title="made by", sort=ways, scale=alt.Scale(domain=ways)), {}
+    if len(caches) > 1:
+        told: dict[str, Any] = {"title": "cache", "sort": caches}
+        shape = alt.Shape("cache:N", scale=alt.Scale(domain=caches), **told)
+        dashes = alt.Scale(domain=caches, range=[DASHES[i % len(DASHES)] for i in range(len(caches))])
+        dash = {"strokeDash": alt.StrokeDash("cache:N", scale=dashes, **told)}
     frontier = (
         base.transform_filter("datum.frontier")
         .mark_line(strokeWidth=9, opacity=0.18, color="#888888", strokeCap="round")
         .encode(order="kib:Q")
     )
-    coloured = {
-        "color": alt.Color("way:N", title="made by", scale=colours, sort=ways),
-        "opacity": visible,
-    }
     lines = (
         base.transform_filter("datum.way != 'original'")
         .mark_line(strokeWidth=2)
-        .encode(**coloured, order="kib:Q")
+        .encode(**coloured, **dash, detail="cache:N", order="kib:Q")
     )
     marks = base.mark_point(filled=True, size=90).encode(
         **coloured,
-        shape=alt.Shape("way:N", title="made by", sort=ways, scale=alt.Scale(domain=ways)),
+        shape=shape,
         tooltip=[
             alt.Tooltip("name:N", title="checkpoint"),
             alt.Tooltip("shown:N", title="score"),

@@ -75,9 +75,10 @@ class Point:
     """One checkpoint on the page.
 
     Attributes:
-        name: of this row. way: what made it; rows of one way are joined by a line.
+        name: of this row. way: what made it; rows of one way in one type of cache are joined by a line.
         kv_bytes: of the cache per token. scores: by measure. command: that makes it again.
         layers: its groups; empty for the source. text: its continuation of the prompt.
+        cache: the types that its keys and values are rounded to; "" for none.
     """
 
     name: str
@@ -88,6 +89,7 @@ class Point:
     command: str = ""
     layers: tuple[LayerGroups, ...] = ()
     text: str = ""
+    cache: str = ""
 
 
 @dataclass(frozen=True)
@@ -118,13 +120,13 @@ class Similarity:
 
 @dataclass(frozen=True)
 class EngineBytes:
-    """What an engine's own cache takes per token for one row of the page, in 16 bit; None where it does not run it."""
+    """What an engine's own cache takes per token for each row of the page; None where it does not run it."""
 
     name: str
     rounds_to: int
     """The engine reserves its cache in blocks of this number of tokens."""
     elements: Mapping[str, int | None]
-    """Numbers per token, by the name of the row."""
+    """Bytes per token, by the name of the row."""
 
 
 @dataclass(frozen=True)

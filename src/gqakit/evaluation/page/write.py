@@ -27,9 +27,12 @@ def write_page(page: Page, path: Path) -> None:
 
 def html(page: Page) -> str:
     """The page as text."""
-    ways = ["original", *dict.fromkeys(point.way for point in page.points)]
+    points = (page.source, *page.points)
+    ways, caches = (
+        list(dict.fromkeys(each)) for each in zip(*((p.way, p.cache) for p in points), strict=True)
+    )
     drawn = {
-        "quality": charts.quality(ways),
+        "quality": charts.quality(ways, [cache or charts.FULL for cache in caches]),
         "groups": charts.groups(),
         "kept": charts.kept(),
         "errors": charts.errors(),

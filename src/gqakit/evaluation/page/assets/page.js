@@ -5,7 +5,9 @@ const page = JSON.parse(document.getElementById("data").textContent);
 const at = (id) => document.getElementById(id);
 const all = [page.source, ...page.points];
 const dark = window.matchMedia("(prefers-color-scheme: dark)");
-const hidden = new Set();
+const hidden = { way: new Set(), cache: new Set() };
+const cacheOf = (point) => point.cache || "16 bit";
+const visible = () => all.filter((point) => !hidden.way.has(point.way) && !hidden.cache.has(cacheOf(point)));
 const readable = (value) => value === null || value === undefined ? "–"
   : Math.abs(value) >= 1000 ? Math.round(value).toLocaleString("en") : Number(value.toPrecision(4)).toString();
 
@@ -56,7 +58,7 @@ function frontier(measure) {
   const found = new Set();
   let best = null;
   const known = (point) => Number.isFinite(point.scores[measure.name]);
-  const ordered = all.filter((point) => known(point) && !hidden.has(point.way)).sort((a, b) => a.kv_bytes - b.kv_bytes
+  const ordered = visible().filter(known).sort((a, b) => a.kv_bytes - b.kv_bytes
     || (measure.lower ? 1 : -1) * (a.scores[measure.name] - b.scores[measure.name]));
   for (const point of ordered) {
     const score = point.scores[measure.name];
@@ -70,8 +72,8 @@ function measure() { return page.measures.find((each) => each.name === at("measu
 function drawQuality() {
   const chosen = measure(), kept = frontier(chosen), spec = structuredClone(page.charts.quality);
   const log = at("log").checked;
-  const points = all.filter((point) => !hidden.has(point.way)).map((point) => ({
-    name: point.name, way: point.way, kib: point.kv_bytes / 1024, bytes: Math.round(point.kv_bytes),
+  const points = visible().map((point) => ({
+    name: point.name, way: point.way, cache: cacheOf(point), kib: point.kv_bytes / 1024, bytes: Math.round(point.kv_bytes),
     ratio: point.kv_ratio, score: point.scores[chosen.name], shown: readable(point.scores[chosen.name]),
     frontier: kept.has(point.name),
   })).filter((point) => Number.isFinite(point.score) && (!log || point.score > 0));
@@ -81,7 +83,7 @@ function drawQuality() {
   });
   draw("quality", spec, { points });
   const header = ["checkpoint", "KV bytes/token", "of the source", ...page.measures.map((each) => each.title)];
-  table("table", header, all.filter((point) => !hidden.has(point.way)).map((point) => ({
+  table("table", header, visible().map((point) => ({
     kind: kept.has(point.name) ? "frontier" : "",
     cells: [point.name, Math.round(point.kv_bytes).toLocaleString("en"), (100 * point.kv_ratio).toFixed(1) + " %",
       ...page.measures.map((each) => readable(point.scores[each.name]))],
@@ -93,7 +95,7 @@ function drawFits() {
   const [context, batch, memory] = ["context", "batch", "memory"].map((id) => Math.max(0, Number(at(id).value)));
   const rounded = Math.ceil(context / engine.rounds_to) * engine.rounds_to;
   const gib = 2 ** 30;
-  const rows = all.filter((point) => point.name in engine.elements).map((point) => {
+  const rows = visible().filter((point) => point.name in engine.elements).map((point) => {
     const bytes = engine.elements[point.name];
     if (bytes === null) return { cells: [point.name, "does not run it", "", "", ""] };
     const needed = bytes * rounded * batch / gib;
@@ -136,18 +138,29 @@ function drawAll() {
   if (page.similarities.length) drawAlike();
 }
 
+// A box for each way, or for each type of cache: what is switched off leaves chart, tables and frontier.
+function switches(id, kind, names) {
+  names.forEach((name) => {
+    const label = make("label", undefined, at(id)), box = make("input", undefined, label);
+    Object.assign(box, { type: "checkbox", checked: true });
+    label.append(" " + name);
+    box.addEventListener("change", () => {
+      box.checked ? hidden[kind].delete(name) : hidden[kind].add(name);
+      drawQuality();
+      if (page.engines.length) drawFits();
+    });
+  });
+}
+
 function fill() {
   at("title").textContent = page.title;
   at("about").textContent = page.about.join(" · ");
   at("note").textContent = page.note;
   options(at("measure"), page.measures.map((each) => each.name), page.measures.map((each) => each.title));
   at("log").checked = page.measures[0].log;
-  [...new Set(page.points.map((point) => point.way))].forEach((way) => {
-    const label = make("label", undefined, at("ways")), box = make("input", undefined, label);
-    Object.assign(box, { type: "checkbox", checked: true });
-    label.append(" " + way);
-    box.addEventListener("change", () => { box.checked ? hidden.delete(way) : hidden.add(way); drawQuality(); });
-  });
+  switches("ways", "way", [...new Set(page.points.map((point) => point.way))]);
+  const caches = [...new Set(all.map(cacheOf))];
+  if (caches.length > 1) switches("caches", "cache", caches);
   at("measure").addEventListener("change", () => { at("log").checked = measure().log; drawQuality(); });
   at("log").addEventListener("change", drawQuality);
   if (page.engines.length) {

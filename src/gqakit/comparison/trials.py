@@ -1,0 +1,75 @@
+"""What a comparison makes: a way at a budget, and the command that makes it again."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gqakit.comparison.options import CompareOptions
+from gqakit.comparison.ways import Way
+from gqakit.core.cache_types import CachePair
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One checkpoint to be: a way at a budget, repaired or not."""
+
+    way: Way
+    budget: str
+    ratio: float
+    repaired: bool = False
+
+    @property
+    def name(self) -> str:
+        """What tables call it."""
+        return f"{self.label} {self.budget}"
+
+    @property
+    def label(self) -> str:
+        """The way, with what is done afterwards."""
+        return f"{self.way.name}, repaired" if self.repaired else self.way.name
+
+    @property
+    def slug(self) -> str:
+        """The name of its directory."""
+        return self.name.replace(", ", "-").replace(" ", "-").replace("/", "-of-")
+
+    def command(self, model: str, options: CompareOptions) -> str:
+        """That makes it; what came as data in memory cannot be named."""
+        words = ["gqakit", "convert", model, "--kv-ratio", f"{self.ratio:.6g}", *self.way.flags.split()]
+        words += _flags(options, "tokens", "window", *_DATA)
+        return shlex.join([*words, *(["--repair"] if self.repaired else []), "-o", self.slug])
+
+
+_DATA = ("text", "dataset", "dataset_split", "dataset_column", "images", "audio", "samples", "image_size")
+
+
+def trials(options: CompareOptions) -> Iterator[Trial]:
+    """Every checkpoint of a comparison, way by way."""
+    for chosen in options.chosen:
+        for budget, ratio in options.budgets.items():
+            yield Trial(chosen, budget, ratio)
+    if options.repair:
+        for budget, ratio in options.budgets.items():
+            yield Trial(options.way("fold"), budget, ratio, repaired=True)
+
+
+def scoring_command(model: str, made: str, pair: CachePair, options: CompareOptions) -> str:
+    """That scores a checkpoint, or the model itself where none is named, in a cache of these types."""
+    words = ["gqakit", "evaluate", model, *([made] if made else []), "--kv-cache", pair.name]
+    return shlex.join([*words, *_flags(options.scored_on, "tokens", "window", *_DATA)])
+
+
+def _flags(options: Any, *names: str) -> Sequence[str]:
+    """Options that were given, as the command line has them."""
+    found: list[str] = []
+    plain = type(options)()
+    for name in names:
+        value = getattr(options, name)
+        for each in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(each, str | int | Path) and value != getattr(plain, name):
+                found += ["--" + name.replace("_", "-"), str(each)]
+    return found
