@@ -37,7 +37,9 @@ def quality(ways: list[str], caches: list[str]) -> dict[str, Any]:
     """
     alt = altair()
     chosen = alt.selection_point(fields=["way"], bind="legend", name="way_chosen")
-    x = alt.X("kib:Q", title="KV cache per token (KiB)", scale=alt.Scale(zero=True, nice=True))
+    x = alt.X(
+        "kib:Q", title="KV cache per token (KiB)", scale=alt.Scale(zero=True, nice=True), axis=alt.Axis(tickCount=8),
+    )  # fmt: skip
     y = alt.Y("score:Q", title="", scale=alt.Scale(zero=False))
     colours = alt.Scale(domain=ways, range=[PALETTE[i % len(PALETTE)] for i in range(len(ways))])
     base = alt.Chart(alt.NamedData("points")).encode(x=x, y=y)

@@ -79,7 +79,7 @@ function drawQuality() {
   })).filter((point) => Number.isFinite(point.score) && (!log || point.score > 0));
   spec.layer.forEach((layer) => {
     layer.encoding.y.title = chosen.label;
-    layer.encoding.y.scale = log ? { type: "log", nice: true } : { zero: false, nice: true };
+    layer.encoding.y.scale = log ? { type: "log", nice: false, padding: 20 } : { zero: false, nice: true };
   });
   draw("quality", spec, { points });
   const header = ["checkpoint", "KV bytes/token", "of the source", ...page.measures.map((each) => each.title)];
@@ -180,8 +180,12 @@ function fill() {
   if (page.prompt) {
     at("prompt").textContent = page.prompt;
     all.filter((point) => point.text).forEach((point) => {
-      make("dt", point.name, at("texts"));
-      make("dd", point.text.trim().replace(/\s*\n\s*/g, " ⏎ "), at("texts"));  // blank lines say nothing
+      if (!point.cache) make("dt", point.name, at("texts"));
+      const plain = all.find((each) => !each.cache && `${each.name}, ${point.cache}` === point.name);
+      const text = plain?.text === point.text ? "the same" : point.text.trim().replace(/\s*\n\s*/g, " ⏎ ");
+      const line = make("dd", undefined, at("texts"));  // blank lines say nothing
+      if (point.cache) make("b", point.cache + " ", line);
+      line.append(text);
     });
   } else at("texts-section").remove();
   table("settings", [], Object.entries(page.settings).map((cells) => ({ cells })));
