@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
+import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
 from gqakit.cli.app import app
+from gqakit.demonstration import packaged
 
 README = Path(__file__).parents[2] / "README.md"
 TUTORIALS = README.parent / "docs" / "tutorials"
+NOTEBOOK = TUTORIALS / "first-steps.ipynb"
 
 
 def commands(page: Path) -> list[str]:
@@ -53,6 +59,30 @@ def test_commands_for_other_machines_are_understood(name: str) -> None:
     for line in found:
         _, command, *arguments = shlex.split(line)
         known[command].make_context(command, arguments)  # raises for an option that is none
+
+
+def test_the_notebook_runs(
+    model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its code cells, as plain Python, on a tiny model in place of the packaged one."""
+    cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+    display = types.ModuleType("IPython.display")
+    display.HTML = str  # pyright: ignore[reportAttributeAccessIssue]  # which is there wherever a notebook runs
+    monkeypatch.setitem(sys.modules, "IPython.display", display)
+    monkeypatch.setattr(packaged, "fetch", lambda _: model("mistral", head_dim=64, kv_heads=4))
+    names: dict[str, Any] = {}
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), NOTEBOOK.name, "exec"), names)
+    assert names["compared"].page.is_file()
+    assert [layer.keys.shape[1] for layer in names["cache"].layers] == [2, 2, 2, 2]
+    assert "fold 1/3, q4_0+h: 7.0% of the bytes" in capsys.readouterr().out
+
+
+def test_the_notebook_holds_no_output_and_readme_opens_it() -> None:
+    cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+    assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells)
+    assert str(NOTEBOOK.relative_to(README.parent)) in README.read_text(encoding="utf-8")
 
 
 def test_readme_states_no_unfilled_figure() -> None:
