@@ -11,7 +11,14 @@ from gqakit.cli.console import Screen
 from gqakit.evaluation.options import EvaluateOptions
 
 
-@command(EvaluateOptions, examples=("evaluate MODEL CONVERTED", "evaluate MODEL ONE TWO --text held-out.txt"))
+@command(
+    EvaluateOptions,
+    examples=(
+        "evaluate MODEL CONVERTED",
+        "evaluate MODEL ONE TWO --text held-out.txt",
+        "evaluate MODEL CONVERTED --tasks arc_easy,questions.jsonl",
+    ),
+)
 def evaluate(
     screen: Screen,
     model: Model,
@@ -21,16 +28,24 @@ def evaluate(
     *,
     options: EvaluateOptions,
 ) -> None:
-    """Perplexity, or agreement of embeddings; divergence from the source; cache size as computed and as measured."""
+    """Perplexity, or agreement of embeddings; divergence from the source; cache size as computed and as measured.
+
+    With --tasks, what lm-eval scores on these in place of it.
+    """
     from gqakit.checkpoint import Checkpoint
     from gqakit.evaluation.evaluate import evaluate
-    from gqakit.evaluation.table import header
+    from gqakit.evaluation.table import header, task_tables
     from gqakit.models.running import Running
 
     rows = evaluate(model, converted or [], options=options, progress=screen.progress)
     ran = str(Running.of(options, Checkpoint.open(model)).dtype).removeprefix("torch.")
     if screen.as_json:
-        screen.json({"window": options.window, "dtype": ran, "checkpoints": rows})
+        how = {"limit": options.limit} if options.tasks else {"window": options.window}
+        screen.json({**how, "dtype": ran, "checkpoints": rows})
+        return
+    if options.tasks:
+        for title, headings, lines in task_tables(rows):
+            screen.table(f"{title}, {ran}", headings, lines)
         return
     title = f"{rows[0].sample(options.window)}, {ran}"
     screen.table(title, header(rows), [row.cells() for row in rows])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import Any
 
 from transformers import PreTrainedModel
 
-from gqakit.core.cache_types import CachePair
+from gqakit.core.budget import CacheShape
+from gqakit.core.cache_types import CachePair, cache_pair
 from gqakit.data.samples import Batch
 from gqakit.models.outputs import run
 from gqakit.models.spec import ModelSpec
@@ -47,3 +49,31 @@ def bytes_of_cache(cache: Any, spec: ModelSpec, pair: CachePair | None = None) -
         else:
             total += pair.nbytes(key.shape[1], value.shape[1], key.shape[-1])
     return total
+
+
+HALVES = cache_pair("f16")
+"""What a cache is compared with: 16 bits for each number."""
+
+
+@dataclass(frozen=True)
+class CacheSizes:
+    """A cache's size: in the precision of the run, or in the types that are asked for against 16 bits."""
+
+    own: CacheShape
+    source: CacheShape
+    element_bytes: int
+    pair: CachePair | None
+
+    @property
+    def per_token(self) -> float:
+        """Bytes for each position."""
+        if self.pair is not None:
+            return self.own.bytes_in(self.pair)
+        return replace(self.own, element_bytes=self.element_bytes).bytes_per_token
+
+    @property
+    def ratio(self) -> float:
+        """Of the source's."""
+        if self.pair is None:
+            return self.own.ratio_to(self.source)
+        return self.per_token / self.source.bytes_in(HALVES)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gqakit.core.budget import CacheShape
-from gqakit.core.cache_types import CachePair, cache_pair
+from gqakit.core.cache_types import CachePair
 from gqakit.data.batches import Content, batches_of, unit_of
 from gqakit.data.samples import Batch, in_precision, positions_of
 from gqakit.errors import DataError
@@ -23,10 +22,12 @@ from gqakit.evaluation.agreement import (
     head_outputs,
     head_scores,
 )
+from gqakit.evaluation.cache import HALVES, CacheSizes
 from gqakit.evaluation.language import LanguageScores, score_language
 from gqakit.evaluation.options import EvaluateOptions
 from gqakit.evaluation.runners import InSequence, Remembered, Runner, Whole
-from gqakit.evaluation.table import EvaluationRow
+from gqakit.evaluation.table import EvaluationRow, TaskRow
+from gqakit.evaluation.tasks import evaluate_tasks
 from gqakit.models.architectures import text_part
 from gqakit.models.blockwise.calls import NotByBlocks
 from gqakit.models.blockwise.room import Load, opened_blocks
@@ -57,11 +58,13 @@ def evaluate(
     *,
     options: EvaluateOptions,
     progress: Reporter = silent,
-) -> list[EvaluationRow]:
+) -> Sequence[EvaluationRow] | Sequence[TaskRow]:
     """Perplexity and divergence from the source, or agreement with it, and cache size, for a source and its conversions.
 
     What predicts tokens is scored by that; another head by how its choices agree with the source's; a model without a head
     by how its embeddings do (mean over positions of text, the first position of images, the last of a decoder).
+
+    With `tasks` each is scored on these instead, by lm-eval; see `gqakit.evaluation.tasks`.
 
     The source runs once where its logits can be kept; the others come one after another, two models in memory at a time.
     With `kv_cache` the source is scored as it is, then source and conversions with keys and values rounded as a cache of
@@ -74,12 +77,15 @@ def evaluate(
         progress: True, False or a `gqakit.progress.Reporter`.
 
     Raises:
-        GqakitError: one of CheckpointError, FamilyError, DataError, UsageError.
+        GqakitError: one of CheckpointError, FamilyError, DataError, UsageError, MissingDependencyError.
     """
     named = [others] if isinstance(others, str | Path) else others
     conversions = [Source.open(name) for name in named]
     converted = {conversion.spec.stacks for conversion in conversions}  # a grouped checkpoint names them
     source = Source.open(model, converted.pop() if len(converted) == 1 else ())
+    if options.tasks:
+        _check_vocabulary(source, conversions)
+        return evaluate_tasks(source, conversions, options, progress)
     return evaluate_sources(source, conversions, options.read("evaluation"), options, progress)
 
 
@@ -163,7 +169,7 @@ class Evaluation:
             own.enter_context(runner.ready())
             scores = self.scores(runner, self.reference, advance)
             counted = (pair or HALVES) if self.halves else None
-            size = _Sizes(each.spec.cache, self.source.spec.cache, self.running.dtype.itemsize, counted)
+            size = CacheSizes(each.spec.cache, self.source.spec.cache, self.running.dtype.itemsize, counted)
             cached = bool(self.batches) and each.spec.is_cached
             return EvaluationRow(
                 name=each.short_name,
@@ -234,32 +240,6 @@ class Evaluation:
         made = embed(runner, batches, POOLING.get(task, "last"), advance)
         self.made = self.made or made
         return agreement(made, self.made, processes)
-
-
-HALVES = cache_pair("f16")
-"""What a cache is compared with: 16 bits for each number."""
-
-
-@dataclass(frozen=True)
-class _Sizes:
-    """A cache's size: in the precision of the run, or in the types that are asked for against 16 bits."""
-
-    own: CacheShape
-    source: CacheShape
-    element_bytes: int
-    pair: CachePair | None
-
-    @property
-    def per_token(self) -> float:
-        if self.pair is not None:
-            return self.own.bytes_in(self.pair)
-        return replace(self.own, element_bytes=self.element_bytes).bytes_per_token
-
-    @property
-    def ratio(self) -> float:
-        if self.pair is None:
-            return self.own.ratio_to(self.source)
-        return self.per_token / self.source.bytes_in(HALVES)
 
 
 def _check_vocabulary(source: Source, conversions: Sequence[Source]) -> None:

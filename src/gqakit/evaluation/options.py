@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from gqakit.data.options import DATA, WINDOW, DataOptions
@@ -9,6 +10,7 @@ from gqakit.models.run_options import KV_CACHE, RUN, MemoryOptions
 from gqakit.options import option
 
 TOKENS = 4096
+TASKS = "Tasks"
 
 
 @dataclass(frozen=True)
@@ -19,3 +21,25 @@ class EvaluateOptions(DataOptions, MemoryOptions):
     tokens: int = option(TOKENS, "Most tokens of text, in whole windows.", panel=DATA, at_least=1)
     window: int = option(WINDOW, "Tokens per window, each scored alone.", panel=DATA, at_least=2)
     kv_cache: str | None = option(None, KV_CACHE, panel=RUN)
+
+    tasks: tuple[str, ...] = option(
+        (), "In place of a text: tasks of lm-eval by name, or task files (.jsonl, .yaml), with commas between.",
+        panel=TASKS,
+    )  # fmt: skip
+    limit: int | None = option(
+        None, "Most questions of each task, from its beginning.", panel=TASKS, at_least=1
+    )
+    batch_size: int = option(1, "Answers of a task that run at a time.", panel=TASKS, at_least=1)
+
+    def problems(self) -> Iterator[str]:
+        """Tasks together with what they have no use for."""
+        yield from super().problems()
+        if not self.tasks:
+            if self.limit is not None:
+                yield "`limit` counts questions of `tasks`, which are not given; of a text, `tokens` counts"
+            return
+        if self.names_data:
+            given = ", ".join(f"`{name}`" for name, value in self._named().items() if value is not None)
+            yield f"`tasks` have their own questions; leave out {given}"
+        if self.blockwise == "always":
+            yield "`tasks` run whole models and not block by block; leave out `blockwise=always`"

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from gqakit.evaluation.agreement import AgreementScores, HeadScores
 from gqakit.evaluation.language import LanguageScores
+from gqakit.evaluation.task_scores import TaskScore
 
 
-@dataclass(frozen=True)
-class EvaluationRow:
-    """One checkpoint: what its cache takes, computed and measured, and how well it predicts or agrees.
+@dataclass(frozen=True, kw_only=True)
+class CheckpointRow:
+    """One checkpoint, and what its cache takes, computed and measured.
 
     Nothing is measured of keys and values that no cache keeps. `kv_cache`: the types of a cache that rounds; bytes are then
     in these types, and `kv_ratio` is against the source's at 16 bits.
@@ -21,13 +23,26 @@ class EvaluationRow:
     kv_bytes_per_token: int
     kv_bytes_measured: float | None
     kv_ratio: float
-    scores: LanguageScores | AgreementScores | HeadScores
     kv_cache: str | None = None
 
     @property
     def called(self) -> str:
         """Its name, with the types of its cache."""
         return self.name if self.kv_cache is None else f"{self.name}, {self.kv_cache}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskRow(CheckpointRow):
+    """What it scored on tasks."""
+
+    results: tuple[TaskScore, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationRow(CheckpointRow):
+    """How well it predicts or agrees."""
+
+    scores: LanguageScores | AgreementScores | HeadScores
 
     def cells(self) -> tuple[str, ...]:
         """The row as text, in the order of `header`."""
@@ -77,6 +92,21 @@ def header(rows: Sequence[EvaluationRow]) -> tuple[str, ...]:
     if all(isinstance(row.scores, HeadScores) for row in rows):
         return (*_SIZES, "KL to source", "relative error", "same choice")
     return (*_SIZES, "cosine to source", "relative error", "same neighbours")
+
+
+def task_tables(rows: Sequence[TaskRow]) -> Iterator[tuple[str, tuple[str, ...], list[tuple[str, ...]]]]:
+    """For each task a title, headings and lines, one for each metric and checkpoint; those of a metric stand together."""
+    for task, results in groupby(rows[0].results, lambda each: each.task):
+        first, *others = results
+        lines = [
+            (row.called, f"{row.kv_ratio:.3f}", *each.cells())
+            for wanted in (first, *others)
+            for row in rows
+            for each in row.results
+            if (each.task, each.metric) == (task, wanted.metric)
+        ]
+        headings = ("checkpoint", "kv_ratio", "metric", "score", "less the source's")
+        yield f"{task}, {first.questions:,} questions", headings, lines
 
 
 def number(value: float) -> str:
