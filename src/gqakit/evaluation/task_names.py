@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,7 +36,10 @@ def load_tasks(names: Sequence[str]) -> dict[str, Any]:
     if wrong is not None:
         raise DataError(f"task file {wrong} ends in {wrong.suffix!r}, expected .jsonl, .yaml or .yml")
     local = {name: choice_task(path) for name, path in files.items() if path.suffix in CHOICES}
-    manager = _manager(include_defaults=len(local) < len(names))  # reading lm-eval's own takes a while
+    group = any(_is_group(path) for path in files.values() if path.suffix in CONFIGS)
+    manager = _manager(
+        include_defaults=group or len(files) < len(names)
+    )  # reading lm-eval's own takes a while
     _check_known([name for name in map(str, names) if name not in files], manager)
     loaded: dict[str, Any] = {"tasks": {}, "groups": {}, "group_map": {}}
     for name in map(str, names):
@@ -63,6 +67,11 @@ def unremarked() -> Iterator[None]:
 def _is_file(name: str) -> bool:
     path = Path(name)
     return path.suffix in CHOICES + CONFIGS or path.name != str(name)
+
+
+def _is_group(path: Path) -> bool:
+    """Whether a config may name tasks of lm-eval's own."""
+    return re.search(r"^group:", path.read_text(encoding="utf-8", errors="replace"), re.M) is not None
 
 
 def _manager(include_defaults: bool) -> Any:
