@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 
 from gqakit.evaluation.agreement import AgreementScores, HeadScores
@@ -11,7 +11,7 @@ from gqakit.evaluation.language import LanguageScores
 from gqakit.evaluation.task_scores import TaskScore
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class CheckpointRow:
     """One checkpoint, and what its cache takes, computed and measured.
 
@@ -23,7 +23,7 @@ class CheckpointRow:
     kv_bytes_per_token: int
     kv_bytes_measured: float | None
     kv_ratio: float
-    kv_cache: str | None = None
+    kv_cache: str | None = field(default=None, kw_only=True)
 
     @property
     def called(self) -> str:
@@ -31,14 +31,14 @@ class CheckpointRow:
         return self.name if self.kv_cache is None else f"{self.name}, {self.kv_cache}"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class TaskRow(CheckpointRow):
     """What it scored on tasks."""
 
     results: tuple[TaskScore, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class EvaluationRow(CheckpointRow):
     """How well it predicts or agrees."""
 
