@@ -73,7 +73,8 @@ def main() -> None:
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     given.work.mkdir(parents=True, exist_ok=True)
     counts = {name: given.arc_easy if name == "ARC-Easy" else given.others for name in FILES}
-    print(f"{environment()}\n{vars(given)}", flush=True)
+    settings = {name: value for name, value in vars(given).items() if not isinstance(value, Path)}
+    print(f"{environment()}\n{settings}", flush=True)
     bench = Bench.on(given, {name: _first(given, name, count) for name, count in counts.items()})
     if not given.only_print:
         bench.original()
