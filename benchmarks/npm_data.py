@@ -11,7 +11,8 @@ from gqakit.demonstration.download import cache_directory
 
 def npm_archive(package: str, version: str, sha256: str) -> Path:
     """The package's archive; ends the program where it is not the expected one."""
-    archive = cache_directory() / "npm" / f"{package}-{version}.tgz"
+    name = package.removeprefix("@").replace("/", "-")  # as npm calls it
+    archive = cache_directory() / "npm" / f"{name}-{version}.tgz"
     if not archive.is_file():
         archive.parent.mkdir(parents=True, exist_ok=True)
         command = ["npm", "pack", "--silent", f"{package}@{version}"]

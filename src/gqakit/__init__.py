@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from gqakit.models.families.table import families
     from gqakit.models.generate import generate
     from gqakit.models.inspection import inspect
+    from gqakit.models.sample import sample
     from gqakit.pipeline import convert
     from gqakit.planning.catalogue import methods
     from gqakit.planning.correlation.correlate import correlate
@@ -50,6 +51,7 @@ _PUBLIC = {
     "methods": "planning.catalogue",
     "plan": "planning.make",
     "repair": "recovery.repair.repair",
+    "sample": "models.sample",
     "uptrain": "recovery.distil.uptrain",
     "verify": "conversion.verify",
     "vision_train": "key_driven.train",
@@ -75,6 +77,7 @@ __all__ = [
     "methods",
     "plan",
     "repair",
+    "sample",
     "uptrain",
     "verify",
     "vision_train",

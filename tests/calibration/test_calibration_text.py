@@ -49,6 +49,31 @@ def test_skip_leaves_out_the_first():
     assert not set("".join(first)) & set("".join(rest))
 
 
+def test_parts_take_turns_until_they_are_used_up():
+    mixed = Text.mixed([Text("letters", "abcdef"), Text("digits", "12"), Text("signs", "+-*/")])
+
+    def windows(**options) -> list[str]:
+        return [
+            "".join(map(chr, row)) for row in token_windows(Letters(), mixed, window=2, **options).tolist()
+        ]
+
+    assert windows() == ["ab", "12", "+-", "cd", "*/", "ef"]
+    assert windows(tokens=8) == ["ab", "12", "+-", "cd"]
+    assert windows(skip=2, tokens=5) == ["+-", "cd"]
+    with pytest.raises(DataError, match="text digits has 2 tokens, too few for one window of 3"):
+        token_windows(Letters(), mixed, window=3)
+
+
+def test_where_parts_end_counts():
+    parts = [Text("a", "one"), Text("b", "two")]
+    mixed = Text.mixed(parts)
+    assert mixed.name == "a + b"
+    assert mixed.content == "one\n\ntwo"
+    assert mixed.sha256 != Text("a + b", "one\n\ntwo").sha256
+    assert mixed.sha256 != Text.mixed(parts[::-1]).sha256
+    assert Text.mixed(parts[:1]) == parts[0]
+
+
 def test_every_window_opens_as_the_tokenizer_opens_a_text():
     bos = Letters(before=(1,))
     assert cut("abcdefgh", bos, window=3) == ["^ab", "^cd", "^ef", "^gh"]
@@ -78,13 +103,13 @@ def test_too_little(options, message):
         cut("abcdefgh", **options)
 
 
-def test_files_one_after_another(tmp_path):
+def test_files_in_turns(tmp_path):
     (tmp_path / "a.txt").write_text("eins", encoding="utf-8")
     (tmp_path / "b.txt").write_text("zwei ü", encoding="utf-8")
     text = read_text([tmp_path / "a.txt", str(tmp_path / "b.txt")])
-    assert text == Text("a.txt + b.txt", "eins\n\nzwei ü")
+    assert text == Text.mixed([Text("a.txt", "eins"), Text("b.txt", "zwei ü")])
     assert text.sha256 != read_text([tmp_path / "a.txt"]).sha256
-    assert text.sha256 == Text("other name", text.content).sha256
+    assert Text("a.txt", "eins").sha256 == Text("other name", "eins").sha256
 
 
 def test_bundled_texts_are_held_apart(tmp_path, monkeypatch):
@@ -105,5 +130,5 @@ def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(DataError, match=r"latin\.txt is not UTF-8: .* at byte 0"):
         read_text([tmp_path / "latin.txt"])
     (tmp_path / "empty.txt").write_text(" \n")
-    with pytest.raises(DataError, match=r"text empty\.txt is empty"):
+    with pytest.raises(DataError, match=r"empty\.txt is empty"):
         read_text([tmp_path / "empty.txt"])

@@ -30,7 +30,7 @@ ARGUMENTS = {
     "families": (),
     "demo": (),
 }
-OUTPUT = ("calibrate", "compare", "convert", "export", "repair", "uptrain", "vision-train")
+OUTPUT = ("calibrate", "compare", "convert", "export", "repair", "sample", "uptrain", "vision-train")
 
 
 class Ran(Exception):  # noqa: N818  # control flow: the call was reached

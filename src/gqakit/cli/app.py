@@ -22,6 +22,7 @@ from gqakit.cli import (
     methods,
     plan,
     repair,
+    sample,
     uptrain,
     verify,
     vision_train,
@@ -72,6 +73,7 @@ COMMANDS = {
         "demo": (demo.demo, "See it work on a real pretrained model."),
     },
     "Step by step": {
+        "sample": (sample.sample, "Let the model write text to calibrate on."),
         "calibrate": (calibrate.calibrate, "Run the model over some data; keep statistics."),
         "plan": (plan.app, "Decide which heads share and how; show or compare plans."),
     },

@@ -32,45 +32,56 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True)
 class Text:
-    """A text and what to call it."""
+    """A text and what to call it.
+
+    Attributes:
+        name: for people. content: all of it.
+        parts: the texts that it was put together from, which take turns in its windows; none for one piece.
+    """
 
     name: str
     content: str
+    parts: tuple[Text, ...] = ()
 
     @property
     def sha256(self) -> str:
-        """Hash of the content."""
-        return hashlib.sha256(self.content.encode()).hexdigest()
+        """Hash of the content, and of where its parts end."""
+        whole = "\0".join(part.content for part in self.parts) or self.content
+        return hashlib.sha256(whole.encode()).hexdigest()
+
+    @classmethod
+    def mixed(cls, parts: Sequence[Text]) -> Text:
+        """Several texts as one, whose windows are of each in turn."""
+        if len(parts) == 1:
+            return parts[0]
+        name, content = " + ".join(part.name for part in parts), "\n\n".join(part.content for part in parts)
+        return cls(name, content, tuple(parts))
 
 
 def read_text(sources: Sequence[str | Path]) -> Text:
-    """The texts of files, or of a bundled name, one after another.
+    """The texts of files, or of a bundled name. Of several, windows are taken in turn.
 
     Raises:
         DataError: when a file is missing, not UTF-8 or empty.
     """
-    parts: list[str] = []
-    names: list[str] = []
-    for source in sources:
-        path = Path(source)
-        if (
-            isinstance(source, str) and source in BUNDLED
-        ):  # a file of that name is ./NAME: what lies about never replaces a default
-            content = files("gqakit").joinpath("data", "assets", f"{source}.txt").read_text(encoding="utf-8")
-            names.append(f"gqakit {source} text")
-        else:
-            try:
-                content = path.read_text(encoding="utf-8")
-            except OSError as error:
-                raise DataError(f"cannot read text {path}: {error.strerror}") from error
-            except UnicodeDecodeError as error:
-                raise DataError(f"text {path} is not UTF-8: {error.reason} at byte {error.start}") from error
-            names.append(path.name)
-        parts.append(content)
-    text = "\n\n".join(parts)
-    if not text.strip():
-        raise DataError(f"text {', '.join(names)} is empty")
-    return Text(" + ".join(names), text)
+    return Text.mixed([_read(source) for source in sources])
+
+
+def _read(source: str | Path) -> Text:
+    # A bundled name is no file: what lies about never replaces a default. A file of that name is ./NAME.
+    if isinstance(source, str) and source in BUNDLED:
+        content = files("gqakit").joinpath("data", "assets", f"{source}.txt").read_text(encoding="utf-8")
+        return Text(f"gqakit {source} text", content)
+    path = Path(source)
+    try:
+        content = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"cannot read text {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"text {path} is not UTF-8: {error.reason} at byte {error.start}") from error
+    if not content.strip():
+        raise DataError(f"text {path} is empty")
+    return Text(path.name, content)
 
 
 def read_dataset(name: str, split: str, column: str, characters: int = 50_000_000) -> Text:
@@ -117,9 +128,10 @@ def read_dataset(name: str, split: str, column: str, characters: int = 50_000_00
 def token_windows(
     tokenizer: Tokenizer, text: Text, *, window: int, tokens: int | None = None, skip: int = 0
 ) -> Tensor:
-    """Consecutive windows of the text, `[windows, window]` token ids, the rest cut off.
+    """Windows of the text, `[windows, window]` token ids: consecutive, what is left at the end cut off.
 
-    Where the tokenizer opens a text with a special token (BOS), every window opens with it.
+    A text of several parts gives one window of each in turn, until each is used up. Where the tokenizer opens a text with a
+    special token (BOS), every window opens with it.
 
     Args:
         tokenizer: of the model.
@@ -129,18 +141,29 @@ def token_windows(
         skip: number of windows at the start that are left out.
 
     Raises:
-        DataError: when not even one window comes out.
+        DataError: when not even one window comes out of every part.
     """
     if window < 2 or (tokens is not None and tokens < window):
         raise DataError(
             f"a window of {window} tokens out of {tokens} makes no window; ask for more `tokens`, or a "
             "`window` of at least 2 and at most that"
         )
-    content = text.content
-    if (
-        tokens is not None
-    ):  # a token is seldom longer than 16 characters: enough, without encoding a whole corpus
-        content = content[: (tokens + skip * window) * 16]
+    end = None if tokens is None else tokens // window + skip
+    parts = [_windows_of(tokenizer, part, window, end) for part in text.parts or (text,)]
+    # Round by round: the first windows of all parts, then the second ones, ….
+    turns = sorted((turn, part) for part, windows in enumerate(parts) for turn in range(len(windows)))[:end]
+    if len(turns) <= skip:
+        raise DataError(
+            f"text {text.name} is cut into {len(turns)}, too few for one window of {window} after {skip} others; give "
+            "more text or a smaller `window`"
+        )
+    return torch.stack([parts[part][turn] for turn, part in turns[skip:]])
+
+
+def _windows_of(tokenizer: Tokenizer, text: Text, window: int, most: int | None) -> Tensor:
+    """The first windows of one text, `[windows, window]`; all of them without `most`."""
+    # A token is seldom longer than 16 characters: enough, without encoding a whole corpus.
+    content = text.content if most is None else text.content[: most * window * 16]
     prefix = _opening(tokenizer)
     ids = tokenizer(content, add_special_tokens=False, verbose=False)["input_ids"]
     body = window - len(prefix)
@@ -148,16 +171,13 @@ def token_windows(
         raise DataError(
             f"a window of {window} tokens has no room beside the {len(prefix)} that open every text"
         )
-    count = len(ids) // body - skip
-    if tokens is not None:
-        count = min(count, tokens // window)
+    count = len(ids) // body
     if count < 1:
         raise DataError(
-            f"text {text.name} has {len(ids)} tokens, too few for one window of {window}"
-            + (f" after {skip} others" if skip else "")
-            + "; give more text or a smaller `window`"
+            f"text {text.name} has {len(ids)} tokens, too few for one window of {window}; give more text or a "
+            "smaller `window`"
         )
-    cut = torch.tensor(ids[skip * body : (skip + count) * body]).view(count, body)
+    cut = torch.tensor(ids[: count * body]).view(count, body)
     return torch.cat([torch.tensor(prefix, dtype=cut.dtype).expand(count, -1), cut], dim=1)
 
 
