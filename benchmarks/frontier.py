@@ -1,23 +1,24 @@
-"""Perplexity against bytes: types of the cache alone, fewer heads alone, and both, on SmolLM2.
+"""Perplexity against bytes: types of the cache alone, fewer heads alone, both, and both trained, on SmolLM2.
 
-    python benchmarks/frontier.py [--windows 8] [--tokens 12288] [--only NAME ...]
+    python benchmarks/frontier.py [--windows 8] [--tokens 49152] [--only NAME ...] [--plot FILE]
 
-WikiText-2: calibrated on the first tokens of valid, scored on the first windows of 512 of test. Each row is printed as soon
-as it is known and kept in `--work`, so that an interrupted run goes on. Ends with a table, the lower envelope marked, and a
-plot.
+Calibrated, repaired and distilled on the mixture of texts.py, scored on the first windows of 512 of WikiText-2 test and of
+three texts that are in nothing before. Each row is printed as soon as it is known and kept in `--work`, so that an
+interrupted run goes on. Ends with a table, the lower envelope of the first text marked, and a plot.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import gqakit
-from common import arguments, environment, text_of
+from common import arguments, environment
 from gqakit.data.text import token_windows
 from gqakit.evaluation.drawing import COLOURS, axes_of, figure
 from gqakit.evaluation.language import score_language
@@ -25,17 +26,23 @@ from gqakit.models.load import load
 from gqakit.models.rounding import check_cache_types, rounded_cache
 from gqakit.models.running import load_tokenizer
 from gqakit.models.source import Source
+from texts import UNSEEN, mixture, scored
 from zoo import SMOLLM2, fetch
+
+SCORED = ("WikiText-2 test", *UNSEEN)
+Row = dict[str, float]
 
 
 @dataclass(frozen=True)
 class Way:
-    """One way to spend: heads, types as an engine holds them, and whether heads are in the basis for these types."""
+    """One way to spend: heads, types as an engine holds them, whether heads are in the basis for these types, training."""
 
     kind: str
     kv_ratio: float
     types: str
     prepared: bool = False
+    recovery: str = ""
+    """Nothing, or "repaired", or "distilled" (repaired before)."""
 
     @property
     def name(self) -> str:
@@ -43,11 +50,17 @@ class Way:
         heads = "" if self.kv_ratio == 1 else f"{self.kv_ratio:.3g} of the heads"
         basis = " in its basis" if self.prepared else ""
         types = "" if self.types == "f16" else f"{self.types}{basis}"
-        return " × ".join(part for part in (heads, types) if part) or "16 bits"
+        what = " × ".join(part for part in (heads, types) if part) or "16 bits"
+        return f"{what}, {self.recovery}" if self.recovery else what
+
+    @property
+    def before(self) -> Way:
+        """The checkpoint that recovery starts from."""
+        return replace(self, recovery="repaired" if self.recovery == "distilled" else "")
 
 
-ALONE, MERGED, BOTH = "types alone", "heads alone", "both"
-WAYS = (
+ALONE, MERGED, BOTH, TRAINED = "types alone", "heads alone", "both", "trained"
+UNTRAINED = (
     Way(ALONE, 1, "f16"),
     Way(ALONE, 1, "q8_0"),
     Way(ALONE, 1, "fp8"),
@@ -66,6 +79,15 @@ WAYS = (
     Way(BOTH, 1 / 2, "q4_0+h", True),
     Way(BOTH, 1 / 3, "q4_0+h", True),
 )
+RECOVERED = tuple(
+    Way(TRAINED, ratio, types, types != "f16", recovery)
+    for ratio, types in (
+        *((ratio, types) for types in ("q4_0+h", "f16") for ratio in (2 / 3, 1 / 3, 1 / 2)),
+        (1, "q4_0+h"),
+    )
+    for recovery in ("repaired", "distilled")
+)
+WAYS = (*UNTRAINED, *RECOVERED)
 
 
 class Bench:
@@ -77,97 +99,142 @@ class Bench:
         self.source = Source.open(fetch(SMOLLM2))
         self.spec = self.source.spec
         self.statistics = self.work / f"statistics-{options.tokens}.safetensors"
-        self.valid = options.wikitext / "valid.txt"
+        self.text = mixture(options.wikitext)
         self.file = self.work / f"rows-{options.tokens}-{options.windows}.json"
-        self.known: dict[str, list[float]] = json.loads(self.file.read_text()) if self.file.is_file() else {}
+        self.known: dict[str, Row] = json.loads(self.file.read_text()) if self.file.is_file() else {}
         tokenizer = load_tokenizer(self.source.checkpoint)
-        text = text_of(options.wikitext, "test")
-        self.windows = token_windows(tokenizer, text, window=512, tokens=512 * options.windows)
+        self.windows = {
+            name: token_windows(
+                tokenizer, scored(name, options.wikitext), window=512, tokens=512 * options.windows
+            )
+            for name in SCORED
+        }
 
     def checkpoint(self, way: Way) -> Path:
-        """The source, or a conversion of it: merged, in the basis for its types, or both."""
+        """The source, or a conversion of it: merged, in the basis for its types, both; repaired, distilled."""
         if way.kv_ratio == 1 and not way.prepared:
             return self.source.path
-        if not self.statistics.is_file():
-            gqakit.calibrate(
-                self.source.path, self.statistics, text=self.valid, tokens=self.options.tokens, progress=False
-            )
-        out = self.work / way.name.replace("/", "-").replace(" ", "_")
+        out = self.work / way.name.replace("/", "-").replace(" ", "_").replace(",", "")
         if not (out / "config.json").is_file():
-            pair = check_cache_types(way.types, self.spec)
-            assert pair is not None
-            share = pair.nbytes(1, 1, self.spec.head_dim) / (4 * self.spec.head_dim) if way.prepared else 1.0
-            gqakit.convert(
-                self.source.path, out, kv_ratio=way.kv_ratio * share, kv_cache=way.types if way.prepared else "f16",
-                kv_maps="separate", statistics=self.statistics, losses=self.work / "losses.jsonl", text=self.valid,
-                progress=False,
-            )  # fmt: skip
+            {"": self._convert, "repaired": self._repair, "distilled": self._distil}[way.recovery](way, out)
         return out
 
-    def measure(self, way: Way) -> tuple[float, float]:
-        """Share of the 16-bit bytes, and perplexity."""
+    def _convert(self, way: Way, out: Path) -> None:
+        if not self.statistics.is_file():
+            gqakit.calibrate(
+                self.source.path, self.statistics, text=self.text, tokens=self.options.tokens, progress=False
+            )
+        pair = check_cache_types(way.types, self.spec)
+        assert pair is not None
+        share = pair.nbytes(1, 1, self.spec.head_dim) / (4 * self.spec.head_dim) if way.prepared else 1.0
+        gqakit.convert(
+            self.source.path, out, kv_ratio=way.kv_ratio * share, kv_cache=way.types if way.prepared else "f16",
+            kv_maps="separate", statistics=self.statistics, losses=self.work / "losses.jsonl", text=self.text,
+            evaluate=False, progress=False,
+        )  # fmt: skip
+
+    def _repair(self, way: Way, out: Path) -> None:
+        started = time.monotonic()
+        gqakit.repair(
+            self.checkpoint(way.before), out, source=str(self.source.path), text=self.text, evaluate=False,
+            kv_cache=way.types, progress=False,
+        )  # fmt: skip
+        print(f"{way.name}: {time.monotonic() - started:,.0f} s of repair", flush=True)
+
+    def _distil(self, way: Way, out: Path) -> None:
+        options = self.options
+        gqakit.uptrain(
+            self.checkpoint(way.before), out, teacher=str(self.source.path), text=self.text, kl=1.0,
+            train="attention", learning_rate=options.learning_rate, max_steps=options.steps,
+            warmup_steps=max(1, options.steps // 20), gradient_accumulation_steps=4,
+            eval_steps=max(1, options.steps // 4), save_steps=max(1, options.steps // 8), kv_cache=way.types,
+            progress=False,
+        )  # fmt: skip
+        result = json.loads((out / "gqakit-uptrain.json").read_text())["result"]
+        print(
+            f"{way.name}: {result['seconds']:,.0f} s in {result['step']} steps, {result['tokens']:,} tokens, best after "
+            f"step {result['best_step']}",
+            flush=True,
+        )
+
+    def measure(self, way: Way) -> Row:
+        """Share of the 16-bit bytes under "bytes", and perplexity on every text."""
         if way.name not in self.known:
             source = Source.open(self.checkpoint(way))
             pair = check_cache_types(way.types, source.spec)
             assert pair is not None
             model = load(source.path, dtype=torch.float32)
             with rounded_cache(model, source.spec, None if way.types == "f16" else pair):
-                scores = score_language(model, self.windows)
+                found = {
+                    name: score_language(model, windows).perplexity for name, windows in self.windows.items()
+                }
             halves = 2 * self.spec.head_dim * 2 * sum(self.spec.key_heads)
-            self.known[way.name] = [source.spec.cache.bytes_in(pair) / halves, scores.perplexity]
-            self.file.write_text(json.dumps(self.known))
-        share, perplexity = self.known[way.name]
-        return share, perplexity
+            self.known[way.name] = {"bytes": source.spec.cache.bytes_in(pair) / halves, **found}
+            self.file.write_text(json.dumps(self.known, indent=1))
+        return self.known[way.name]
 
 
 def main() -> None:
     """Print each row, then the table, then draw."""
     parser = arguments(str(__doc__))
     parser.add_argument("--windows", type=int, default=8)
-    parser.add_argument("--tokens", type=int, default=12288)
-    parser.add_argument("--only", nargs="+", default=None, help="names of ways")
+    parser.add_argument("--tokens", type=int, default=49152, help="to calibrate on")
+    parser.add_argument("--steps", type=int, default=60, help="of distillation, 2,048 tokens each")
+    parser.add_argument("--learning-rate", type=float, default=5e-4, help="of distillation")
+    parser.add_argument("--only", nargs="+", default=[way.name for way in UNTRAINED], help="names of ways")
+    parser.add_argument("--known", action="store_true", help="measure nothing; every row that is known")
     parser.add_argument("--plot", type=Path, default=None)
     bench = Bench(options := parser.parse_args())
+    if wrong := set(options.only) - {way.name for way in WAYS}:
+        parser.error(f"unknown: {', '.join(wrong)}; ways are {'; '.join(way.name for way in WAYS)}")
     print(environment())
-    found: list[tuple[Way, float, float]] = []
+    found: list[tuple[Way, Row]] = []
     for way in WAYS:
-        if options.only is None or way.name in options.only:
-            found.append((way, *bench.measure(way)))
-            print(f"{way.name}: {found[-1][1]:.1%} of the bytes, perplexity {found[-1][2]:.3f}", flush=True)
+        if way.name in bench.known if options.known else way.name in ("16 bits", *options.only):
+            found.append((way, bench.measure(way)))
+            print(f"{way.name}: {found[-1][1]}", flush=True)
     print(table(found))
     if options.plot is not None:
         draw(options.plot, found)
 
 
-def table(found: list[tuple[Way, float, float]]) -> str:
+def best(row: Row, found: list[tuple[Way, Row]]) -> bool:
+    """Whether no other has a lower perplexity on the first text with as few bytes."""
+    return all(
+        other[SCORED[0]] >= row[SCORED[0]] for _, other in found if other["bytes"] <= row["bytes"] + 1e-9
+    )
+
+
+def table(found: list[tuple[Way, Row]]) -> str:
     """Markdown, most bytes first; rows that no other beats with as few bytes are in bold."""
-    whole = found[0][2]
-    lines = ["| KV bytes of 16 bit | what | perplexity | × original |", "|---|---|---|---|"]
-    for way, share, perplexity in sorted(found, key=lambda row: (-row[1], row[2])):
-        best = all(other >= perplexity for _, size, other in found if size <= share + 1e-9)
-        mark = "**" if best else ""
-        lines.append(
-            f"| {share:.1%} | {mark}{way.name}{mark} | {perplexity:.2f} | {perplexity / whole:.3f} |"
-        )
+    whole = found[0][1]
+    head = ("KV bytes of 16 bit", "what", SCORED[0], "x original", *UNSEEN, "unseen, mean x")
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for way, row in sorted(found, key=lambda each: (-each[1]["bytes"], each[1][SCORED[0]])):
+        mark = "**" if best(row, found) else ""
+        times = {name: row[name] / whole[name] for name in SCORED}
+        unseen = sum(times[name] for name in UNSEEN) / len(UNSEEN)
+        cells = (
+            f"{row['bytes']:.1%}", f"{mark}{way.name}{mark}", f"{row[SCORED[0]]:.2f}", f"{times[SCORED[0]]:.3f}",
+            *(f"{row[name]:.2f}" for name in UNSEEN), f"{unseen:.3f}",
+        )  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def draw(path: Path, found: list[tuple[Way, float, float]]) -> None:
+def draw(path: Path, found: list[tuple[Way, Row]]) -> None:
     """Perplexity against bytes, one colour for each kind."""
     with figure(path) as axes:
-        for kind, colour in zip((MERGED, ALONE, BOTH), COLOURS, strict=False):
-            rows = [(share, perplexity) for way, share, perplexity in found if way.kind == kind]
-            axes.plot(*zip(*sorted(rows), strict=True), "o", color=colour, label=kind)
-        low = [
-            (share, perplexity)
-            for _, share, perplexity in found
-            if all(other >= perplexity for _, size, other in found if size <= share + 1e-9)
-        ]
-        axes.plot(*zip(*sorted(low), strict=True), "-", color="0.6", zorder=0, label="lower envelope")
+        for kind, colour in zip((MERGED, ALONE, BOTH, TRAINED), COLOURS, strict=False):
+            rows = [(row["bytes"], row[SCORED[0]]) for way, row in found if way.kind == kind]
+            if rows:
+                axes.plot(*zip(*sorted(rows), strict=True), "o", color=colour, label=kind)
+        low = sorted((row["bytes"], row[SCORED[0]]) for _, row in found if best(row, found))
+        axes.plot(*zip(*low, strict=True), "-", color="0.6", zorder=0, label="lower envelope")
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.legend()
-        axes_of(axes, "SmolLM2-135M, WikiText-2 test", "KV bytes, share of 16 bits", "perplexity")
+        axes_of(axes, f"SmolLM2-135M, {SCORED[0]}", "KV bytes, share of 16 bits", "perplexity")
 
 
 if __name__ == "__main__":

