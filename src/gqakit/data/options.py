@@ -22,7 +22,8 @@ class TextOptions(Options):
 
     text: Any = option(
         None,
-        "A UTF-8 text file; may be repeated. Default: a small text that comes with gqakit.",
+        "A UTF-8 text file; may be repeated: windows are taken from each in turn. Default: a small text that comes "
+        "with gqakit.",
         panel=DATA,
         many=True,
     )
