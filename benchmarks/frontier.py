@@ -233,6 +233,10 @@ def draw(path: Path, found: list[tuple[Way, Row]]) -> None:
         axes.plot(*zip(*low, strict=True), "-", color="0.6", zorder=0, label="lower envelope")
         axes.set_xscale("log")
         axes.set_yscale("log")
+        axes.minorticks_off()
+        axes.set_xticks([1, 0.5, 0.3, 0.2, 0.1], ["100 %", "50 %", "30 %", "20 %", "10 %"])
+        axes.set_yticks(range(30, round(axes.get_ylim()[1]) + 1, 5))
+        axes.yaxis.set_major_formatter("{x:.0f}")
         axes.legend()
         axes_of(axes, f"SmolLM2-135M, {SCORED[0]}", "KV bytes, share of 16 bits", "perplexity")
 
