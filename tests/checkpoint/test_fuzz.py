@@ -51,7 +51,7 @@ def changed(path, **changes):
         ({"head_dim": 2**63}, "head_dim = 9223372036854775808"),
         ({"partial_rotary_factor": "x", "rope_parameters": [1]}, "partial_rotary_factor is 'x'"),
         ({"partial_rotary_factor": float("inf"), "rope_parameters": None}, "partial_rotary_factor is inf"),
-        ({"partial_rotary_factor": 0.25, "rope_parameters": None}, "must be even"),
+        ({"partial_rotary_factor": 0.25, "rope_parameters": None}, "llama rotates all channels of a head"),
     ],
 )
 def test_absurd_configs(tmp_path, changes, message):

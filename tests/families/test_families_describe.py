@@ -87,8 +87,34 @@ def test_normalised_keys_are_locked():
     ],
 )
 def test_partial_rotary(rope):
-    spec = describe({**CONFIG, "head_dim": 8, **rope})
+    spec = describe({**CONFIG, "model_type": "nemotron", "head_dim": 8, **rope})
     assert spec.channels == Channels.rotary(8, 4)
+    with pytest.raises(
+        FamilyError, match=r"partial_rotary_factor is 0\.5, but transformers' llama rotates all"
+    ):
+        describe({**CONFIG, "head_dim": 8, **rope})
+    assert describe({**CONFIG, "partial_rotary_factor": 1.0}).channels == Channels.rotary(4, 4)
+
+
+def test_partial_rotary_of_one_type_of_layers():
+    rope = {"full_attention": {"partial_rotary_factor": 0.5}, "sliding_attention": {"rope_type": "default"}}
+    with pytest.raises(FamilyError, match="transformers' olmo3 rotates all channels"):
+        describe({**CONFIG, "model_type": "olmo3", "rope_parameters": rope}, norms=True)
+
+
+def test_what_follows_a_share_is_what_transformers_reads_one_in():
+    """Where its code has no word of a share, a config that states one would be merged by channels that rotate after all."""
+    import importlib
+    import inspect
+
+    def reads(name):
+        path = name.replace("-", "_").removesuffix("_text")
+        module = importlib.import_module(f"transformers.models.{path}.modeling_{path}")
+        return "partial_rotary_factor" in inspect.getsource(module)
+
+    rotary = {n: f for n, f in FAMILIES.items() if f.positions == "rotary" and not f.texts}
+    follows = {n for n, f in rotary.items() if f.partly_rotary or f.rotary_share != 1}
+    assert follows - {"gptj", "codegen"} == {n for n in rotary if reads(n)}  # these two state channels
 
 
 def test_rotary_width_in_channels_of_neighbouring_pairs():

@@ -228,11 +228,7 @@ def _key_channels(family: Family, config: Mapping[str, Any], positions: str, hea
     """Which channels of a key head may be mixed where no normalisation follows."""
     if positions != "rotary":
         return Channels.mixing(head_dim)
-    rope = config.get("rope_parameters") or config.get("rope_scaling")
-    inner = rope.get("partial_rotary_factor") if isinstance(rope, dict) else None
-    factor = inner or lookup(config, "partial_rotary_factor|rotary_pct") or family.rotary_share
-    if not isinstance(factor, int | float) or not 0 <= factor <= 1:
-        raise FamilyError(f"config.json: partial_rotary_factor is {factor!r}, expected a number from 0 to 1")
+    factor = _rotary_share(family, config)
     channels = config.get(family.rotary_dim or "")
     width = channels if is_size(channels) else int(head_dim * factor)
     if width % 2 or width > head_dim:
@@ -242,3 +238,20 @@ def _key_channels(family: Family, config: Mapping[str, Any], positions: str, hea
             f"{width}; it must be even and at most {head_dim}"
         )
     return Channels.rotary(head_dim, width, family.rotary_pairs)
+
+
+def _rotary_share(family: Family, config: Mapping[str, Any]) -> float:
+    """The share of a head's channels that rotate; refused where transformers' code would not follow it."""
+    rope = config.get("rope_parameters") or config.get("rope_scaling")
+    ropes = [rope, *rope.values()] if isinstance(rope, dict) else []  # some have one for each type of layer
+    stated = [each.get("partial_rotary_factor") for each in ropes if isinstance(each, dict)]
+    factor = next(filter(None, stated), None) or lookup(config, "partial_rotary_factor|rotary_pct")
+    factor = factor or family.rotary_share
+    if not isinstance(factor, int | float) or not 0 <= factor <= 1:
+        raise FamilyError(f"config.json: partial_rotary_factor is {factor!r}, expected a number from 0 to 1")
+    if factor != 1 and not family.partly_rotary and family.rotary_share == 1 and not family.rotary_dim:
+        raise FamilyError(
+            f"config.json: partial_rotary_factor is {factor!r}, but transformers' {family.model_type} rotates all channels of a "
+            "head whatever it says. If the model was trained so, leave the key out"
+        )
+    return factor

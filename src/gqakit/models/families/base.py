@@ -110,6 +110,8 @@ class Family:
         positions: rotary embedding of queries and keys; a bias for each query head on the scores, which ties
             query heads to their places; or nothing inside attention. A function of the config where that says it.
         rotary_share: share of a head's channels that rotate, where the config does not say.
+        partly_rotary: its code follows such a share. True of those with one of their own; transformers' code of the others
+            rotates all channels whatever the config says.
         rotary_dim: config key of the number of channels that rotate, in families that do not state a share.
         rotary_pairs: which channels rotate together: `j` with `j` + half the rotary width, or neighbours.
         key_norm: name of a normalisation between key projection and position embedding, or None. Where the tensor
@@ -141,6 +143,7 @@ class Family:
     transposed: bool = False
     positions: Positions | Callable[[Mapping[str, Any]], Positions] = "rotary"
     rotary_share: float = 1.0
+    partly_rotary: bool = False
     rotary_dim: str | None = None
     rotary_pairs: Literal["half", "interleaved"] = "half"
     key_norm: str | None = None

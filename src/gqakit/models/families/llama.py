@@ -13,6 +13,7 @@ PHI3 = Family(
     causal("Phi3"),
     stacks=(Stack(names=Names.fused("qkv_proj", "o_proj")),),
     layout="blocks",
+    partly_rotary=True,
 )
 _GEMMA = ("attn_logit_softcapping", "query_pre_attn_scalar", "use_bidirectional_attention")
 GEMMA2 = Family("gemma2", causal("Gemma2"), handles=_GEMMA)
