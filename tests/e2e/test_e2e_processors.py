@@ -111,6 +111,7 @@ def seeing(folder: Path, family: str) -> Path:
     return source
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # PaliGemma's processor
 @pytest.mark.parametrize("family", some(PROCESSORS))
 def test_a_picture_goes_the_same_way_through_processor_and_model(family: str, tmp_path: Path) -> None:
     source = seeing(tmp_path, family)

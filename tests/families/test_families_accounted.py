@@ -121,7 +121,8 @@ def test_the_config_and_the_tensors_must_agree_on_normalised_keys(family: str) -
     data = FAMILIES[family]
     output, switch = data.stacks[0].names.output, data.norm_switch or ""
     tensors = {name.replace("o_proj", output): shape for name, shape in shapes().items()}
-    config = {**CONFIG, "model_type": family, "partial_rotary_factor": 0.5}
+    share = 1.0 if family == "cohere" else 0.5
+    config = {**CONFIG, "model_type": family, "partial_rotary_factor": share}
     assert describe_model(FAMILIES, config, tensors, 2).behind_norm is None
     with pytest.raises(
         FamilyError, match=f"{switch} = True, but the checkpoint has no tensor .*{data.query_norm}"

@@ -251,7 +251,7 @@ def _rotary_share(family: Family, config: Mapping[str, Any]) -> float:
         raise FamilyError(f"config.json: partial_rotary_factor is {factor!r}, expected a number from 0 to 1")
     if factor != 1 and not family.partly_rotary and family.rotary_share == 1 and not family.rotary_dim:
         raise FamilyError(
-            f"config.json: partial_rotary_factor is {factor!r}, but transformers' {family.model_type} rotates all channels of a "
-            "head whatever it says. If the model was trained so, leave the key out"
+            f"config.json: partial_rotary_factor is {factor!r}, but transformers' {family.model_type} rotates all channels "
+            "of a head whatever it says. If the model was trained so, leave the key out"
         )
     return factor
