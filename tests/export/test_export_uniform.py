@@ -85,7 +85,7 @@ def test_giving_back_all_that_was_saved_is_refused(grouped: Models, tmp_path: Pa
     assert "leave out --how" in said
     assert "engines that run it so (transformers, llama.cpp, vllm, onnx)" in said
     only = refused(2, "export", grouped("mixtral"), *to, "--how", "equalise")
-    assert "engines that run it so (transformers)" in only
+    assert "engines that run it so (transformers, vllm)" in only
     ran = json.loads(
         succeeds("export", grouped(), *to, "--json").out
     )  # five heads of nine still save something

@@ -117,7 +117,7 @@ def test_a_model_that_cannot_be_differentiated_is_measured(
     monkeypatch.chdir(tmp_path)
     source = build(tmp_path / "model", kv_heads=4)
     small: dict[str, Any] = {"window": 32, "progress": False}
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.WARNING, logger="gqakit"):
         known = gqakit.calibrate(source, "s.safetensors", tokens=128, **small)
     assert (
         sum(

@@ -39,9 +39,8 @@ class GroupedConfig:
         super().__post_init__(**kwargs)  # pyright: ignore[reportAttributeAccessIssue]
         if self.gqakit is not None:  # transformers builds configs without arguments to compare defaults
             layers = self.layer_heads()
-            self.model_type = self.gqakit[
-                "base_model_type"
-            ]  # what goes by it finds the family; files keep ours
+            # What goes by it finds the family; files keep ours.
+            self.model_type = self.gqakit["base_model_type"]
             if "vllm" in sys.modules:
                 self._set_padded_heads(layers)
 
@@ -62,15 +61,14 @@ class GroupedConfig:
     def _set_padded_heads(self, layers: list[HeadMaps]) -> None:
         """Give each layer the number of query heads that its groups have when all are as large as the largest.
 
-        Only vLLM reads these, to make its attention; `pad_groups_for_vllm` hands it queries to match.
+        Only vLLM reads these (and divides the width by them without a `head_dim`); `pad_groups_for_vllm` hands it queries.
         """
         text = self.get_text_config()
         per_layer = {int(i): dict(own) for i, own in text.to_dict().get("per_layer_config", {}).items()}
         for index, heads in enumerate(layers):
             largest = max(map(heads.key_head_of_query.count, range(heads.num_key_heads)))
             per_layer.setdefault(index, {})["num_attention_heads"] = heads.num_key_heads * largest
-        if getattr(text, "head_dim", None) is None:  # vLLM would divide the width by the number with padding
-            text.head_dim = (self.gqakit or {})["head_dim"]
+        text.head_dim = getattr(text, "head_dim", None) or (self.gqakit or {})["head_dim"]
         text.allow_global_per_layer_attribute_access = True
         text.per_layer_config = per_layer
 
