@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
 import statistics
@@ -171,6 +172,18 @@ def paired_times(work: Sequence[Callable[[], object]], rounds: int) -> tuple[lis
     ratios = [ours / plain for plain, ours in zip(*times, strict=True)]
     low, middle, high = statistics.quantiles(ratios, n=4)
     return [statistics.median(each) for each in times], f"{middle:.3f} ({low:.3f}–{high:.3f})"
+
+
+class Kept(dict[str, Any]):
+    """What was measured, by name, in a file of JSON: an interrupted run finds it there."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__(json.loads(file.read_text()) if file.is_file() else {})
+        self._file = file
+
+    def __setitem__(self, name: str, found: Any) -> None:
+        super().__setitem__(name, found)
+        self._file.write_text(json.dumps(self, indent=1))
 
 
 class Table:

@@ -18,15 +18,14 @@ from typing import Any
 import torch
 
 import gqakit
-from common import arguments, environment
-from gqakit.data.text import token_windows
+from common import Kept, arguments, environment
 from gqakit.evaluation.drawing import COLOURS, axes_of, figure
 from gqakit.evaluation.language import score_language
 from gqakit.models.load import load
 from gqakit.models.rounding import check_cache_types, rounded_cache
 from gqakit.models.running import load_tokenizer
 from gqakit.models.source import Source
-from texts import UNSEEN, mixture, scored
+from texts import UNSEEN, mixture, scored_windows
 from zoo import SMOLLM2, fetch
 
 SCORED = ("WikiText-2 test", *UNSEEN)
@@ -100,15 +99,9 @@ class Bench:
         self.spec = self.source.spec
         self.statistics = self.work / f"statistics-{options.tokens}.safetensors"
         self.text = mixture(options.wikitext)
-        self.file = self.work / f"rows-{options.tokens}-{options.windows}.json"
-        self.known: dict[str, Row] = json.loads(self.file.read_text()) if self.file.is_file() else {}
+        self.known = Kept(self.work / f"rows-{options.tokens}-{options.windows}.json")
         tokenizer = load_tokenizer(self.source.checkpoint)
-        self.windows = {
-            name: token_windows(
-                tokenizer, scored(name, options.wikitext), window=512, tokens=512 * options.windows
-            )
-            for name in SCORED
-        }
+        self.windows = scored_windows(tokenizer, SCORED, options.wikitext, options.windows)
 
     def checkpoint(self, way: Way) -> Path:
         """The source, or a conversion of it: merged, in the basis for its types, both; repaired, distilled."""
@@ -170,7 +163,6 @@ class Bench:
                 }
             halves = 2 * self.spec.head_dim * 2 * sum(self.spec.key_heads)
             self.known[way.name] = {"bytes": source.spec.cache.bytes_in(pair) / halves, **found}
-            self.file.write_text(json.dumps(self.known, indent=1))
         return self.known[way.name]
 
 

@@ -42,8 +42,8 @@ def short_reviews(tokenizer: Any, longest: int) -> list[Review]:
     for text, ids in zip(texts, encoded, strict=True):
         if len(ids) <= longest:
             found[sentiment[text]].append(Review(text, tuple(ids), sentiment[text]))
-    dice = random.Random(0)
+    rng = random.Random(0)
     each = min(map(len, found.values()))
-    chosen = [review for kind in found.values() for review in dice.sample(kind, each)]
-    dice.shuffle(chosen)
+    chosen = [review for kind in found.values() for review in rng.sample(kind, each)]
+    rng.shuffle(chosen)
     return chosen

@@ -12,7 +12,6 @@ Scores are kept in the scratch directory, so an interrupted run goes on.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor
 
 from common import (
+    Kept,
     Table,
     all_layers,
     arguments,
@@ -142,8 +142,7 @@ class Converter:
         how = {"text": subject.calibrate_on, "window": subject.window, "tokens": subject.tokens}
         self.statistics = calibrated(subject.path, path, **how)
         self.layers = all_layers(self.source, self.statistics)
-        self.kept = work / f"scores-{subject.name}.json"
-        self.scores = json.loads(self.kept.read_text()) if self.kept.is_file() else {}
+        self.scores = Kept(work / f"scores-{subject.name}.json")
 
     def row(self, way: str, ratio: float) -> tuple[str, ...]:
         """The share of K and V that is kept, and the scores."""
@@ -152,7 +151,6 @@ class Converter:
             plan = self.plan(way, ratio)
             convert_in_memory(self.model, self.layers, plan)
             self.scores[key] = [f"{plan.budget.kv_ratio:.3f}", *self.subject.score(self.model)]
-            self.kept.write_text(json.dumps(self.scores, indent=1))
         return tuple(self.scores[key])
 
     def plan(self, way: str, ratio: float) -> Plan:

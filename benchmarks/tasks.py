@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from common import Table, arguments, calibrated, environment
+from common import Kept, Table, arguments, calibrated, environment
 from gqakit.calibration.store import StatisticsFile
 from gqakit.comparison.ways import NAMED
 from gqakit.conversion.convert import convert_checkpoint
@@ -123,7 +123,7 @@ class Bench:
     source: Source
     statistics: StatisticsFile
     scoring: TaskScoring
-    scores: dict[str, list[dict[str, Any]]]
+    scores: Kept
 
     @classmethod
     def on(cls, given: Any, files: dict[str, Path]) -> Bench:
@@ -139,16 +139,8 @@ class Bench:
             load_tasks([str(path) for path in files.values()]), load_tokenizer(source.checkpoint),
             EvaluateOptions(tasks=tuple(map(str, files.values())), batch_size=16), silent,
         )  # fmt: skip
-        bench = cls(given, source, statistics, scoring, {})
-        if bench.file.is_file():
-            bench.scores = json.loads(bench.file.read_text())
-        return bench
-
-    @property
-    def file(self) -> Path:
-        """What keeps the scores of these questions."""
-        given = self.given
-        return given.work / f"tasks-{given.arc_easy}-{given.others}-{given.tokens}-{given.dtype}.json"
+        file = given.work / f"tasks-{given.arc_easy}-{given.others}-{given.tokens}-{given.dtype}.json"
+        return cls(given, source, statistics, scoring, Kept(file))
 
     def original(self) -> None:
         """Score the source, which all others are compared with."""
@@ -200,11 +192,9 @@ class Bench:
     def _score(self, key: str, path: Path) -> None:
         model = load_model(Source.open(path).checkpoint, self.given.dtype)
         self.scores[key] = [asdict(each) for each in self.scoring.scores(model, key)]
-        self.file.write_text(json.dumps(self.scores))
 
     def _is(self, label: str, key: str) -> None:
         self.scores[label] = self.scores[key]
-        self.file.write_text(json.dumps(self.scores))
         print(f"scored {label}", flush=True)
 
 

@@ -15,15 +15,17 @@ import sysconfig
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from brown import brown
 from common import SIBLING, text_of
-from gqakit.data.text import Text
+from gqakit.data.text import Text, token_windows
 from gqakit.demonstration.download import cache_directory
 from npm_data import npm_archive
 
@@ -45,6 +47,16 @@ def scored(name: str, wikitext: Path = SIBLING) -> Text:
     if name == "German":
         return Text(name, _german())
     return text_of(wikitext, "test")
+
+
+def scored_windows(
+    tokenizer: Any, names: Sequence[str], wikitext: Path, windows: int
+) -> dict[str, torch.Tensor]:
+    """The first windows of 512 tokens of texts, `[windows, 512]` token ids, by name."""
+    return {
+        name: token_windows(tokenizer, scored(name, wikitext), window=512, tokens=512 * windows)
+        for name in names
+    }
 
 
 def mixture(wikitext: Path = SIBLING) -> Text:

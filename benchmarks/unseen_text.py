@@ -8,7 +8,6 @@ Each row is kept in `--work` as soon as it is known, so that an interrupted run 
 
 from __future__ import annotations
 
-import json
 import shutil
 from fractions import Fraction
 from pathlib import Path
@@ -17,13 +16,13 @@ from typing import Any
 import torch
 
 import gqakit
-from common import STAND_INS, Table, arguments, environment, text_of
-from gqakit.data.text import Text, read_text, token_windows
+from common import STAND_INS, Kept, Table, arguments, environment, text_of
+from gqakit.data.text import Text, read_text
 from gqakit.evaluation.language import score_language
 from gqakit.models.load import load
 from gqakit.models.running import load_tokenizer
 from gqakit.models.source import Source
-from texts import UNSEEN, mixture, scored
+from texts import UNSEEN, mixture, scored_windows
 from zoo import SMOLLM2, fetch
 
 SCORED = ("WikiText-2 test", *UNSEEN, "German")
@@ -47,15 +46,8 @@ class Bench:
         self.work.mkdir(parents=True, exist_ok=True)
         self.source = Source.open(fetch(SMOLLM2))
         tokenizer = load_tokenizer(self.source.checkpoint)
-        texts = {name: scored(name, options.wikitext) for name in SCORED}
-        self.windows = {
-            name: token_windows(tokenizer, text, window=512, tokens=512 * options.windows)
-            for name, text in texts.items()
-        }
-        self.file = self.work / f"rows-{options.windows}.json"
-        self.known: dict[str, dict[str, float]] = (
-            json.loads(self.file.read_text()) if self.file.is_file() else {}
-        )
+        self.windows = scored_windows(tokenizer, SCORED, options.wikitext, options.windows)
+        self.known = Kept(self.work / f"rows-{options.windows}.json")
 
     def text(self, way: str) -> Text:
         """What one way calibrates on."""
@@ -82,7 +74,6 @@ class Bench:
             self.known[name] = {
                 text: score_language(model, windows).perplexity for text, windows in self.windows.items()
             }
-            self.file.write_text(json.dumps(self.known, indent=1))
         return self.known[name]
 
     def converted(self, way: str, ratio: Fraction) -> dict[str, float]:

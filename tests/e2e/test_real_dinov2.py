@@ -19,19 +19,19 @@ SIDE = 168  # pixels, 12 × 12 patches
 
 def drawn(count: int, seed: int) -> Images:
     """Discs and boxes of any colour over smooth noise, lit from one side: not natural, but edges, textures and objects."""
-    dice = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     y, x = np.mgrid[:SIDE, :SIDE] / SIDE
     frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(SIDE), np.fft.fftfreq(SIDE))) + 1 / SIDE
     images = np.empty((count, SIDE, SIDE, 3))
     for image in images:
-        noise = np.fft.ifft2(np.fft.fft2(dice.normal(size=(3, SIDE, SIDE))) / frequency).real
+        noise = np.fft.ifft2(np.fft.fft2(rng.normal(size=(3, SIDE, SIDE))) / frequency).real
         texture = np.moveaxis(noise / noise.std(), 0, -1)
-        image[:] = dice.uniform(60, 200, 3) + 40 * texture
-        for _ in range(dice.integers(1, 5)):
-            across, down = abs(x - dice.uniform()), abs(y - dice.uniform())
-            distance = np.hypot(across, down) if dice.uniform() < 0.5 else np.maximum(across, down)
-            inside = distance < dice.uniform(0.08, 0.35)
-            image[inside] = dice.uniform(0, 255, 3) + 10 * texture[inside]
+        image[:] = rng.uniform(60, 200, 3) + 40 * texture
+        for _ in range(rng.integers(1, 5)):
+            across, down = abs(x - rng.uniform()), abs(y - rng.uniform())
+            distance = np.hypot(across, down) if rng.uniform() < 0.5 else np.maximum(across, down)
+            inside = distance < rng.uniform(0.08, 0.35)
+            image[inside] = rng.uniform(0, 255, 3) + 10 * texture[inside]
         image *= (0.7 + 0.6 * x)[..., None]
     return Images(f"{count} drawings", images.clip(0, 255).round().astype(np.uint8), SIDE)
 

@@ -17,9 +17,9 @@ from gqakit.planning.correlation.ranks import picked_loss, rank_correlation, str
 
 @pytest.mark.parametrize("seed", range(4))
 def test_it_is_spearman_s_and_the_interval_holds_it(seed: int) -> None:
-    dice = np.random.default_rng(seed)
-    x = dice.normal(size=40)
-    y = x + dice.normal(size=40)
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=40)
+    y = x + rng.normal(size=40)
     found = rank_correlation(x.tolist(), y.tolist(), seed)
     assert found.rho == pytest.approx(spearmanr(x, y).statistic)
     assert -1 <= found.low < found.rho < found.high <= 1

@@ -72,16 +72,24 @@ def _read(source: str | Path) -> Text:
     if isinstance(source, str) and source in BUNDLED:
         content = files("gqakit").joinpath("data", "assets", f"{source}.txt").read_text(encoding="utf-8")
         return Text(f"gqakit {source} text", content)
-    path = Path(source)
-    try:
-        content = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"cannot read text {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"text {path} is not UTF-8: {error.reason} at byte {error.start}") from error
+    content = read_utf8(path := Path(source), "text")
     if not content.strip():
         raise DataError(f"text {path} is empty")
     return Text(path.name, content)
+
+
+def read_utf8(path: Path, kind: str) -> str:
+    """What a file of text holds; `kind` is what messages call it.
+
+    Raises:
+        DataError: when it cannot be read or is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"cannot read {kind} {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{kind} {path} is not UTF-8: {error.reason} at byte {error.start}") from error
 
 
 def read_dataset(name: str, split: str, column: str, characters: int = 50_000_000) -> Text:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,6 +12,7 @@ from gqakit.core.budget import CacheShape
 from gqakit.core.cache_types import CachePair, cache_pair
 from gqakit.data.samples import Batch
 from gqakit.models.outputs import run
+from gqakit.models.source import Source
 from gqakit.models.spec import ModelSpec
 
 
@@ -57,12 +59,25 @@ HALVES = cache_pair("f16")
 
 @dataclass(frozen=True)
 class CacheSizes:
-    """A cache's size: in the precision of the run, or in the types that are asked for against 16 bits."""
+    """A cache's size: in the precision of the run, or in the types that are asked for against 16 bits.
+
+    Attributes:
+        own, source: of the checkpoint, and of what it is compared with. element_bytes: of a number in the run.
+        pair: the types that bytes are counted in; None for the precision of the run.
+    """
 
     own: CacheShape
     source: CacheShape
     element_bytes: int
     pair: CachePair | None
+
+    def columns(self, measured: float | None) -> dict[str, Any]:
+        """What a `CheckpointRow` says of the cache, with its bytes as they were measured."""
+        return {
+            "kv_bytes_per_token": round(self.per_token),
+            "kv_bytes_measured": measured,
+            "kv_ratio": self.ratio,
+        }
 
     @property
     def per_token(self) -> float:
@@ -77,3 +92,11 @@ class CacheSizes:
         if self.pair is None:
             return self.own.ratio_to(self.source)
         return self.per_token / self.source.bytes_in(HALVES)
+
+
+def runs_of(
+    source: Source, conversions: Sequence[Source], types: CachePair | None
+) -> list[tuple[Source, CachePair | None]]:
+    """What is scored, with the types of its cache: the source as it is, then the others; with types the source again."""
+    others = (source, *conversions) if types else conversions
+    return [(source, None), *((each, types) for each in others)]

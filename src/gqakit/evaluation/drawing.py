@@ -39,7 +39,7 @@ def figure(
 
 
 def shades(count: int) -> Sequence[Any]:
-    """So many colours, in an order that the eye sees where they are more than a few. Only inside `figure`."""
+    """A number of colours, in an order that the eye sees where they are more than a few. Only inside `figure`."""
     if count <= len(COLOURS):
         return COLOURS[:count]
     from matplotlib import colormaps

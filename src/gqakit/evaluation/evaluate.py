@@ -22,7 +22,7 @@ from gqakit.evaluation.agreement import (
     head_outputs,
     head_scores,
 )
-from gqakit.evaluation.cache import HALVES, CacheSizes
+from gqakit.evaluation.cache import HALVES, CacheSizes, runs_of
 from gqakit.evaluation.language import LanguageScores, score_language
 from gqakit.evaluation.options import EvaluateOptions
 from gqakit.evaluation.runners import InSequence, Remembered, Runner, Whole
@@ -99,9 +99,9 @@ def evaluate_sources(
     """`evaluate` for models that are open and data that is read."""
     _check_vocabulary(source, conversions)
     types = check_cache_types(options.kv_cache, source.spec)
-    runs = [(each, types) for each in ((source, *conversions) if types else conversions)]
+    others = runs_of(source, conversions, types)[1:]
     with evaluation_of(source, content, options, progress, conversions, halves=bool(types)) as job:
-        return [job.original, *(job.row(*run) for run in runs)]
+        return [job.original, *(job.row(*run) for run in others)]
 
 
 @contextmanager
@@ -173,9 +173,7 @@ class Evaluation:
             cached = bool(self.batches) and each.spec.is_cached
             return EvaluationRow(
                 name=each.short_name,
-                kv_bytes_per_token=round(size.per_token),
-                kv_bytes_measured=runner.cache(each.spec, self.batches[0], counted) if cached else None,
-                kv_ratio=size.ratio,
+                **size.columns(runner.cache(each.spec, self.batches[0], counted) if cached else None),
                 scores=scores,
                 kv_cache=None if pair is None else pair.name,
             )

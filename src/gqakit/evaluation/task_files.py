@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from gqakit.data.text import read_utf8
 from gqakit.errors import DataError
 
 EXPECTED = (
@@ -50,14 +51,8 @@ def read_choices(path: Path) -> list[dict[str, Any]]:
     Raises:
         DataError: see `choice_task`.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except OSError as error:
-        raise DataError(f"cannot read task file {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"task file {path} is not UTF-8: {error.reason} at byte {error.start}") from error
     questions: list[dict[str, Any]] = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_utf8(path, "task file").split("\n"), start=1):
         if not line.strip():
             continue
         try:

@@ -37,9 +37,8 @@ def load_tasks(names: Sequence[str]) -> dict[str, Any]:
         raise DataError(f"task file {wrong} ends in {wrong.suffix!r}, expected .jsonl, .yaml or .yml")
     local = {name: choice_task(path) for name, path in files.items() if path.suffix in CHOICES}
     group = any(_is_group(path) for path in files.values() if path.suffix in CONFIGS)
-    manager = _manager(
-        include_defaults=group or len(files) < len(names)
-    )  # reading lm-eval's own takes a while
+    # Reading lm-eval's own takes a while.
+    manager = _manager(include_defaults=group or len(files) < len(names))
     _check_known([name for name in map(str, names) if name not in files], manager)
     loaded: dict[str, Any] = {"tasks": {}, "groups": {}, "group_map": {}}
     for name in map(str, names):

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from gqakit.core.cache_types import CachePair
 from gqakit.errors import UsageError
-from gqakit.evaluation.cache import HALVES, CacheSizes, measure_cache
+from gqakit.evaluation.cache import HALVES, CacheSizes, measure_cache, runs_of
 from gqakit.evaluation.options import EvaluateOptions
 from gqakit.evaluation.table import TaskRow
 from gqakit.evaluation.task_names import load_tasks, unremarked
@@ -46,26 +45,18 @@ def evaluate_tasks(
     types = check_cache_types(options.kv_cache, source.spec)
     tokenizer = load_tokenizer(source.checkpoint)
     scoring = TaskScoring(load_tasks(options.tasks), tokenizer, options, progress)
-    runs: list[tuple[Source, CachePair | None]] = [(source, None)]
-    runs += [(each, types) for each in ((source, *conversions) if types else conversions)]
     rows: list[TaskRow] = []
-    for each, pair in runs:
+    for each, pair in runs_of(source, conversions, types):
         model = load_model(each.checkpoint, running.dtype, running.device)
-        size = CacheSizes(
-            each.spec.cache,
-            source.spec.cache,
-            running.dtype.itemsize,
-            None if types is None else pair or HALVES,
-        )
+        counted = None if types is None else pair or HALVES
+        size = CacheSizes(each.spec.cache, source.spec.cache, running.dtype.itemsize, counted)
         with rounded_cache(model, each.spec, pair):
-            measured = measure_cache(model, each.spec, {"input_ids": torch.arange(MEASURED)[None]}, size.pair)
+            measured = measure_cache(model, each.spec, {"input_ids": torch.arange(MEASURED)[None]}, counted)
             results = scoring.scores(model, each.short_name)
         rows.append(
             TaskRow(
                 name=each.short_name,
-                kv_bytes_per_token=round(size.per_token),
-                kv_bytes_measured=measured,
-                kv_ratio=size.ratio,
+                **size.columns(measured),
                 results=results,
                 kv_cache=None if pair is None else pair.name,
             )

@@ -44,10 +44,7 @@ def generate(model: str | Path, prompt: str, options: GenerateOptions) -> str:
     checkpoint, types = source.checkpoint, check_cache_types(options.kv_cache, source.spec)
     tokenizer = load_tokenizer(checkpoint)
     if options.chat:
-        if not tokenizer.chat_template:
-            raise UsageError(f"{model} has no chat template; leave out `chat=True`")
-        messages = [{"role": "user", "content": prompt}]
-        prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        prompt = as_chat(tokenizer, model, prompt)
     running: Any = load_model(checkpoint, options.precision, options.device)
     inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=not options.chat).to(running.device)
     length = inputs["input_ids"].shape[1]
@@ -60,3 +57,15 @@ def generate(model: str | Path, prompt: str, options: GenerateOptions) -> str:
     with torch.inference_mode(), rounded_cache(running, source.spec, types):
         ids = running.generate(**inputs, max_new_tokens=options.max_new_tokens, **choice)
     return tokenizer.decode(ids[0, length:], skip_special_tokens=True)
+
+
+def as_chat(tokenizer: Any, model: str | Path, message: str) -> str:
+    """A user's message in the model's chat template, up to where the answer begins.
+
+    Raises:
+        UsageError: the tokenizer has no template.
+    """
+    if not tokenizer.chat_template:
+        raise UsageError(f"{model} has no chat template; leave out `chat=True`")
+    messages = [{"role": "user", "content": message}]
+    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gqakit.errors import FamilyError, OutputError, UsageError
+from gqakit.models.generate import as_chat
 from gqakit.models.run_options import RunOptions
 from gqakit.options import option, takes
 from gqakit.progress import Reporter, silent
@@ -97,10 +98,8 @@ def _start(tokenizer: Any, config: dict[str, Any]) -> list[int]:
 
 def _chat_start(tokenizer: Any, model: str | Path) -> list[int]:
     """A conversation up to where the user's first message begins."""
-    if not tokenizer.chat_template:
-        raise UsageError(f"{model} has no chat template; leave out `chat=True`")
     mark = "\u241f"  # stands for the message, and is in no template
-    text = tokenizer.apply_chat_template([{"role": "user", "content": mark}], tokenize=False)
+    text = as_chat(tokenizer, model, mark)
     return tokenizer(text.partition(mark)[0], add_special_tokens=False)["input_ids"]
 
 

@@ -49,10 +49,10 @@ def quality(ways: list[str], caches: list[str]) -> dict[str, Any]:
     }
     shape, dash = alt.Shape("way:N", title="made by", sort=ways, scale=alt.Scale(domain=ways)), {}
     if len(caches) > 1:
-        told: dict[str, Any] = {"title": "cache", "sort": caches}
-        shape = alt.Shape("cache:N", scale=alt.Scale(domain=caches), **told)
+        legend: dict[str, Any] = {"title": "cache", "sort": caches}
+        shape = alt.Shape("cache:N", scale=alt.Scale(domain=caches), **legend)
         dashes = alt.Scale(domain=caches, range=[DASHES[i % len(DASHES)] for i in range(len(caches))])
-        dash = {"strokeDash": alt.StrokeDash("cache:N", scale=dashes, **told)}
+        dash = {"strokeDash": alt.StrokeDash("cache:N", scale=dashes, **legend)}
     frontier = (
         base.transform_filter("datum.frontier")
         .mark_line(strokeWidth=9, opacity=0.18, color="#888888", strokeCap="round")

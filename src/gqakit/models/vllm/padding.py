@@ -70,8 +70,6 @@ def _padded(role: str, weight: torch.Tensor, arrangement: Arrangement) -> torch.
     if role == "o":
         columns = weight.unflatten(1, (len(set(arrangement.query)), -1))[:, list(arrangement.query)]
         live = torch.tensor(arrangement.live, dtype=columns.dtype)
-        return (columns * live[None, :, None]).flatten(
-            1
-        )  # [width, places, head_dim] to [width, places · head_dim]
+        return (columns * live[None, :, None]).flatten(1)  # [width, places · head_dim]
     heads = {"q": arrangement.query, "k": arrangement.key, "v": arrangement.value}[role]
     return weight.unflatten(0, (max(heads) + 1, -1))[list(heads)].flatten(0, 1)
