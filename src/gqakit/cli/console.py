@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
@@ -83,20 +84,51 @@ def _jsonable(value: Any) -> Any:
     return str(value) if dump is None else _jsonable(dump(mode="json"))
 
 
+FOLDED = 24
+"""The longest words of text that stay whole in a narrow terminal."""
+
+
 def _rich_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table as wide as the terminal at most: headings over numbers break before names fold; numbers stay whole."""
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", header_style="bold", show_header=any(header))
-    for index, name in enumerate(header):
-        numeric = all(str(row[index])[:1].isdigit() for row in rows)
-        justify = "right" if numeric and index else "left"
-        # Over numbers a word per line, or a narrow terminal would cut the words of headings.
-        name = name.replace(" ", "\n") if justify == "right" else name
-        table.add_column(name, justify=justify, overflow="fold", no_wrap=index == 0)
-    for row in rows:
-        table.add_row(*(str(cell) for cell in row))
-    Console().print(table)
+    console = Console()
+    columns = [(name, *(str(row[index]) for row in rows)) for index, name in enumerate(header)]
+    numeric = [
+        index > 0 and all(re.match(r"-?\d|-$", cell) for cell in column[1:])
+        for index, column in enumerate(columns)
+    ]
+    whole = [max(map(len, column)) for column in columns]
+    words = [min(max(map(len, " ".join(column).split()), default=0), FOLDED) for column in columns]
+    gaps = 2 * len(columns)
+    # Text folds anyhow: only the names in front and numbers count in full.
+    counted = [
+        w if number or not index else min(w, FOLDED)
+        for index, (w, number) in enumerate(zip(whole, numeric, strict=True))
+    ]
+    narrow = sum(counted) + gaps > console.width
+    fits = sum(words) + gaps <= console.width
+    table = Table(
+        title=title, title_justify="left", header_style="bold", show_header=any(header), box=SIMPLE_HEAD,
+        show_edge=False, padding=(0, 1, 0, 0),
+    )  # fmt: skip
+    for name, number, word in zip(header, numeric, words, strict=True):
+        heading = re.sub(r" |(?<=/)", "\n", name) if number and narrow else name
+        justify = "right" if number else "left"
+        table.add_column(
+            heading,
+            justify=justify,
+            overflow="fold",
+            no_wrap=number,
+            min_width=word if fits and not number else None,
+        )
+    if not any(numeric):
+        table.columns[0].no_wrap = True  # a name beside its explanation, which folds
+    for row in zip(*(column[1:] for column in columns), strict=True):
+        table.add_row(*row)
+    console.print(table)
 
 
 def _calm_transformers() -> None:

@@ -22,4 +22,6 @@ def families(screen: Screen, as_markdown: Markdown = False) -> None:
     elif as_markdown:
         print(markdown(), end="")
     else:
-        screen.table("Families", HEADER, rows())
+        shown = [index for index, name in enumerate(HEADER) if name != "q, k, v"]  # is in the docs' tables
+        table = [[row[index] for index in shown] for row in (HEADER, *rows())]
+        screen.table("Families", table[0], table[1:])

@@ -24,7 +24,8 @@ def inspect(screen: Screen, model: Model, options: InspectOptions) -> None:
     heads = _span(found.key_heads), _span(found.value_heads)
     rotary = f"{found.rotary_dim} of {found.head_dim} channels"
     rotary += ", after a key normalisation" if found.key_norm else ""
-    weights = f"{found.weight_bytes / 2**20:,.0f} MiB of {found.dtype} in {found.tensors} tensors, {found.shards} files"
+    weights = f"{found.weight_bytes / 2**20:,.0f} MiB of {found.dtype} in {found.tensors} tensors"
+    weights += "" if found.shards == 1 else f", {found.shards} files"
     rows = [
         ("family", found.model_type),
         ("attention layers", f"{found.num_layers} ({' and '.join(found.stacks)})"),
