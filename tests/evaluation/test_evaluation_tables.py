@@ -7,7 +7,8 @@ import math
 import pytest
 
 from gqakit.evaluation.language import LanguageScores
-from gqakit.evaluation.table import EvaluationRow, header, markdown_table, number
+from gqakit.evaluation.measures import number
+from gqakit.evaluation.table import EvaluationRow, header, markdown_table
 
 ROW = EvaluationRow("fold-2", 30_720, 30_720.0, 2 / 3, LanguageScores(45.5432, 0.19871, 0.7271, 4088))
 

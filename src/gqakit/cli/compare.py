@@ -10,7 +10,10 @@ from gqakit.comparison.options import CompareOptions
 from gqakit.progress import duration
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from gqakit.comparison.cells import Cell
+    from gqakit.evaluation.measures import Measure
 
 
 @command(
@@ -31,7 +34,7 @@ def compare(screen: Screen, model: Model, output: Output, options: CompareOption
     Interrupted, the same command goes on at the next conversion.
     """
     from gqakit.comparison.compare import compare
-    from gqakit.evaluation.page.content import measures_named
+    from gqakit.evaluation.measures import measures_named
 
     result = compare(model, output, options=options, progress=screen.progress)
     if screen.as_json:
@@ -39,21 +42,15 @@ def compare(screen: Screen, model: Model, output: Output, options: CompareOption
         return
     measures = measures_named(result.cells[0].scores)
     header = ("checkpoint", "KV bytes/token", "kv_ratio", *(each.title for each in measures))
-    names = [each.name for each in measures]
-    screen.table(f"Scored on {result.scored_on}", header, [_cells(each, names) for each in result.cells])
+    screen.table(f"Scored on {result.scored_on}", header, [_cells(each, measures) for each in result.cells])
     for each in result.cells:
         if each.why_not:
             screen.line(f"{each.name}: {each.why_not}")
     screen.line(f"Page: {result.page}, results: {result.file} ({duration(result.seconds)})")
 
 
-def _cells(cell: Cell, names: list[str]) -> tuple[str, ...]:
-    from gqakit.evaluation.table import number
-
+def _cells(cell: Cell, measures: Sequence[Measure]) -> tuple[str, ...]:
     if not cell.scores:
-        return (cell.name, "-", "-", *("-" for _ in names))
-    scores = (cell.scores[name] for name in names)
-    return (
-        cell.name, f"{cell.kv_bytes:,}", f"{cell.kv_ratio:.3f}",
-        *("-" if score is None else number(score) for score in scores),
-    )  # fmt: skip
+        return (cell.name, "-", "-", *("-" for _ in measures))
+    scores = (each.shown(cell.scores[each.name]) for each in measures)
+    return (cell.name, f"{cell.kv_bytes:,}", f"{cell.kv_ratio:.3f}", *scores)

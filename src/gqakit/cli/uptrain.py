@@ -23,7 +23,7 @@ def uptrain(screen: Screen, model: Model, output: Output, options: UptrainOption
     Interrupted, the same command continues where it was saved. Under `accelerate launch -m gqakit uptrain …` it runs on
     several devices.
     """
-    from gqakit.evaluation.table import number
+    from gqakit.evaluation.measures import number
     from gqakit.recovery.distil.uptrain import uptrain
 
     def notice(step: int, scores: Mapping[str, float]) -> None:

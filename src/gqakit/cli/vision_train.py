@@ -23,7 +23,7 @@ def vision_train(screen: Screen, model: Model, output: Output, options: VisionOp
     With a key-driven method, query heads are shared out over KV heads by the norms of their keys while it trains; what is
     written is an ordinary grouped checkpoint. Interrupted, the same command continues where it was saved.
     """
-    from gqakit.evaluation.table import number
+    from gqakit.evaluation.measures import number
     from gqakit.key_driven.train import vision_train
 
     def notice(phase: str, step: int, scores: Mapping[str, float]) -> None:

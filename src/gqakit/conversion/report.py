@@ -13,13 +13,13 @@ from gqakit.calibration.store import StatisticsFile
 from gqakit.core.cache_types import cache_pair
 from gqakit.core.similarity import aligned_similarity
 from gqakit.errors import UsageError
+from gqakit.evaluation.measures import measures_named
 from gqakit.evaluation.page.content import (
     EngineBytes,
     LayerGroups,
     Page,
     Point,
     Similarity,
-    measures_named,
     scores_of,
 )
 from gqakit.evaluation.page.write import write_page
@@ -96,7 +96,7 @@ def page_of(
     spec = source.spec
     return Page(
         title=f"{source.short_name} with a smaller KV cache",
-        about=_about(spec),
+        about=_about(spec, points[0].kv_bytes),
         note=note,
         measures=measures_named(points[0].scores),
         source=points[0],
@@ -108,12 +108,12 @@ def page_of(
     )
 
 
-def _about(spec: ModelSpec) -> list[str]:
+def _about(spec: ModelSpec, kv_bytes: float) -> list[str]:
     heads = max(spec.key_heads)
     return [
         f"{spec.model_type}, {spec.num_layers} attention layers",
         f"{spec.num_heads} query heads, {heads} KV head{'s' if heads > 1 else ''} of width {spec.head_dim}",
-        f"{spec.cache.bytes_per_token:,} bytes of keys and values per token",
+        f"{kv_bytes:,.0f} bytes of keys and values per token",
     ]
 
 

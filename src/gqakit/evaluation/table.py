@@ -8,6 +8,7 @@ from itertools import groupby
 
 from gqakit.evaluation.agreement import AgreementScores, HeadScores
 from gqakit.evaluation.language import LanguageScores
+from gqakit.evaluation.measures import MEASURES, number
 from gqakit.evaluation.task_scores import TaskScore
 
 
@@ -48,16 +49,8 @@ class EvaluationRow(CheckpointRow):
         """The row as text, in the order of `header`."""
         measured = "no cache" if self.kv_bytes_measured is None else f"{self.kv_bytes_measured:,.0f}"
         sizes = (self.called, f"{self.kv_bytes_per_token:,}", measured, f"{self.kv_ratio:.3f}")
-        scores = self.scores
-        if isinstance(scores, LanguageScores):
-            return (*sizes, number(scores.perplexity), f"{scores.kl:.4f}", f"{scores.top1:.1%}")
-        if isinstance(scores, HeadScores):
-            kl, top1 = (
-                "no choice" if scores.kl is None else f"{scores.kl:.4f}",
-                "no choice" if scores.top1 is None else f"{scores.top1:.1%}",
-            )
-            return (*sizes, kl, f"{scores.error:.4f}", top1)
-        return (*sizes, f"{scores.cosine:.4f}", f"{scores.error:.4f}", f"{scores.neighbours:.1%}")
+        measures = MEASURES[type(self.scores)]
+        return (*sizes, *(each.shown(getattr(self.scores, each.name), "no choice") for each in measures))
 
     @property
     def perplexity(self) -> float:
@@ -87,11 +80,7 @@ _SIZES = ("checkpoint", "KV bytes/token", "measured", "kv_ratio")
 
 def header(rows: Sequence[EvaluationRow]) -> tuple[str, ...]:
     """The headings over such rows."""
-    if all(isinstance(row.scores, LanguageScores) for row in rows):
-        return (*_SIZES, "perplexity", "KL to source", "same top token")
-    if all(isinstance(row.scores, HeadScores) for row in rows):
-        return (*_SIZES, "KL to source", "relative error", "same choice")
-    return (*_SIZES, "cosine to source", "relative error", "same neighbours")
+    return (*_SIZES, *(each.title for each in MEASURES[type(rows[0].scores)]))
 
 
 def task_tables(rows: Sequence[TaskRow]) -> Iterator[tuple[str, tuple[str, ...], list[tuple[str, ...]]]]:
@@ -107,11 +96,6 @@ def task_tables(rows: Sequence[TaskRow]) -> Iterator[tuple[str, tuple[str, ...],
         ]
         headings = ("checkpoint", "kv_ratio", "metric", "score", "less the source's")
         yield f"{task}, {first.questions:,} questions", headings, lines
-
-
-def number(value: float) -> str:
-    """A score in a readable number of digits."""
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 def markdown_table(rows: Sequence[EvaluationRow]) -> str:

@@ -10,47 +10,8 @@ from scipy.cluster.hierarchy import dendrogram, linkage
 from scipy.spatial.distance import squareform
 from torch import Tensor
 
-from gqakit.evaluation.agreement import AgreementScores, HeadScores
-from gqakit.evaluation.language import LanguageScores
+from gqakit.evaluation.measures import Measure
 from gqakit.evaluation.table import EvaluationRow
-
-
-@dataclass(frozen=True)
-class Measure:
-    """One way to look at quality.
-
-    Attributes:
-        name: the field of the scores. title: for a column. label: for an axis. lower: whether less of it is better.
-        log: whether a logarithmic axis suits it.
-    """
-
-    name: str
-    title: str
-    label: str
-    lower: bool
-    log: bool = False
-
-
-MEASURES: dict[type, tuple[Measure, ...]] = {
-    LanguageScores: (
-        Measure("perplexity", "perplexity", "perplexity (lower is better)", lower=True, log=True),
-        Measure("kl", "KL to source", "KL divergence from the source, nats (lower is better)", lower=True),
-        Measure("top1", "same top token", "same top token as the source (higher is better)", lower=False),
-    ),
-    AgreementScores: (
-        Measure(
-            "cosine", "cosine to source", "cosine to the source's embedding (higher is better)", lower=False
-        ),
-        Measure("error", "relative error", "relative error of the states (lower is better)", lower=True),
-        Measure("neighbours", "same neighbours", "same nearest neighbours (higher is better)", lower=False),
-    ),
-    HeadScores: (
-        Measure("kl", "KL to source", "KL divergence from the source, nats (lower is better)", lower=True),
-        Measure("error", "relative error", "relative error of the outputs (lower is better)", lower=True),
-        Measure("top1", "same choice", "same choice as the source (higher is better)", lower=False),
-    ),
-}
-"""The measures of each kind of scores, the one that matters most first."""
 
 
 @dataclass(frozen=True)
@@ -153,11 +114,3 @@ class Page:
 def scores_of(row: EvaluationRow) -> dict[str, Any]:
     """The scores of a row by measure."""
     return {each.name: getattr(row.scores, each.name) for each in fields(row.scores)}
-
-
-def measures_named(scores: Mapping[str, float | None]) -> tuple[Measure, ...]:
-    """The measures that such scores have."""
-    for measures in MEASURES.values():
-        if all(each.name in scores for each in measures):
-            return tuple(each for each in measures if scores[each.name] is not None)
-    raise ValueError(f"scores of no known kind: {sorted(scores)}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gqakit.evaluation.table import number
+from gqakit.evaluation.measures import number
 
 
 def uptrained_card(card: str, record: Mapping[str, Any]) -> str:

@@ -8,7 +8,10 @@ const dark = window.matchMedia("(prefers-color-scheme: dark)");
 const hidden = { way: new Set(), cache: new Set() };
 const cacheOf = (point) => point.cache || "16 bit";
 const visible = () => all.filter((point) => !hidden.way.has(point.way) && !hidden.cache.has(cacheOf(point)));
-const readable = (value) => value === null || value === undefined ? "–"
+// A score as the measure writes it: with ".4f" four decimals, with ".1%" per cent, else four digits.
+const readable = (measure, value) => value === null || value === undefined ? "–"
+  : measure.form === ".4f" ? value.toFixed(4)
+  : measure.form === ".1%" ? (100 * value).toFixed(1) + "%"
   : Math.abs(value) >= 1000 ? Math.round(value).toLocaleString("en") : Number(value.toPrecision(4)).toString();
 
 function make(tag, text, parent, kind) {
@@ -74,7 +77,7 @@ function drawQuality() {
   const log = at("log").checked;
   const points = visible().map((point) => ({
     name: point.name, way: point.way, cache: cacheOf(point), kib: point.kv_bytes / 1024, bytes: Math.round(point.kv_bytes),
-    ratio: point.kv_ratio, score: point.scores[chosen.name], shown: readable(point.scores[chosen.name]),
+    ratio: point.kv_ratio, score: point.scores[chosen.name], shown: readable(chosen, point.scores[chosen.name]),
     frontier: kept.has(point.name),
   })).filter((point) => Number.isFinite(point.score) && (!log || point.score > 0));
   spec.layer.forEach((layer) => {
@@ -86,7 +89,7 @@ function drawQuality() {
   table("table", header, visible().map((point) => ({
     kind: kept.has(point.name) ? "frontier" : "",
     cells: [point.name, Math.round(point.kv_bytes).toLocaleString("en"), (100 * point.kv_ratio).toFixed(1) + " %",
-      ...page.measures.map((each) => readable(point.scores[each.name]))],
+      ...page.measures.map((each) => readable(each, point.scores[each.name]))],
   })));
 }
 
