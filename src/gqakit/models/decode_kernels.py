@@ -5,6 +5,8 @@ without them elsewhere. A cached row is read once and used by all query heads of
 register; bfloat16 and float16 are widened to float32 as they are read. Plain loops that LLVM vectorises by itself
 were measured to take 1.4 (float32) to 2.5 times (bfloat16) as long: it adds up every product of a query and a key
 by itself, and keeps no tile of sums in registers.
+
+All in one file: numba keeps compiled code on disk until the file of a function changes, and looks at no other.
 """
 
 from __future__ import annotations

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,15 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback
 
-from gqakit.errors import MissingDependencyError, TrainingError, UsageError
+from gqakit.errors import TrainingError, UsageError
 from gqakit.progress import Advance
+from gqakit.recovery.distil.arguments import trainer_arguments
 from gqakit.recovery.distil.data import RunSampler
 from gqakit.recovery.distil.options import StepSchedule, TrainOptions
 from gqakit.recovery.distil.store import WEIGHTS_FILE, Progress, RunStore
 from gqakit.recovery.distil.task import Batch, Task
-
-PROJECT = "gqakit-uptrain"
 
 Notice = Callable[[int, Mapping[str, float]], None]
 """Called with a step and the scores on the held-out examples after it."""
@@ -80,7 +79,13 @@ class DistilTrainer(Trainer):
         train_size, held_out_size = training.task.sizes
         super().__init__(
             model=training.student,  # pyright: ignore[reportArgumentType]  # any module will do
-            args=_arguments(training),
+            args=trainer_arguments(
+                training.options,
+                training.schedule,
+                training.store.directory,
+                training.device,
+                fresh=training.store.latest() is None,
+            ),
             train_dataset=range(train_size),  # pyright: ignore[reportArgumentType]
             eval_dataset=range(held_out_size),  # pyright: ignore[reportArgumentType]
             data_collator=partial(training.task.batch, held_out=False),  # pyright: ignore[reportArgumentType]
@@ -295,66 +300,6 @@ def _trained_names(model: nn.Module) -> list[str]:
     """The parameters that train, tied ones once, and the buffers, which a model may change as it trains."""
     training = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     return [*training, *(name for name, _ in model.named_buffers())]
-
-
-def _arguments(training: Training) -> TrainingArguments:
-    options, schedule = training.options, training.schedule
-    schedule_type = options.lr_scheduler_type
-    arguments = TrainingArguments(
-        output_dir=str(training.store.directory),
-        use_cpu=training.device == "cpu",
-        bf16=options.precision == "bfloat16",
-        max_steps=schedule.max_steps,
-        eval_strategy="steps",
-        eval_steps=schedule.eval_steps,
-        eval_on_start=training.store.latest() is None,
-        save_steps=schedule.save_steps,
-        metric_for_best_model="loss",
-        greater_is_better=False,
-        restore_callback_states_from_checkpoint=options.early_stopping_patience > 0,
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        disable_tqdm=True,
-        report_to=[*(options.report_to or ())],
-        run_name=PROJECT,
-        project=PROJECT,
-        remove_unused_columns=False,
-        dataloader_pin_memory=training.device != "cpu",
-        optim="adamw_torch_fused",  # a small model's step is short, and its optimiser a fifth of it otherwise
-        lr_scheduler_type="constant_with_warmup" if schedule_type == "constant" else schedule_type,
-        per_device_eval_batch_size=options.per_device_train_batch_size,
-        ddp_find_unused_parameters=False,
-        **{name: getattr(options, name) for name in _SAME_NAMES},
-        **{_RECOMPUTE: options.gradient_checkpointing, f"{_RECOMPUTE}_kwargs": {"use_reentrant": False}},
-    )
-    # One process, one GPU: several are for a launcher. (The Trainer would split batches by DataParallel.)
-    arguments._n_gpu = min(arguments.n_gpu, 1)
-    return arguments
-
-
-_SAME_NAMES = (
-    *(
-        "learning_rate",
-        "warmup_steps",
-        "per_device_train_batch_size",
-        "gradient_accumulation_steps",
-        "weight_decay",
-    ),
-    *("adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "seed"),
-)
-_NAMES = {each.name for each in fields(TrainingArguments)}
-# transformers 5.23 renamed it.
-_RECOMPUTE = "activation_checkpointing" if "activation_checkpointing" in _NAMES else "gradient_checkpointing"
-
-
-def check_trackers(names: Sequence[str]) -> None:
-    """Raise `MissingDependencyError` for a tracker whose package is not installed."""
-    from accelerate.tracking import get_available_trackers
-
-    available = {str(getattr(name, "value", name)) for name in get_available_trackers()}
-    for name in names:
-        if name not in available:
-            raise MissingDependencyError(f"`report_to={name}` needs the package {name}: pip install {name}")
 
 
 @contextmanager

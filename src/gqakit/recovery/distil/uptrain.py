@@ -26,6 +26,7 @@ from gqakit.models.running import check_device, load_tokenizer
 from gqakit.models.source import Source
 from gqakit.options import takes
 from gqakit.progress import Reporter, silent
+from gqakit.recovery.distil.arguments import check_trackers
 from gqakit.recovery.distil.data import split_windows
 from gqakit.recovery.distil.export import Trained, read_card, write_trained
 from gqakit.recovery.distil.language import LanguageTask
@@ -33,7 +34,7 @@ from gqakit.recovery.distil.model_card import uptrained_card
 from gqakit.recovery.distil.options import StepSchedule, UptrainOptions
 from gqakit.recovery.distil.store import RUN_FILES, Progress, RunStore
 from gqakit.recovery.distil.trainable import check_writable, prepare_student
-from gqakit.recovery.distil.trainer import Notice, Training, check_trackers, train
+from gqakit.recovery.distil.trainer import Notice, Training, train
 
 
 @dataclass(frozen=True)
