@@ -16,8 +16,7 @@ from typing import Any
 
 import gqakit
 from common import Table, arguments, environment
-from gqakit.evaluation.page.content import measures_named
-from gqakit.evaluation.table import number
+from gqakit.evaluation.measures import measures_named
 from zoo import MINILM, SMOLLM2, fetch
 
 SHARED: dict[str, Any] = {"text": "valid.txt", "evaluate_text": "test.txt", "tokens": 12_288}
@@ -69,8 +68,7 @@ def main() -> None:
             title, "checkpoint", "KV bytes/token", "of the source", *(each.title for each in measures)
         )
         for cell in made.cells:
-            scores = [cell.scores.get(each.name) for each in measures]
-            shown = ("-" if score is None else number(score) for score in scores)
+            shown = (each.shown(cell.scores.get(each.name)) for each in measures)
             table.row(cell.name, f"{cell.kv_bytes:,}", f"{cell.kv_ratio:.1%}", *shown)
         if docs is not None:
             shutil.copyfile(made.page, docs / f"compare-{name}.html")
