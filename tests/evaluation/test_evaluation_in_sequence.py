@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "e2e"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "calibration"))
 
 from family_models import build_family, inputs_of
-from test_calibration_in_sequence import launch
+from test_calibration_in_sequence import launch, printed
 from tiny_models import build
 
 import gqakit
@@ -139,11 +139,11 @@ def test_two_processes_score_and_repair_as_one(made: Path, tmp_path: Path) -> No
     )  # fmt: skip
     ran = launch(SCORE, made / "model", made / "half", cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr[-3000:]
-    told = [
-        json.loads(text) for text in ran.stdout.replace("----\n----", "----").split("----") if text.strip()
-    ]
-    assert len(told) == 2
-    for each in told:
+    first, second = printed(tmp_path)
+    assert second.split() == ["----", "----"]
+    results = [json.loads(text) for text in first.split("----\n") if text]
+    assert len(results) == 2
+    for each in results:
         same(each["checkpoints"], whole)
     record = json.loads((tmp_path / "repaired" / "gqakit-repair.json").read_text())
     for layer, expected in zip(record["layers"], alone.layers, strict=True):
