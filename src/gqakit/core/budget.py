@@ -128,8 +128,3 @@ def fits(size: float | int, whole: float | int, kv_ratio: float | int) -> bool:
     The slack of a millionth of a vector keeps two heads of three within `2/3` in floating point.
     """
     return size <= whole * kv_ratio + 1e-6
-
-
-def heads_within(num_heads: int, kv_ratio: float) -> int:
-    """The most heads, of `num_heads`, that stay within the ratio; 0 when not even one does."""
-    return max(n for n in range(num_heads + 1) if fits(n, num_heads, kv_ratio))
