@@ -153,7 +153,9 @@ def test_two_processes_give_what_one_gives(model: Path, whole: StatisticsFile, t
 
 def test_processes_that_disagree_about_the_text(model: Path, tmp_path: Path) -> None:
     ran = launch(CALIBRATE, model, "other", cwd=tmp_path)
-    refusals = [text.count("refused: the processes of this launch disagree: tokens") for text in printed(tmp_path)]
+    refusals = [
+        text.count("refused: the processes of this launch disagree: tokens") for text in printed(tmp_path)
+    ]
     assert refusals == [2, 2], ran.stderr
     assert not [*tmp_path.glob("*.safetensors")]
 

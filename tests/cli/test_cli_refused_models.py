@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import json
 from pathlib import Path
 
@@ -83,8 +84,10 @@ def test_a_missing_shard(copy: Models) -> None:
     convert(3, source, gone.name)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("projection", ["q_proj", "k_proj", "v_proj", "o_proj"])
+@pytest.mark.parametrize(
+    ("projection", "value"),
+    [("q_proj", math.nan), ("k_proj", math.inf), ("v_proj", math.nan), ("o_proj", -math.inf)],
+)
 def test_an_attention_weight_that_is_not_finite(copy: Models, projection: str, value: float) -> None:
     source = copy()
     name = f"model.layers.2.self_attn.{projection}.weight"

@@ -145,7 +145,7 @@ class Request:
         options = self.options
         if options.allocation != "auto":
             return ALLOCATIONS[options.allocation]
-        if self.types is not None and self.share >= 1:  # nothing is merged, so nothing need be weighed
+        if self.share >= 1:  # nothing is merged, so nothing need be weighed
             return ALLOCATIONS["uniform"]
         meant = ALLOCATIONS[METHODS[options.method].allocation]
         known = self.measurable or self.predictable
