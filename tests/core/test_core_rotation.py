@@ -103,3 +103,16 @@ def test_rotation_keeps_what_a_moment_adds_up_to(case):
         torch.testing.assert_close(rotation.forward(x).trace(), x.trace())
         y = torch.randn(6, 6, dtype=torch.float64)
         torch.testing.assert_close((rotation.forward(x) * y).sum(), (x * rotation.backward(y)).sum())
+
+
+def test_an_odd_channel_out_stays_where_it_is():
+    channels = Channels(7, first=(0, 4), second=(2, 1), free=(3, 5, 6))
+    frequencies, share = torch.tensor([0.83, 0.31]).double(), random_distances(1, 3)[0]
+    x = torch.randn(7, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    turns = [explicit(channels, frequencies, t) for t in range(len(share))]
+    expected = sum(p * r @ x @ r.T for p, r in zip(share, turns, strict=True)) / share.sum()
+    torch.testing.assert_close(Rotation.over(share, frequencies, channels).forward(x), expected)
+    limit = Rotation.all_distances(channels).forward(x)
+    torch.testing.assert_close(
+        Rotation.over(torch.ones(40_000), frequencies, channels).forward(x), limit, rtol=0, atol=1e-3
+    )

@@ -9,10 +9,9 @@ with rotation at every other.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from gqakit.core.rope import Channels
@@ -32,15 +31,22 @@ REACH = 4
 class Rotation:
     """`X ↦ E[R X Rᵀ]` over distances, for `[..., d, d]` matrices between the channels of two heads.
 
-    With `c`, `s` the cosine and sine of each channel's angle, `R = diag(c) + diag(s) J` where `J` turns a
-    frequency pair by a right angle, so four tables of products between channels say it all. The first three
-    are linear in the weights of the distances: those of several heads may be stacked and averaged.
+    What stands in `X` between two frequency pairs, `[[A, B], [C, D]]`, acts on a complex number `z` as `α z + β z̄` with
+    `2 α = (A + D) + i (C − B)` and `2 β = (A − D) + i (C + B)`. Turned on both sides by angles `φ` and `ψ`, `α` gains
+    `e^{i(φ − ψ)}` and `β` gains `e^{i(φ + ψ)}`, so two complex tables between pairs say it all. Channels that do not turn
+    are taken two by two as pairs of angle 0. The tables are linear in the weights of the distances: those of several heads
+    may be stacked and averaged.
+
+    Attributes:
+        apart: `E[e^{i(φ − ψ)}] / 2`, real and imaginary part, `[2, *heads, pairs, pairs]`.
+        along: `E[e^{i(φ + ψ)}] / 2`, likewise.
+        order: where in a flattened `[d, d]` matrix the channels stand, all first ones of pairs before all second ones;
+            None where that is their order already.
     """
 
-    cos_cos: Float[Tensor, "*heads d d"]
-    sin_sin: Float[Tensor, "*heads d d"]
-    sin_cos: Float[Tensor, "*heads d d"]
-    quarter: Float[Tensor, "d d"]
+    apart: Float[Tensor, "2 *heads pairs pairs"]
+    along: Float[Tensor, "2 *heads pairs pairs"]
+    order: Int[Tensor, " channels"] | None
 
     @classmethod
     def over(
@@ -57,36 +63,39 @@ class Rotation:
             channels: which channels form the pairs; free channels do not turn.
         """
         weight = (distances.double() / distances.double().sum(-1, keepdim=True))[..., None]
+        first, _ = _pairs(channels)
         position = torch.arange(distances.shape[-1], dtype=torch.float64)
-        angle = -position[:, None] * _rates(frequencies, channels)  # [window, d]
+        angle = -position[:, None] * _rates(frequencies, channels)[list(first)]  # [window, pairs]
         cos, sin = angle.cos(), angle.sin()
-        return cls(
-            cos.T @ (weight * cos), sin.T @ (weight * sin), sin.T @ (weight * cos), _quarter_turn(channels)
-        )
+        cos_cos, sin_sin = cos.T @ (weight * cos), sin.T @ (weight * sin)
+        sin_cos = sin.T @ (weight * cos)
+        apart = torch.stack([cos_cos + sin_sin, sin_cos - sin_cos.mT]) / 2
+        along = torch.stack([cos_cos - sin_sin, sin_cos + sin_cos.mT]) / 2
+        return cls(apart, along, _order(channels))
 
     @classmethod
     def all_distances(cls, channels: Channels) -> Rotation:
         """The average over ever larger distances: products between different pairs vanish."""
-        tables = torch.zeros(channels.head_dim, channels.head_dim, dtype=torch.float64)
-        for a, b in zip(channels.first, channels.second, strict=True):
-            tables[[a, a, b, b], [a, b, a, b]] = 0.5
-        still = torch.zeros_like(tables)
-        free = torch.as_tensor(channels.free, dtype=torch.long)
-        still[free[:, None], free[None, :]] = 1.0
-        return cls(tables + still, tables, torch.zeros_like(tables), _quarter_turn(channels))
+        first, _ = _pairs(channels)
+        still = torch.tensor([channel in channels.free for channel in first])
+        both = (still[:, None] & still).double()
+        apart = both + torch.diag((~still).double())
+        real, none = torch.stack([apart, both]) / 2, torch.zeros_like(both)
+        return cls(torch.stack([real[0], none]), torch.stack([real[1], none]), _order(channels))
 
     def select(self, heads: Tensor) -> Rotation:
         """The rotations of some of the stacked heads; `heads` of any shape takes the place of the heads' axis."""
-        return Rotation(self.cos_cos[heads], self.sin_sin[heads], self.sin_cos[heads], self.quarter)
+        return Rotation(self.apart[:, heads], self.along[:, heads], self.order)
 
-    def mean(self, axis: int = 0, *, keepdim: bool = False) -> Rotation:
-        """The average over an axis of stacked heads."""
-        cos, sin, mixed = (t.mean(axis, keepdim=keepdim) for t in (self.cos_cos, self.sin_sin, self.sin_cos))
-        return Rotation(cos, sin, mixed, self.quarter)
+    def mean(self, *, keepdim: bool = False) -> Rotation:
+        """The average over the last axis of stacked heads."""
+        return Rotation(
+            self.apart.mean(-3, keepdim=keepdim), self.along.mean(-3, keepdim=keepdim), self.order
+        )
 
     def to(self, dtype: torch.dtype) -> Rotation:
         """The same in another precision."""
-        return Rotation(*(t.to(dtype) for t in (self.cos_cos, self.sin_sin, self.sin_cos, self.quarter)))
+        return Rotation(self.apart.to(dtype), self.along.to(dtype), self.order)
 
     def forward(self, x: Float[Tensor, "*batch d d"]) -> Float[Tensor, "*batch d d"]:
         """`E[R X Rᵀ]`: a second moment of keys after RoPE."""
@@ -97,16 +106,50 @@ class Rotation:
         return self._turn(x, -1.0)
 
     def _turn(self, x: Tensor, sign: float) -> Tensor:
-        other, way = self._places
-        left = x.index_select(-2, other) * way[:, None]  # quarter @ x
-        right = x.index_select(-1, other) * way  # x @ quarter.mT
-        mixed = self.sin_cos * left + self.sin_cos.mT * right
-        return self.cos_cos * x + sign * mixed + self.sin_sin * (left.index_select(-1, other) * way)
+        width, half = x.shape[-1], self.apart.shape[-1]
+        if width < 2 * half:  # one channel that does not turn has no other beside it
+            wider = torch.zeros(*x.shape[:-2], width + 1, width + 1, dtype=x.dtype)
+            wider[..., :width, :width] = x
+            return self._turn(wider, sign)[..., :width, :width]
+        if self.order is not None:
+            x = x.flatten(-2).index_select(-1, self.order).reshape(x.shape)
+        a, b, c, d = x[..., :half, :half], x[..., :half, half:], x[..., half:, :half], x[..., half:, half:]
+        apart, apart_i, along, along_i = self.apart[0], self.apart[1], self.along[0], self.along[1]
+        plus, minus, cross, both = a + d, a - d, c - b, c + b
+        alpha = (apart * plus).addcmul_(apart_i, cross, value=-sign)
+        alpha_i = (apart * cross).addcmul_(apart_i, plus, value=sign)
+        beta = (along * minus).addcmul_(along_i, both, value=-sign)
+        beta_i = (along * both).addcmul_(along_i, minus, value=sign)
+        turned = torch.empty(*alpha.shape[:-2], width, width, dtype=x.dtype)
+        torch.add(alpha, beta, out=turned[..., :half, :half])
+        torch.sub(beta_i, alpha_i, out=turned[..., :half, half:])
+        torch.add(beta_i, alpha_i, out=turned[..., half:, :half])
+        torch.sub(alpha, beta, out=turned[..., half:, half:])
+        if self.order is None:
+            return turned
+        back = torch.empty_like(turned).flatten(-2)
+        return back.index_copy_(-1, self.order, turned.flatten(-2)).view_as(turned)
 
-    @cached_property
-    def _places(self) -> tuple[Tensor, Tensor]:
-        """Where each row of the quarter turn has its only entry, and that entry: ±1, or 0 where nothing turns."""
-        return self.quarter.abs().argmax(-1), self.quarter.sum(-1)
+
+def _pairs(channels: Channels) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The first and the second channels of all pairs, free ones two by two; an odd one has its second beyond the head."""
+    half = (len(channels.free) + 1) // 2
+    second = (
+        *channels.second,
+        *channels.free[half:],
+        *range(channels.head_dim, channels.head_dim + len(channels.free) % 2),
+    )
+    return (*channels.first, *channels.free[:half]), second
+
+
+def _order(channels: Channels) -> Tensor | None:
+    """See `Rotation.order`."""
+    first, second = _pairs(channels)
+    order = torch.as_tensor(first + second)
+    width = len(order)
+    if torch.equal(order, torch.arange(width)):
+        return None
+    return (order[:, None] * width + order).flatten()
 
 
 def beyond_window(distances: Float[Tensor, "*heads window"]) -> Float[Tensor, "*heads longer"]:

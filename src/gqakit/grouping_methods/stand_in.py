@@ -35,37 +35,42 @@ class StandIn:
 
     def total(self, labels: Labels) -> Floats:
         """What partitions cost, `[partitions]`, for `labels` of `[partitions, heads]`."""
-        member = labels[:, :, None] == np.arange(labels.max() + 1)  # [partitions, heads, groups]
+        member = np.eye(labels.max() + 1)[labels]  # [partitions, heads, groups], 1 where a head belongs
         within = (member * (self.pairs @ member)).sum(1)
-        return (self.shares[member.sum(1)] * within).sum(1)
+        return (self.shares[member.sum(1).astype(np.int64)] * within).sum(1)
 
     def changes(self, labels: Labels, num_groups: int, sizes: Sizes) -> Floats:
         """What every move, then every swap of each partition does, one row per partition; inf where it is not allowed.
 
         `changed` says what the entries mean: head by head the moves to each group, then the swaps with each later head.
         """
-        pairs, shares, heads = self.pairs, self.shares, len(self.pairs)
-        member = labels[:, :, None] == np.arange(num_groups)  # [partitions, heads, groups]
+        pairs, shares, heads, count = self.pairs, self.shares, len(self.pairs), len(labels)
+        member = np.eye(num_groups)[labels]  # [partitions, heads, groups], 1 where a head belongs
         to_group = pairs @ member  # from each head to each group
-        count, within = member.sum(1), (member * to_group).sum(1)  # [partitions, groups]
-        share = shares[count] * within
+        size = member.sum(1).astype(np.int64)  # [partitions, groups]
+        within = (member * to_group).sum(1)
+        share, larger = shares[size] * within, shares[np.minimum(size + 1, heads)]
+        row = np.arange(count)[:, None]
+        own_size = size[row, labels]  # [partitions, heads]: of each head's group
+        to_own = to_group[row, np.arange(heads), labels]
+        leaving = shares[own_size - 1] * (within[row, labels] - 2 * to_own) - share[row, labels]
 
-        own_count: Labels = np.take_along_axis(count, labels, 1)  # of each head's group
-        own_within, own_share = np.take_along_axis(within, labels, 1), np.take_along_axis(share, labels, 1)
-        to_own = np.take_along_axis(to_group, labels[:, :, None], 2)[:, :, 0]
-        leaving = shares[own_count - 1] * (own_within - 2 * to_own) - own_share
-        larger = shares[np.minimum(count + 1, heads)]
-        joining = larger[:, None] * (within[:, None] + 2 * to_group) - share[:, None]
-        moves = leaving[:, :, None] + joining  # [partitions, heads, groups]
-        moves[(own_count <= sizes.least)[:, :, None] | (count >= sizes.most)[:, None] | member] = np.inf
-        # [partitions, h, g]: what g brings into the group of h, h gone; then h leaves and g comes
-        brings = 2 * (np.take_along_axis(to_group, labels[:, None].repeat(heads, 1), 2) - pairs).swapaxes(
-            1, 2
-        )
-        exchange = shares[own_count][:, :, None] * (brings - 2 * to_own[:, :, None])
-        swaps = exchange + exchange.swapaxes(1, 2)
-        swaps[(labels[:, :, None] == labels[:, None]) | np.tri(heads, dtype=bool)] = np.inf
-        return np.concatenate([moves.reshape(len(labels), -1), swaps.reshape(len(labels), -1)], axis=1)
+        found = np.empty((count, heads * num_groups + heads * heads))
+        moves = found[:, : heads * num_groups].reshape(count, heads, num_groups)
+        np.multiply(to_group, 2 * larger[:, None], out=moves)
+        moves += (larger * within - share)[:, None]  # joining, in place of what the group costs now
+        moves += leaving[:, :, None]
+        barred = (own_size <= sizes.least)[:, :, None] | (size >= sizes.most)[:, None] | (member > 0)
+        np.copyto(moves, np.inf, where=barred)
+
+        swaps = found[:, heads * num_groups :].reshape(count, heads, heads)
+        exchange = to_group @ member.swapaxes(1, 2)  # [partitions, g, h]: from g to the group of h
+        exchange -= pairs  # h gone
+        exchange -= to_own[:, None]
+        exchange *= 2 * shares[own_size][:, None]  # then h leaves and g comes
+        np.add(exchange, exchange.swapaxes(1, 2), out=swaps)
+        np.copyto(swaps, np.inf, where=(labels[:, :, None] == labels[:, None]) | np.tri(heads, dtype=bool))
+        return found
 
     def descend(self, labels: Labels, num_groups: int, sizes: Sizes) -> Labels:
         """Take the best move or swap of each partition until none lowers its cost by more than rounding."""
@@ -91,3 +96,10 @@ def changed(labels: Labels, num_groups: int, index: int) -> Labels:
         a, b = divmod(index - len(labels) * num_groups, len(labels))
         labels[a], labels[b] = labels[b], labels[a]
     return labels
+
+
+def renumbered(labels: Labels) -> Labels:
+    """Labels of partitions, `[partitions, heads]`, with the groups of each in the order of their first heads."""
+    first = (labels[:, :, None] == labels[:, None]).argmax(2)  # of each head, the first head of its group
+    begins = first == np.arange(labels.shape[1])
+    return np.take_along_axis(begins.cumsum(1) - 1, first, 1)

@@ -78,7 +78,7 @@ def _rotation(stats: HeadStats, index: Tensor) -> Rotation | None:
         return None
     if stats.rotations is None:
         return Rotation.all_distances(stats.channels)
-    return stats.rotations.select(index).mean(1, keepdim=True)  # tables [groups, 1, d, d]
+    return stats.rotations.select(index).mean(keepdim=True)  # tables [2, groups, 1, d/2, d/2]
 
 
 def fold_pairwise(batch: GroupBatch) -> Maps:
@@ -134,25 +134,25 @@ def alternate(
     assert rotation is not None
     eye = torch.eye(batch.metric.shape[-1], dtype=batch.metric.dtype)
 
-    def solve_expand(combine: Tensor) -> tuple[Tensor, Tensor]:
+    def solve_expand(combine: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         stacked = combine.mT.flatten(1, 2)  # [groups, members · d, d]
         cross = (batch.gram @ stacked).view_as(combine)  # E[k_h sᵀ], [groups, members, d, d]
         shared = rotation.forward((stacked.mT @ cross.flatten(1, 2))[:, None])[:, 0]  # [groups, d, d]
         shared = shared + _ridge(shared, _MAP_RIDGE) * eye
         cross = rotation.forward(cross)
         expand = _solve_each(shared, cross.mT).mT
-        return expand, (expand @ cross.mT * batch.metric.mT).sum((1, 2, 3))
-
-    expand, explained = solve_expand(combine)
-    for turn in range(rounds):
         weighted = expand.mT @ batch.metric  # B_hᵀ M_h, [groups, members, d, d]
+        return expand, weighted, (weighted.mT * cross).sum((1, 2, 3))
+
+    expand, weighted, explained = solve_expand(combine)
+    for turn in range(rounds):
         normal = rotation.backward((weighted @ expand).sum(1, keepdim=True))[:, 0]
         normal = normal + _ridge(normal, max(_HEAD_RIDGE, 8 * torch.finfo(normal.dtype).eps)) * eye
         last, combine = combine, _solve_each(normal, rotation.backward(weighted))
         if overshoot and turn:
             combine = combine + overshoot * (combine - last)
         before = explained
-        expand, explained = solve_expand(combine)
+        expand, weighted, explained = solve_expand(combine)
         if bool((explained - before <= _TOLERANCE * explained).all()):
             break
     return combine, expand, explained
