@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from family_models import CONFIGS, build_family, in_matrix, inputs_of
+from transformers.utils import ModelOutput
 
 import gqakit
 from gqakit.planning.make import plan
@@ -16,10 +17,16 @@ from gqakit.planning.make import plan
 def weights_of(
     model: Any, inputs: dict[str, torch.Tensor], **asked: Any
 ) -> dict[str, tuple[torch.Tensor, ...]]:
-    """All that a model puts out of attention weights."""
+    """All that a model puts out of attention weights; of a model with several towers, with the name of each before."""
     with torch.inference_mode():
         made = model(**inputs, **asked)
-    return {name: made[name] for name in made if name.endswith("attentions") and made[name]}
+    towers = {f"{name} ": part for name, part in made.items() if isinstance(part, ModelOutput)}
+    return {
+        tower + name: part[name]
+        for tower, part in {"": made, **towers}.items()
+        for name in part
+        if name.endswith("attentions") and part[name]
+    }
 
 
 @pytest.mark.parametrize("family", in_matrix(CONFIGS))

@@ -1,5 +1,6 @@
 """`verify` runs the source by transformers' code against grouped attention with the source's own heads."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -48,16 +49,17 @@ def test_what_calibration_looks_at_is_what_the_model_computes(family: str, tmp_p
     inputs = inputs_of(family)
     expected = run(model, inputs)
     use_attention_interface(model, source.spec)
-    seen: list[tuple[int, ...]] = []
+    seen: list[tuple[int, int]] = []
 
-    def look(call: Attending) -> tuple[torch.Tensor, torch.Tensor]:
-        seen.append(tuple(call.query.shape[:2]))
+    def look(layer: int, call: Attending) -> tuple[torch.Tensor, torch.Tensor]:
+        seen.append((layer, call.query.shape[1]))
         return call.key, call.value
 
     layers = range(source.spec.num_layers)
-    with watched_attention(model, {source.spec.attention_module(model, layer): look for layer in layers}):
+    looks = {source.spec.attention_module(model, layer): partial(look, layer) for layer in layers}
+    with watched_attention(model, looks):
         watched = run(model, inputs)
-    assert seen == [(2, source.spec.num_heads)] * len(layers)
+    assert sorted(seen) == list(enumerate(source.spec.heads))
     assert torch.allclose(watched, expected, atol=2e-5 * float(expected.abs().max()))
 
 

@@ -13,6 +13,8 @@ from command import refused, succeeds
 from tiny_models import prompt_ids
 
 import gqakit
+from gqakit.checkpoint.workspace import claim
+from gqakit.exporters.export import ONNX_FILES
 
 Models = Callable[..., Path]
 
@@ -25,12 +27,21 @@ def test_prefill_is_the_same(grouped: Models) -> None:
     pytest.importorskip("onnxscript")
     pytest.importorskip("transformers.exporters")
     source = grouped("llama", "one", num_hidden_layers=1)
+    claim(
+        Path("out.partial"), ONNX_FILES
+    )  # as a run leaves it that was killed in the middle of the exporter's writing
+    for left in ("out.partial/tmpab12/model.onnx.data", "out.partial/export.json"):
+        Path(left).parent.mkdir(exist_ok=True)
+        Path(left).write_text("half")
     ran = succeeds("export", source, "--to", "onnx", "-o", "out")
     assert "it has no cache" in ran.out
     assert "[torch.onnx]" not in ran.out
     assert {"model.onnx", "model.onnx.data", "config.json", "tokenizer.json"} <= {
         p.name for p in Path("out").iterdir()
     }
+    assert not list(Path("out").glob("tmp*"))
+    assert "half" not in Path("out/export.json").read_text()
+    assert not Path("out.partial").exists()
     session = runtime.InferenceSession("out/model.onnx")
     model = gqakit.load(source, dtype=torch.float32)
     for length in (5, 17):  # neither is the length of the sample it was traced with

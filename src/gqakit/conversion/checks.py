@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import Cache, PreTrainedModel
 
 from gqakit.checkpoint import Checkpoint
 from gqakit.conversion.convert import converted_config, converted_shapes, removed_tensors
@@ -189,6 +189,7 @@ def comparing_attention(
 
         def hook(module: nn.Module, args: Any, kwargs: Any, output: tuple[Tensor, ...]) -> None:
             seen: list[Tensor] = []
+            kwargs = {n: None if isinstance(v, Cache) else v for n, v in kwargs.items()}  # it is the source's
             with _looking_at(projections[1], seen):
                 theirs = twin(*args, **kwargs)[0]
                 if not inside:  # the output projection stands outside of this module

@@ -31,6 +31,8 @@ from gqakit.progress import Reporter, silent
 
 ONNX_SUFFIX, PLAIN = ".partial", "plain.gguf"
 """Where an ONNX export is written first, and the GGUF file that llama.cpp's tool quantises."""
+ONNX_FILES = (f"{ONNX_FILE}*", f"tmp*/{ONNX_FILE}*", "export.json", "*config.json")
+"""What transformers' exporter writes, also into the temporary folder that a killed run leaves."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,7 @@ def _onnx(model: str, out: Path, options: ExportOptions, progress: Reporter) -> 
                 f"{out}: is not empty. Choose another directory, or use `overwrite=True` to replace an ONNX export in it."
             )
         names = side_files(source.path)
-        files = [ONNX_FILE + "*", "*config.json", *map(escape, names)]
+        files = [*ONNX_FILES, *map(escape, names)]
         with claimed_directory(out, ONNX_SUFFIX, files, keep=False) as partial:
             clear_claimed(partial)
             with progress("export", 1, "graphs") as advance:

@@ -83,3 +83,10 @@ def attention_mask_for(*sizes: Any, config: Any = None, **kwargs: Any) -> Mask:
     """Transformers' mask for SDPA; MPT takes what is not 0 in its mask for eager attention as hidden."""
     make = eager_mask if config is not None and config.model_type == "mpt" else sdpa_mask
     return make(*sizes, config=config, **kwargs)
+
+
+def explicit_mask_for(*sizes: Any, **kwargs: Any) -> Mask:
+    """The same, but never left out: as with transformers' eager attention, a model may ask for one twice."""
+    return attention_mask_for(
+        *sizes, **{**kwargs, "allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
+    )
