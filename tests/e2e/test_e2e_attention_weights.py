@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from family_models import CONFIGS, build_family, in_matrix, inputs_of
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 import gqakit
 from gqakit.planning.make import plan
