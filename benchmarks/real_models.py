@@ -343,6 +343,7 @@ def main() -> None:
     parser.add_argument(
         "--ratio", action="append", choices=tuple(RATIOS), help="which budgets (default: all)"
     )
+    parser.add_argument("--way", action="append", choices=tuple(WAYS), help="which ways (default: all)")
     real_data(parser)
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
@@ -365,7 +366,7 @@ def main() -> None:
         table = Table(f"{subject.name}{stacks}", "way", "K and V kept", *subject.headings)
         table.row("source", "1.000", *converter.scores["source"])
         for asked in options.ratio or RATIOS:
-            for way in WAYS:
+            for way in options.way or WAYS:
                 try:
                     kept, *scores = converter.row(way, RATIOS[asked])
                 except BudgetError:  # fewer than one head in every layer
