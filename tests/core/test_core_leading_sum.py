@@ -26,8 +26,16 @@ def gram_of(kind: str) -> torch.Tensor:
             normal(RANK, 400).repeat(8, 1)
             * torch.tensor([1.0, -1.0]).repeat(4).repeat_interleave(RANK)[:, None]
         )
+    if kind == "few":  # fewer directions than are asked for, as of statistics of few tokens
+        spread = torch.where(torch.arange(400) < RANK // 2, torch.logspace(0, -3, 400), 0.0)
     rows = rows * spread
     return rows @ rows.T / 400
+
+
+@pytest.mark.parametrize("kind", ["few", "none"])
+def test_a_matrix_of_a_lower_rank_has_its_whole_sum(kind):
+    gram = gram_of("few") * (kind == "few")
+    assert leading_sum(gram, RANK) == pytest.approx(float(gram.diagonal().double().sum()), rel=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["apart", "alike", "copies", "opposites"])

@@ -48,7 +48,7 @@ def leading_sum(gram: Tensor, rank: int) -> float:
         product = gram @ basis  # [n, rank]
         inner = basis.mT @ product
         inner = (inner + inner.mT) / 2 + _RIDGE * inner.diagonal().mean() * eye
-        scale = inv(cholesky_ex(inner)[0]).mT  # makes `gram^{1/2} basis` orthonormal
+        scale = _whitening(inner)  # makes `gram^{1/2} basis` orthonormal
         product, basis, before = product @ scale, basis @ scale, before @ scale
         ritz = product.mT @ product
         gains.append(float(ritz.diagonal().double().sum()))
@@ -57,6 +57,15 @@ def leading_sum(gram: Tensor, rank: int) -> float:
         weight = 0.0 if turn < _PLAIN else middle**2 / (2 if turn == _PLAIN else 4)
         before, basis = basis, product - middle * basis - weight * before
     return gains[-1] + 2 * (gains[-1] - gains[-2])
+
+
+def _whitening(inner: Tensor) -> Tensor:
+    """`W` with `Wᵀ inner W = 1`, for symmetric `[n, n]`; smaller in directions that have nothing."""
+    factor, failed = cholesky_ex(inner)
+    if not failed:
+        return inv(factor).mT
+    values, vectors = eigh(inner)  # of a lower rank, by more than rounding hides
+    return vectors * values.clamp_min(max(_RIDGE * float(values[-1]), 1e-30)).rsqrt()
 
 
 _ROUNDS = 6

@@ -89,6 +89,8 @@ _WIDE = 128
 """Channels of a head from which rounds take so long that half as many, each going twice as far, are worth having."""
 _LARGE = 8
 """Heads of 128 channels from which the eigenvalues that a score needs are found sooner than all."""
+_CLEAR = 0.01
+"""Of a group's energy: less than this is a small difference of what is found by iteration, so all eigenvalues are taken."""
 _SCORE_ROUNDS = 4
 """Enough to rank groups: the error is within a tenth of the one that the alternation settles at."""
 _FEW = 32
@@ -112,7 +114,10 @@ def _left_over(stats: HeadStats, group: Sequence[int]) -> float:
         len(group) * width, -1
     )  # [m · d, m · d]
     if stats.single and len(group) >= _LARGE:
-        return max(float(own.diagonal().double().sum()) - leading_sum(own, width), 0.0)
+        total = float(own.diagonal().double().sum())
+        left = total - leading_sum(own, width)
+        if left > _CLEAR * total:
+            return left
     return float(eigvalsh(own)[:-width].double().clamp_min(0).sum())
 
 
