@@ -30,7 +30,7 @@ from typing import Any
 
 from gqakit.calibration.store import StatisticsFile
 from gqakit.checkpoint import MANIFEST_NAME, Checkpoint, WriteJob, write_checkpoint
-from gqakit.conversion.convert import convert_checkpoint
+from gqakit.conversion.convert import Writing, convert_checkpoint
 from gqakit.errors import CheckpointError, GqakitError
 from gqakit.models.inspection import inspect
 from gqakit.models.remote_code.heads import read_layers
@@ -229,7 +229,7 @@ def go_on(folder: Path) -> None:
     try:
         convert_checkpoint(source, plan, statistics, out, "card")
     except GqakitError:
-        convert_checkpoint(source, plan, statistics, out, "card", overwrite=True)
+        convert_checkpoint(source, plan, statistics, out, "card", Writing(overwrite=True))
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ import gqakit
 from common import Table, arguments, environment
 from gqakit.calibration.collect import collect_statistics
 from gqakit.calibration.store import StatisticsFile, StatisticsHeader, save_statistics
-from gqakit.conversion.convert import convert_checkpoint
+from gqakit.conversion.convert import Writing, convert_checkpoint
 from gqakit.core.statistics import own_moments
 from gqakit.data.batches import batches_of
 from gqakit.data.options import read_named
@@ -96,7 +96,9 @@ def keys_merged(
     )  # fmt: skip
     alone = tuple(range(source.spec.key_heads[0]))
     layers = tuple(layer.model_copy(update={"value": alone, "value_error": 0.0}) for layer in made.layers)
-    convert_checkpoint(source, made.model_copy(update={"layers": layers}), known, out, "", overwrite=True)
+    convert_checkpoint(
+        source, made.model_copy(update={"layers": layers}), known, out, "", Writing(overwrite=True)
+    )
     return out, sum(layer.key_error for layer in layers) / len(layers)
 
 

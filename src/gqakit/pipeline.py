@@ -22,7 +22,7 @@ from gqakit.checkpoint import (
 )
 from gqakit.checkpoint.atomic import output_errors
 from gqakit.checkpoint.upload import check_upload, upload
-from gqakit.conversion.convert import check_rules, check_statistics, convert_checkpoint, job_of
+from gqakit.conversion.convert import Writing, check_rules, check_statistics, convert_checkpoint, job_of
 from gqakit.conversion.files import CARD_FILE
 from gqakit.conversion.model_card import model_card
 from gqakit.conversion.options import ConvertOptions
@@ -187,7 +187,9 @@ class Conversion:
         options = self.options
         given = options.statistics and StatisticsFile.open(options.statistics)
         known = may_predict(options.layer_loss, options.losses) and (not given or given.has_gradients)
-        return requests_for(self.source.spec, options, options, measurable=True, predictable=known)
+        return requests_for(
+            self.source.spec, options, options, measurable=True, predictable=known, workers=options.workers
+        )
 
     @property
     def request(self) -> Request | None:
@@ -329,9 +331,8 @@ class Conversion:
         overwrite = self.options.overwrite or self.options.repair
         card = model_card(plan, self.source.path)
         with self.progress("convert", self.source.checkpoint.nbytes, "bytes") as advance:
-            return convert_checkpoint(
-                self.source, plan, statistics, target, card, overwrite=overwrite, progress=advance
-            )
+            how = Writing(overwrite, self.options.workers, advance)
+            return convert_checkpoint(self.source, plan, statistics, target, card, how)
 
     def measured(self, plan: Plan, statistics: StatisticsFile | None, repaired: bool) -> list[EvaluationRow]:
         """The loss, measured and stated in the model card, and on a page where that is asked for."""

@@ -12,7 +12,7 @@ from transformers import BertConfig, BertForQuestionAnswering
 
 import gqakit
 from gqakit.calibration.store import StatisticsFile
-from gqakit.conversion.convert import convert_checkpoint
+from gqakit.conversion.convert import Writing, convert_checkpoint
 from gqakit.core.grouping import Partition
 from gqakit.data.samples import text_batches
 from gqakit.models.layers import parameters_of_layer, tensors_of_layer
@@ -52,7 +52,7 @@ def test_a_loss_is_that_of_the_checkpoint_with_only_that_layer_converted(
         changed = {name: chosen for name in ("key", "value") if side in ("both", name)}
         layers[layer] = layers[layer].model_copy(update=changed)
         one = made.model_copy(update={"layers": tuple(layers)})
-        convert_checkpoint(source, one, known, Path("one"), "", overwrite=True)
+        convert_checkpoint(source, one, known, Path("one"), "", Writing(overwrite=True))
         ((_, loss),) = prober.measure(layer, [(layer, side, chosen)])
         assert loss == pytest.approx(divergence(source.path, Path("one"), windows), rel=1e-3)
         assert loss > 1e-4

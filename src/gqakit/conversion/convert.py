@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor
 from gqakit.calibration.store import StatisticsFile
 from gqakit.checkpoint import Replacement, WriteJob, WriteResult, write_checkpoint
 from gqakit.conversion.files import CARD_FILE, CHECKSUM_FILE, PLAN_FILE
+from gqakit.conversion.layers_ahead import LayersAhead
 from gqakit.conversion.side_files import adapted_files
 from gqakit.core.apply import apply_grouping
 from gqakit.core.basis import Readers, rebased
@@ -128,26 +128,39 @@ def convert_layer(features: LayerFeatures, plan: Plan, layer: int) -> dict[str, 
     return tensors_of_layer(spec, layer, converted, _layout(spec, plan))
 
 
+@dataclass(frozen=True)
+class Writing:
+    """How a checkpoint is written.
+
+    Attributes:
+        overwrite: replace a checkpoint that is there.
+        workers: processes that convert layers side by side; the bytes are the same.
+        progress: called with the number of bytes just written.
+    """
+
+    overwrite: bool = False
+    workers: int = 1
+    progress: Callable[[int], None] = lambda nbytes: None
+
+
 def convert_checkpoint(
     source: Source,
     plan: Plan,
     statistics: StatisticsFile | None,
     out: Path,
     card: str,
-    *,
-    overwrite: bool = False,
-    progress: Callable[[int], None] | None = None,
+    how: Writing = Writing(),  # frozen
 ) -> WriteResult:
     """Write the converted checkpoint, tensor by tensor; run again after an interruption, it goes on.
 
-    Peak memory is the attention weights of two layers, their statistics and a copying buffer.
+    Peak memory is the attention weights of two layers, their statistics and a copying buffer; with several workers that
+    of one layer in each, and here as many finished layers.
 
     Args:
         source: the model.
         plan: made for it. statistics: those it names; None for a weights-only plan.
         out: the new directory. card: text of its model card.
-        overwrite: replace a checkpoint that is there.
-        progress: called with the number of bytes just written.
+        how: see `Writing`.
 
     Raises:
         PlanError: when plan, statistics and source do not belong together.
@@ -157,11 +170,28 @@ def convert_checkpoint(
     check_rules(plan)
     check_statistics(plan, statistics)
     read = LayerReader(source, statistics, behind_norm=plan.merging.behind_norm)
+    with LayersAhead(read, plan, _convert, _in_file_order(source, plan), how.workers) as converted:
+        job = _write_job(source, plan, card, converted)
+        return write_checkpoint(source.checkpoint, out, job, overwrite=how.overwrite, progress=how.progress)
 
-    @lru_cache(maxsize=2)  # a layer's tensors lie together, but two layers may be interleaved in a shard
-    def converted(layer: int) -> dict[str, Tensor]:
-        return convert_layer(read(layer), plan, layer)
 
+def _convert(read: LayerReader, plan: Plan, layer: int) -> dict[str, Tensor]:
+    return convert_layer(read(layer), plan, layer)
+
+
+def _in_file_order(source: Source, plan: Plan) -> list[int]:
+    """The layers that change, as their tensors follow each other in the shards."""
+    layer_of = {
+        name: layer for layer, shapes in converted_shapes(source.spec, plan).items() for name in shapes
+    }
+    names = (info.name for shard in source.checkpoint.shards for info in shard.tensors)
+    return list(dict.fromkeys(layer_of[name] for name in names if name in layer_of))
+
+
+def _write_job(
+    source: Source, plan: Plan, card: str, converted: Callable[[int], dict[str, Tensor]]
+) -> WriteJob:
+    """What a plan makes of a checkpoint; `converted` gives the tensors of a layer when they are due."""
     replaced: dict[str, Replacement | None] = dict.fromkeys(removed_tensors(source.spec, plan))
     replaced |= {
         name: Replacement(shape, produce=_Produce(converted, layer, name), **_placed(source, layer, name))
@@ -172,18 +202,12 @@ def convert_checkpoint(
     extra |= adapted_files(source.path, source.checkpoint.config, source.spec, plan)
     if plan.format == "grouped":
         extra |= shipped_code(source.spec.family.model_type)
-    return write_checkpoint(
-        source.checkpoint,
-        out,
-        WriteJob(
-            replaced=replaced,
-            config=converted_config(source.checkpoint.config, source.spec, plan),
-            decides=job_of(plan),
-            extra_files=extra,
-            checksum_file=CHECKSUM_FILE,
-        ),
-        overwrite=overwrite,
-        progress=progress or (lambda nbytes: None),
+    return WriteJob(
+        replaced=replaced,
+        config=converted_config(source.checkpoint.config, source.spec, plan),
+        decides=job_of(plan),
+        extra_files=extra,
+        checksum_file=CHECKSUM_FILE,
     )
 
 

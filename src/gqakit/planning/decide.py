@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from gqakit.calibration.store import StatisticsFile
 from gqakit.models.source import Source
@@ -17,20 +18,28 @@ from gqakit.progress import Reporter
 
 
 def requests_for(
-    spec: ModelSpec, budget: BudgetOptions, options: PlanOptions, *, measurable: bool, predictable: bool
+    spec: ModelSpec,
+    budget: BudgetOptions,
+    options: PlanOptions,
+    *,
+    measurable: bool,
+    predictable: bool,
+    workers: int = 1,
 ) -> list[Request]:
     """The request, or one for each pair of cache types that may be chosen, where `kv_cache` is auto: that is measured.
 
     Args:
         spec, budget, options: what is asked for, of which model.
-        measurable, predictable: see `Request`.
+        measurable, predictable, workers: see `Request`.
 
     Raises:
         BudgetError, UsageError: see `Request.check`.
     """
     if options.kv_cache == "auto":
-        return requests(spec, budget, options, measurable=True)
-    return [Request.check(spec, budget, options, measurable=measurable, predictable=predictable)]
+        found = requests(spec, budget, options, measurable=True)
+    else:
+        found = [Request.check(spec, budget, options, measurable=measurable, predictable=predictable)]
+    return [replace(request, workers=workers) for request in found]
 
 
 def decide(

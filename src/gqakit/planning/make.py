@@ -58,7 +58,14 @@ def explore(
     statistics = StatisticsFile.open(options.statistics) if options.statistics else None
     gradients = statistics is not None and statistics.has_gradients
     predicts = gradients and may_predict(options.layer_loss, options.losses)
-    asked = requests_for(source.spec, options, options, measurable=options.measurable, predictable=predicts)
+    asked = requests_for(
+        source.spec,
+        options,
+        options,
+        measurable=options.measurable,
+        predictable=predicts,
+        workers=options.workers,
+    )
 
     def measurement() -> Measurement:
         content, merge, window = _content(source, options), options.merge, options.window

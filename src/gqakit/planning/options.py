@@ -11,7 +11,7 @@ from gqakit.core.merging import RULES
 from gqakit.data.options import DATA, WINDOW, DataOptions
 from gqakit.grouping_methods import METHODS
 from gqakit.models.engines import ENGINES
-from gqakit.models.run_options import MemoryOptions, StackOptions
+from gqakit.models.run_options import RUN, MemoryOptions, StackOptions
 from gqakit.options import Options, option
 from gqakit.planning.allocation import ALLOCATIONS
 
@@ -176,7 +176,10 @@ class LossOptions(MemoryOptions):
         "File of measured losses; what it holds is not measured again. Named, losses are measured.",
         panel=LOSSES,
     )
-    workers: int = option(1, "Processes that measure, each with the model.", panel=LOSSES, at_least=1)
+    workers: int = option(
+        1, "Processes that plan, convert and measure layers side by side; each holds a layer, or the model to measure.",
+        panel=RUN, at_least=1,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

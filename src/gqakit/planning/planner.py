@@ -6,12 +6,11 @@ import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 from gqakit import __version__
 from gqakit.calibration.store import StatisticsFile
 from gqakit.core.budget import CacheShape
-from gqakit.core.grouping import Grouping, Partition
+from gqakit.core.grouping import Grouping
 from gqakit.core.merging import RULES
 from gqakit.core.merging.base import MergeRule
 from gqakit.core.rope import Channels
@@ -23,7 +22,8 @@ from gqakit.models.spec import ModelSpec
 from gqakit.planning.allocation.base import FrontPoint, LayerEntry, pick
 from gqakit.planning.before_norm import KeyErrors, key_errors
 from gqakit.planning.candidates import EntryCandidates, EntryShape
-from gqakit.planning.layer_features import LayerFeatures, LayerReader, Side
+from gqakit.planning.layer_features import LayerReader
+from gqakit.planning.layers import Chosen, LayerTask, look_at_layer, settled_layer
 from gqakit.planning.plan import (
     BudgetRecord,
     CacheRecord,
@@ -37,6 +37,7 @@ from gqakit.planning.plan import (
     is_uniform,
 )
 from gqakit.planning.request import Request
+from gqakit.planning.workers import each
 
 Measure = Callable[[Sequence[EntryCandidates], LayerReader], Sequence[Mapping[int, float]]]
 """Gives, for each layer entry, what each of its numbers of heads loses when only that entry is converted."""
@@ -106,16 +107,20 @@ class _Work:
         rng = random.Random(f"{self.request.options.seed}/allocation")
         return self.request.allocation.front(entries, tied=self.request.tied, rng=rng)
 
-    def candidates(self, shape: EntryShape, compare: bool) -> EntryCandidates:
-        request = self.request
-        return shape.candidates(self.read, request.method, self.rule, request.options.seed, compare=compare)
+    def task(self, shapes: Sequence[EntryShape], compare: bool) -> LayerTask:
+        """What there is to do for the entries of one layer."""
+        options = self.request.options
+        return LayerTask(tuple(shapes), self.request.method, options.merge, options.seed, compare)
 
     def layer_plans(self, candidates: Sequence[EntryCandidates], counts: Sequence[int]) -> list[LayerPlan]:
         """The layers of the plan, when these numbers of heads are chosen for these entries."""
-        chosen: dict[int, list[tuple[EntryCandidates, int]]] = {}
+        chosen: dict[int, list[Chosen]] = {}
         for entry, count in zip(candidates, counts, strict=True):
-            chosen.setdefault(entry.layer, []).append((entry, count))
-        return [_layer_plan(here, self.rule, partial(self.read, layer)) for layer, here in chosen.items()]
+            found = entry.by_count[count]
+            chosen.setdefault(entry.layer, []).append((entry.layer, entry.side, found))
+        merge = self.request.options.merge
+        tasks = [(tuple(here), merge) for here in chosen.values()]
+        return list(each(self.read, settled_layer, tasks, self.request.workers))
 
 
 def _decide(
@@ -130,11 +135,13 @@ def _decide(
         shapes = request.with_one_count(settled.counts)
     candidates: list[EntryCandidates] = []
     layers: list[LayerPlan] = []
-    for layer in range(work.spec.num_layers):
-        here = [work.candidates(shape, whole_front) for shape in shapes if shape.layer == layer]
-        if all(len(entry.by_count) == 1 for entry in here):  # while a large layer is in memory
-            layers += work.layer_plans(here, [min(entry.by_count) for entry in here])
+    tasks = [
+        work.task([shape for shape in shapes if shape.layer == layer], whole_front)
+        for layer in range(work.spec.num_layers)
+    ]
+    for here, settled in each(work.read, look_at_layer, tasks, request.workers):
         candidates += here
+        layers += settled
         work.progress()
     candidates = _with_losses(candidates, work, measure)
     entries = [entry.entry for entry in candidates]
@@ -166,32 +173,6 @@ def _with_losses(
         values = tuple(losses[count] for count in entry.entry.counts)
         weighed.append(replace(entry, entry=replace(entry.entry, losses=values)))
     return weighed
-
-
-def _layer_plan(
-    entries: Sequence[tuple[EntryCandidates, int]], rule: MergeRule, read: Callable[[], LayerFeatures]
-) -> LayerPlan:
-    """One layer of the plan: what was chosen for its entries, with the error that the merge settles at."""
-    chosen = {entry.side: entry.by_count[count] for entry, count in entries}
-    key, value = (chosen.get(side, chosen.get("both")) for side in ("key", "value"))
-    assert key is not None
-    assert value is not None
-    gaps = [candidate.gap for candidate in chosen.values() if candidate.gap is not None]
-
-    def relative(side: Side, partition: Partition) -> float:
-        if partition.is_identity:
-            return 0.0
-        (heads,) = read().sides(side)
-        error = sum(rule.error(heads.select(group)) for group in partition.groups)
-        return float(f"{error / max(float(heads.energy().sum()), 1e-30):.6g}")
-
-    return LayerPlan(
-        key=key.partition.labels,
-        value=value.partition.labels,
-        key_error=relative("key", key.partition),
-        value_error=relative("value", value.partition),
-        gap=float(f"{max(gaps):.4g}") if len(gaps) == len(chosen) else None,
-    )
 
 
 def _record(

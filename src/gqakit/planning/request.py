@@ -38,6 +38,7 @@ class Request:
         options: method, merge rule, allocation, format, constraints, seed.
         measurable: whether there is something to run the model on, so that losses can be measured.
         predictable: whether there are statistics with gradients, so that losses can be predicted.
+        workers: processes that plan layers side by side; they decide nothing.
     """
 
     spec: ModelSpec
@@ -45,6 +46,7 @@ class Request:
     options: PlanOptions
     measurable: bool
     predictable: bool = False
+    workers: int = 1
 
     @classmethod
     def check(
