@@ -34,7 +34,7 @@ from gqakit.errors import UsageError
 from gqakit.evaluation.evaluate import evaluate_sources
 from gqakit.evaluation.page.charts import altair
 from gqakit.evaluation.table import EvaluationRow
-from gqakit.models.architectures import architecture
+from gqakit.models.agreement import check_agreement
 from gqakit.models.processes import Processes
 from gqakit.models.source import Source
 from gqakit.options import takes
@@ -158,8 +158,7 @@ class Conversion:
         plan = Plan.load(Path(options.plan)) if isinstance(options.plan, str | Path) else options.plan
         source = Source.open(model, options.stacks if plan is None else plan.source.stacks)
         source.check_not_grouped()
-        if (options.format if plan is None else plan.format) != "uniform":
-            architecture(source.checkpoint.config, strict=True)
+        check_agreement(source, strict=(options.format if plan is None else plan.format) != "uniform")
         check_output(source.checkpoint, out, options.overwrite)
         if options.push_to_hub:
             check_upload(options.push_to_hub)

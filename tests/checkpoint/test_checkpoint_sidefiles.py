@@ -25,7 +25,23 @@ COPIED = [
 ]
 LEFT = [
     *("README.md", ".gitattributes", ".hidden.model", "pytorch_model.bin", "model.pt", "training_args.bin"),
-    *("model.safetensors.index.json", "modeling_x.py", "vocab.bin", "LICENSE.partial", "a/model.safetensors"),
+    *("model.safetensors.index.json", "modeling_x.py", "vocab.bin", "LICENSE.partial"),
+    *(
+        "b/model.safetensors",
+        "b/config.json",
+        "b/c/config.json",
+        "lora/adapter_config.json",
+        "lora/adapter_model.bin",
+    ),
+    *(
+        "params.json",
+        "trainer_state.json",
+        "all_results.json",
+        "logs/x.txt",
+        "global_step5/a",
+        "x_fsdp_0/__0_0.distcp",
+    ),
+    *("openvino_tokenizer.xml", "openvino_tokenizer.bin", "model.safetensors.index.fp16.json"),
     *("onnx/config.json", "onnx/model.onnx", "original/params.json", ".git/config", "__pycache__/x.pyc"),
     *(
         "a/.hidden",

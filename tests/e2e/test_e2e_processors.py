@@ -52,6 +52,25 @@ def _gemma3() -> Any:
     return transformers.Gemma3Processor(image, known, image_seq_length=4)
 
 
+def _qwen(kind: str, videos: str) -> Any:
+    size = {"shortest_edge": 16 * 16, "longest_edge": 32 * 32}
+    known = words("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
+    image = transformers.Qwen2VLImageProcessor(patch_size=8, size=size)
+    return getattr(transformers, kind)(image, known, getattr(transformers, videos)(patch_size=8, size=size))
+
+
+def _smolvlm() -> Any:
+    image = transformers.SmolVLMImageProcessor(**LONGEST)
+    videos = transformers.SmolVLMVideoProcessor(**LONGEST)
+    return transformers.SmolVLMProcessor(image, words(*IDEFICS), videos, image_seq_len=1)
+
+
+def _pixtral() -> Any:
+    image = transformers.PixtralImageProcessor(size={"longest_edge": 24}, patch_size=8)
+    known = words("[IMG]", "[IMG_BREAK]", "[IMG_END]")
+    return transformers.PixtralProcessor(image, known, patch_size=8, spatial_merge_size=1)
+
+
 PROCESSORS: dict[str, Callable[[], Any]] = {
     "llava": lambda: transformers.LlavaProcessor(
         transformers.CLIPImageProcessor(size=SQUARE, crop_size=SQUARE),
@@ -72,7 +91,20 @@ PROCESSORS: dict[str, Callable[[], Any]] = {
     "idefics3": lambda: transformers.Idefics3Processor(
         transformers.Idefics3ImageProcessor(**LONGEST), words(*IDEFICS), image_seq_len=1
     ),
+    "qwen2_vl": lambda: _qwen("Qwen2VLProcessor", "Qwen2VLVideoProcessor"),
+    "qwen2_5_vl": lambda: _qwen("Qwen2_5_VLProcessor", "Qwen2VLVideoProcessor"),
+    "qwen3_vl": lambda: _qwen("Qwen3VLProcessor", "Qwen3VLVideoProcessor"),
+    "smolvlm": _smolvlm,
+    "mistral3": _pixtral,
 }
+# Processors that need more than gqakit's extras, of which torchvision is for machines whose torch it was built for.
+NEEDS = dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "mistral3"), ("torchvision",))
+NEEDS["smolvlm"] = ("torchvision", "num2words")
+# What stands for an image in a text, and the config's keys of these tokens.
+_PADS = {"image": "<|image_pad|>", "video": "<|video_pad|>", "vision_start": "<|vision_start|>"}
+TOKENS = dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl"), _PADS) | {"mistral3": {"image": "[IMG]"}}
+ASKS = dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl"), "<|vision_start|><|image_pad|><|vision_end|>")
+ASKS |= {"mistral3": "[IMG]", "gemma3": "<boi>"}
 SAMPLE = ("gemma3", "qwen2_vl")
 
 
@@ -98,16 +130,17 @@ def same(source: Path) -> Path:
 
 def seeing(folder: Path, family: str) -> Path:
     """A random model with its processor, which agree on what stands for an image."""
+    for package in NEEDS.get(family, ()):
+        pytest.importorskip(package, reason=f"the processor of {family} needs {package}")
     source = build_family(folder / "source", family)
     processor = PROCESSORS[family]()
     processor.chat_template = "{{ messages }}"
     processor.save_pretrained(source)
-    token = processor.tokenizer.convert_tokens_to_ids("<image>")
     config = json.loads((source / "config.json").read_text())
-    edit_json(
-        source / "config.json",
-        **{key: token for key in config if key in ("image_token_id", "image_token_index")},
-    )
+    for kind, token in TOKENS.get(family, {"image": "<image>"}).items():
+        number = processor.tokenizer.convert_tokens_to_ids(token)
+        keys = [key for key in (f"{kind}_token_id", f"{kind}_token_index") if key in config]
+        edit_json(source / "config.json", **dict.fromkeys(keys, number))
     return source
 
 
@@ -122,7 +155,7 @@ def test_a_picture_goes_the_same_way_through_processor_and_model(family: str, tm
     for folder in (source, out):
         processor = AutoProcessor.from_pretrained(folder)
         assert type(processor) is type(PROCESSORS[family]())
-        text = ("<boi>" if family == "gemma3" else "<image>") + "Look"
+        text = ASKS.get(family, "<image>") + "Look"
         made.append(processor(text=text, images=[PICTURE], return_tensors="pt"))
         with torch.inference_mode():
             logits.append(gqakit.load(folder, dtype=torch.float32)(**made[-1]).logits)

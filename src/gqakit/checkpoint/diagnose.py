@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 from gqakit.errors import CheckpointError
 
@@ -49,6 +52,8 @@ def weight_index(directory: Path) -> Path | None:
             "Run the same conversion again; it continues where it stopped."
         )
     check_side_files(directory, names)
+    if "adapter_config.json" in names:
+        raise _adapter_error(directory, names)
     if SINGLE_NAME not in names and INDEX_NAME not in names:
         raise _without_weights(directory, names)
     if "config.json" not in names:
@@ -56,14 +61,24 @@ def weight_index(directory: Path) -> Path | None:
     return None if SINGLE_NAME in names else directory / INDEX_NAME
 
 
+def check_weights_named(directory: Path, config: Mapping[str, Any]) -> None:
+    """Raises CheckpointError if a config names other weights than those that are read; transformers would load these."""
+    named = config.get("transformers_weights")
+    if named not in (None, SINGLE_NAME, INDEX_NAME):
+        raise CheckpointError(
+            f"{directory}: config.json names {named!r} as its weights (transformers_weights), expected {SINGLE_NAME} or "
+            f"{INDEX_NAME}. Save it under the usual names: {_saving_again(directory)}"
+        )
+
+
 def _without_weights(directory: Path, names: list[str]) -> CheckpointError:
     pickled = [n for n in names if _matches(n, _PICKLED) and not _matches(n, _NO_WEIGHTS)]
     gguf = [n for n in names if n.endswith(".gguf")]
     other = [n for n in names if n.endswith(".safetensors")]
-    if "adapter_config.json" in names:
+    if variant := _variant(names):
         return CheckpointError(
-            f"{directory}: is a PEFT adapter, not a whole model. Merge it into its base model "
-            "(merge_and_unload and save_pretrained), then convert that."
+            f"{directory}: holds the variant {variant!r} of its weights alone, expected {SINGLE_NAME} or {INDEX_NAME}. "
+            f"Save it under the usual names: {_saving_again(directory, variant)}"
         )
     if other:
         return CheckpointError(
@@ -79,14 +94,35 @@ def _without_weights(directory: Path, names: list[str]) -> CheckpointError:
     if gguf:
         return _gguf_error(directory, gguf)
     if "config.json" not in names:
+        inside = [
+            str(path.parent) for depth in ("*", "*/*") for path in directory.glob(f"{depth}/config.json")
+        ]
+        hint = f" The model may be {listed(sorted(inside))}." if inside else ""
         return CheckpointError(
             f"{directory}: has no config.json and no weights: not a model directory. It holds "
-            f"{listed(names) or 'nothing'}; expected config.json and {SINGLE_NAME} or {INDEX_NAME}."
+            f"{listed(names) or 'nothing'}; expected config.json and {SINGLE_NAME} or {INDEX_NAME}.{hint}"
         )
     return CheckpointError(
         f"{directory}: has a config.json but no weights, expected {SINGLE_NAME} or {INDEX_NAME} with its "
         "shards. Fetch the weights in safetensors form."
     )
+
+
+def _adapter_error(directory: Path, names: list[str]) -> CheckpointError:
+    """Transformers adds an adapter that lies beside the weights to the model; without weights it is no model."""
+    seen = "has a PEFT adapter beside its weights, which transformers adds to them"
+    whole = SINGLE_NAME in names or INDEX_NAME in names
+    return CheckpointError(
+        f"{directory}: {seen if whole else 'is a PEFT adapter, not a whole model'}. Merge it into its base model "
+        "(merge_and_unload and save_pretrained), then convert that."
+    )
+
+
+def _variant(names: list[str]) -> str | None:
+    """The variant (`fp16`) that the files of safetensors are all of, None where there is none."""
+    spelled = (r"model\.safetensors\.index\.(.+)\.json", r"model\.(.+?)(-\d+-of-\d+)?\.safetensors")
+    found = (re.fullmatch(pattern, name) for pattern in spelled for name in names)
+    return next((match[1] for match in found if match), None)
 
 
 def _gguf_error(directory: Path, names: list[str]) -> CheckpointError:
@@ -97,7 +133,7 @@ def _gguf_error(directory: Path, names: list[str]) -> CheckpointError:
     )
 
 
-def _saving_again(directory: Path) -> str:
+def _saving_again(directory: Path, variant: str | None = None) -> str:
     """The command that loads a checkpoint as the class that its config names and saves it, with what stands beside it.
 
     Only a tokenizer or processor whose files are there is named: loading what is missing would fail.
@@ -110,9 +146,8 @@ def _saving_again(directory: Path) -> str:
     names = [path.name for path in directory.iterdir()]
     beside = [each for each, patterns in _BESIDE.items() if any(_matches(name, patterns) for name in names)]
     classes = ", ".join([*named[:1], *beside] if named else ["AutoModel", *beside])
-    code = (
-        f"from transformers import {classes}; [X.from_pretrained({str(directory)!r}).save_pretrained('OUT')"
-    )
+    which = f"{str(directory)!r}" + (f", variant={variant!r}" if variant else "")
+    code = f"from transformers import {classes}; [X.from_pretrained({which}).save_pretrained('OUT')"
     return f'python -c "{code} for X in [{classes}]]"'
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,11 @@ def read_bytes(path: Path) -> bytes:
 
 
 def parse_object(data: bytes, where: str, *, distinct: bool = False) -> dict[str, Any]:
-    """A JSON object, with `distinct` of distinct keys. Raises CheckpointError beginning with `where`."""
+    """A JSON object in UTF-8, with `distinct` of distinct keys. Raises CheckpointError beginning with `where`."""
+    if data.startswith((codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise CheckpointError(
+            f"{where}: begins with a byte order mark, which transformers does not read. Save it as UTF-8 without one."
+        )
     try:
         value = json.loads(data, object_pairs_hook=_distinct if distinct else None)
     except (ValueError, RecursionError) as error:

@@ -14,9 +14,15 @@ from gqakit.errors import CheckpointError
 from .header import TensorInfo
 from .index import listed
 
-_FIX = (
-    "Load it dequantised and save it (model.dequantize() and save_pretrained in transformers), then convert."
-)
+_BASE = "Convert the model that it was quantised from; its model card names that as base_model."
+_LOADED = "Load it in transformers with quantization_config={}(dequantize=True) and save_pretrained, then convert that."
+_CALLED = "Load it in transformers, call model.dequantize() and save_pretrained, then convert that."
+# What transformers undoes, and how; of the others only the model is left that they were made from.
+_FIXES = {
+    **dict.fromkeys(("bitsandbytes", "bitsandbytes_4bit", "bitsandbytes_8bit", "higgs"), _CALLED),
+    "fp8": _LOADED.format("FineGrainedFP8Config"),
+    "compressed-tensors": _LOADED.format("CompressedTensorsConfig"),
+}
 _INTEGERS = {"U8", "I8", "I16", "U16", "I32", "U32", "I64", "U64"}
 _NARROW = ("F4", "F6_", "F8_")
 
@@ -29,16 +35,16 @@ def check_not_quantised(directory: Path, config: Mapping[str, Any], tensors: Ite
     experts = _method(config.get("quantization_config")) == "mxfp4"
     for where, part in _parts(config):
         for key in ("quantization_config", "compression_config"):
-            if part.get(key) and not (experts and (where, key) == ("", "quantization_config")):
+            if part.get(key) is not None and not (experts and (where, key) == ("", "quantization_config")):
                 raise CheckpointError(
                     f"{directory}: the weights are quantised: config.json has {where}{key} "
-                    f"({_named(part[key])}), expected plain floating-point weights. {_FIX}"
+                    f"({_named(part[key])}), expected plain floating-point weights. {_fix(part[key])}"
                 )
     codes = [f"{info.name} ({info.dtype})" for info in tensors if _holds_codes(info, experts)]
     if codes:
         raise CheckpointError(
             f"{directory}: {len(codes)} weights are stored quantised: {listed(codes)}; "
-            f"expected floating-point weights. {_FIX}"
+            f"expected floating-point weights. {_BASE}"
         )
 
 
@@ -52,8 +58,15 @@ def _method(value: Any) -> Any:
     return value.get("quant_method") if isinstance(value, dict) else None
 
 
+def _fix(value: Any) -> str:
+    if value == {}:
+        return "Remove the empty entry, which transformers refuses as well."
+    loaded = isinstance(value, dict) and (value.get("load_in_4bit") or value.get("load_in_8bit"))
+    return _CALLED if loaded else _FIXES.get(str(_method(value)), _BASE)
+
+
 def _named(value: Any) -> str:
-    if not isinstance(value, dict):
+    if not isinstance(value, dict) or not value:
         return repr(value)
     bits = next((f", {n}-bit" for n in (4, 8) if value.get(f"load_in_{n}bit") is True), "")
     return f"method {_method(value) or 'not named'}{bits}"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from gqakit.errors import CheckpointError
 
-from .diagnose import weight_index
+from .diagnose import check_weights_named, weight_index
 from .fingerprint import OLD_PREFIX, fingerprint, old_fingerprint
 from .header import Shard, TensorInfo, read_shard
 from .index import SINGLE_NAME, Index, check_agreement, check_shards_exist, read_index
@@ -54,6 +54,7 @@ class Checkpoint:
         index_path = weight_index(path)
         config_bytes = read_bytes(path / "config.json")
         config = parse_object(config_bytes, str(path / "config.json"))
+        check_weights_named(path, config)
         index = None if index_path is None else read_index(index_path)
         if index is not None:
             check_shards_exist(path, index)

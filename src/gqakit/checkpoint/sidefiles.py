@@ -1,8 +1,9 @@
 """The files beside the weights that a converted model shares with its source, copied byte for byte.
 
 All that is not weights comes along, folders too (`1_Pooling/config.json`): tokenizer, processors, generation
-defaults, licences. Left are weights in any format, what gqakit writes itself, the model card (README.md is about
-the source), hidden files, caches, and custom code unless a config refers to it.
+defaults, licences. Left are weights in any format, folders that hold some (another model: adapters, exports), what gqakit
+writes itself, the model card (README.md is about the source), what a training leaves behind, hidden files, caches, and
+custom code unless a config refers to it.
 """
 
 from __future__ import annotations
@@ -42,11 +43,16 @@ _KNOWN = (
 _WEIGHTS = (
     *("*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.gguf", "*.ggml", "*.h5", "*.msgpack", "*.ot"),
     *("*.onnx", "*.onnx_data", "*.onnx.data", "*.tflite", "*.mlmodel", "*.npz", "*.npy", "*.pkl", "*.pickle"),
-    *("*.index.json", "openvino_model.xml", "*.nemo", "*.llamafile", "*.mlpackage", "*.engine"),
+    *("*.index.json", "*.index.*.json", "openvino_*.xml", "*.nemo", "*.llamafile", "*.mlpackage", "*.engine"),
 )
-_NEVER = (*_WEIGHTS, "gqakit-*", "*.partial", f"*{PARTIAL}", "*.pyc", "events.out.tfevents*")
-_NEVER_AT_TOP = ("config.json", "readme.md")
-_NO_FOLDERS = (".*", "__pycache__", "checkpoint-*", "runs", "wandb", "onnx", "openvino", "coreml", "original")
+_TRAINING = ("trainer_*", "*_results.json", "*.distcp", "events.out.tfevents*")
+_NEVER = (*_WEIGHTS, *_TRAINING, "gqakit-*", "*.partial", f"*{PARTIAL}", "*.pyc")
+# params.json is the config of `consolidated.safetensors`, in Mistral's own format.
+_NEVER_AT_TOP = ("config.json", "readme.md", "params.json")
+_NO_FOLDERS = (
+    *(".*", "__pycache__", "checkpoint-*", "global_step*", "runs", "logs", "wandb"),
+    *("onnx", "openvino", "coreml", "original"),
+)
 _LARGE = 100 * 2**20  # the largest tokenizers take 40 MB; what is larger and unknown is data, not a side file
 _MAY_REFER_TO_CODE = ("config.json", "tokenizer_config.json", "*processor_config.json")
 
@@ -76,10 +82,17 @@ def _candidates(source_dir: Path, has_code: bool) -> Iterator[str]:
     for folder, folders, names in os.walk(source_dir):
         inside = Path(folder).relative_to(source_dir)
         at_top = inside == Path()
+        if not at_top and inside.as_posix() not in modules and _holds_weights(names):
+            folders[:] = []  # another model: an adapter, an export, a state of the training
+            continue
         folders[:] = [name for name in folders if not _matches(name.lower(), _NO_FOLDERS)]
         never = [".*", *(_NEVER if inside.as_posix() not in modules else ())]
         never += [*(_NEVER_AT_TOP if at_top else ()), *(() if at_top and has_code else ("*.py",))]
         yield from ((inside / name).as_posix() for name in names if not _matches(name.lower(), never))
+
+
+def _holds_weights(names: Iterable[str]) -> bool:
+    return any(_matches(name.lower(), (*_WEIGHTS, "*.distcp")) for name in names)
 
 
 def _may_be_copied(path: Path, name: str, home: Path) -> bool:

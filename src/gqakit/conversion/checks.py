@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
 from gqakit.checkpoint import Checkpoint
+from gqakit.checkpoint.jsonio import canonical
 from gqakit.conversion.convert import converted_config, converted_shapes, removed_tensors
 from gqakit.conversion.files import CHECKSUM_FILE
 from gqakit.core.budget import CacheShape
@@ -45,7 +46,9 @@ class Check:
 def check_config(source: Source, plan: Plan, out: Checkpoint) -> Check:
     """The config is the source's with the planned edits."""
     expected = converted_config(source.checkpoint.config, source.spec, plan)
-    different = sorted(k for k in expected.keys() | out.config.keys() if expected.get(k) != out.config.get(k))
+    keys = expected.keys() | out.config.keys()
+    # As they are written: NaN, which JSON of Python may hold, equals nothing.
+    different = sorted(k for k in keys if canonical(expected.get(k)) != canonical(out.config.get(k)))
     return Check("config", not different, f"unexpected values of {different}" if different else "as planned")
 
 

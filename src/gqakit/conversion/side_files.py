@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from gqakit.errors import CheckpointError
 from gqakit.models.families.base import Family
 from gqakit.models.spec import ModelSpec
 from gqakit.planning.plan import Plan
@@ -29,9 +30,10 @@ def adapted_files(source: Path, config: dict[str, Any], spec: ModelSpec, plan: P
         for name, key, value in _classes(source, config, spec.family):
             files.setdefault(name, _read(source / name) or {})[key] = value
     generation = _read(source / "generation_config.json")
-    if generation and generation.get("alignment_heads"):
-        moved = moved_heads(generation["alignment_heads"], spec, plan)
-        if moved != generation["alignment_heads"]:
+    if generation and generation.get("alignment_heads") and any(site.stack.cross for site in spec.sites):
+        heads = _pairs(generation["alignment_heads"], source / "generation_config.json")
+        moved = moved_heads(heads, spec, plan)
+        if moved != heads:
             files["generation_config.json"] = {**generation, "alignment_heads": moved}
     return {
         name: (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode() for name, data in files.items()
@@ -49,6 +51,15 @@ def moved_heads(heads: list[list[int]], spec: ModelSpec, plan: Plan) -> list[lis
         [layer, orders[layer].index(head)] if layer in orders and head in orders[layer] else [layer, head]
         for layer, head in heads
     ]
+
+
+def _pairs(value: Any, path: Path) -> list[list[int]]:
+    """The value of `alignment_heads`. Raises CheckpointError unless it is a list of pairs."""
+    if isinstance(value, list) and all(isinstance(each, list) and len(each) == 2 for each in value):
+        return value
+    raise CheckpointError(
+        f"{path}: alignment_heads is {str(value)[:80]!r}, expected a list of [layer, head]; correct it or remove it"
+    )
 
 
 def _classes(source: Path, config: dict[str, Any], family: Family) -> Iterator[tuple[str, str, str]]:

@@ -89,9 +89,10 @@ def _architecture(source: ExportSource, arrangements: list[Arrangement]) -> str:
     alike = len(counts) == 1 and not any(a.is_padded for a in arrangements)
     table = STOCK_ARCHITECTURE if alike else PER_LAYER_ARCHITECTURE
     if family not in table or source.full_config.get("hidden_act", "silu") != "silu":
+        activation = f" with {source.full_config.get('hidden_act')}" if family in table else ""
         raise FamilyError(
             f"{source.path}: GGUF is written for {', '.join(STOCK_ARCHITECTURE)} with hidden_act silu; this is "
-            f"{family} with {source.full_config.get('hidden_act')}."
+            f"{family}{activation}."
         )
     if table[family] == "openelm" and not source.full_config.get("tie_word_embeddings"):
         raise FamilyError(

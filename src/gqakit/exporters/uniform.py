@@ -32,9 +32,11 @@ def describe_uniform(source: ExportSource, how: str = "auto") -> Rearranged:
             f"{source.path} is an ordinary {source.family} checkpoint already; nothing to export"
         )
     if source.family not in FAMILIES:
+        stays = "Transformers' own code of it runs as many KV heads as query heads, so it stays grouped."
+        advice = "Convert its source with `format=uniform`."
         raise FamilyError(
             f"{source.path}: uniform checkpoints are exported of {', '.join(FAMILIES)}; this is a grouped "
-            f"{source.family}. Convert its source with `format=uniform`, where `gqakit inspect` lists it."
+            f"{source.family}. {advice if source.spec.family.num_kv_heads else stays}"
         )
     made: list[Rearranged] = []
     problems: list[str] = []

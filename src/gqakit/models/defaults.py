@@ -44,7 +44,7 @@ def with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
     stated = {key: value for key, value in config.items() if key not in _OURS}
     try:
         known = AutoConfig.for_model(model_type, **stated).to_dict()
-    except (StrictDataclassError, ValueError, KeyError, TypeError) as error:
+    except (StrictDataclassError, ValueError, KeyError, TypeError, AttributeError) as error:
         said = " ".join(str(error).split())
         raise FamilyError(
             f"config.json of this {model_type}: transformers refuses it ({said[:300]})"

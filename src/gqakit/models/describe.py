@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
@@ -93,9 +94,13 @@ def _family(
     why = refusal(model_type, config)
     if why is not None:
         raise FamilyError(f"a {model_type} cannot be converted: {why}")
+    if "model_type" not in config:
+        raise FamilyError("config.json has no model_type, which says what family this is; add it")
     like = [name for name in shapes if "attn" in name or "attention" in name] or list(shapes)
+    near = difflib.get_close_matches(model_type.lower(), families, n=3, cutoff=0.6)
+    hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
     raise FamilyError(
-        f"model family {model_type!r} is not known to gqakit. Known: {', '.join(sorted(families))}. "
+        f"model family {model_type!r} is not known to gqakit.{hint} `gqakit families` lists the {len(families)} that are. "
         f"The config names architectures {config.get('architectures')} and the checkpoint holds "
         f"{len(shapes)} tensors, such as {', '.join(like[:3])}"
     )
@@ -145,8 +150,22 @@ def _check_shapes(spec: ModelSpec, shapes: Mapping[str, tuple[int, ...]]) -> Non
         if beyond in shapes:
             problems.append(f"{beyond} exists, but the config has {count} layers")
     if problems:
+        if wrapped := _wrapped(spec, shapes):
+            raise FamilyError(wrapped)
         shown = problems[:8] + ([f"and {len(problems) - 8} more"] if len(problems) > 8 else [])
         raise FamilyError(f"config and tensors of this {spec.model_type} disagree: " + "; ".join(shown))
+
+
+def _wrapped(spec: ModelSpec, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+    """What to say if all stands below a wrapper's name (`module.`, `_orig_mod.`, `base_model.model.`)."""
+    first = spec.tensor(0, "query")
+    found = next((name for name in shapes if name.endswith(f".{first}")), None)
+    if first in shapes or found is None:
+        return None
+    return (
+        f"the tensors of this {spec.model_type} have {found.removesuffix(first)!r} before the names that transformers looks "
+        f"for ({found}); save the model itself with save_pretrained and not what wraps it, or rename them"
+    )
 
 
 def _prefix(family: Family, first: str, shapes: Mapping[str, tuple[int, ...]]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,6 +39,7 @@ def load(
             are not in the checkpoint (transformers alone would fill them with random numbers), or transformers
             refuses it.
     """
+    from gqakit.checkpoint.jsonio import parse_object, read_bytes
     from gqakit.models.architectures import class_of, family_of
 
     path = Path(path)
@@ -50,7 +50,7 @@ def load(
             f"{path}: no weights here. Expected *.safetensors (or *.bin) beside config.json."
         )
 
-    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    config = parse_object(read_bytes(path / "config.json"), str(path / "config.json"))
     register(str(config.get("model_type")))
     how = {"dtype": dtype or "auto", "device_map": device_map, "trust_remote_code": trust_remote_code}
     family = family_of(config)
@@ -75,8 +75,23 @@ def load(
 def _loaded(path: Path, kind: Any, how: dict[str, Any]) -> tuple[PreTrainedModel, list[str]]:
     """The model by one of transformers' classes, and what the checkpoint lacks."""
     with loading(path):
-        model, info = kind.from_pretrained(str(path), local_files_only=True, output_loading_info=True, **how)
+        model, info = kind.from_pretrained(
+            str(path), local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True, **how
+        )
+    check_shapes(path, info["mismatched_keys"])
+    model.config.return_dict = True  # outputs are read by their names
     return model, really_missing(info["missing_keys"])
+
+
+def check_shapes(path: Path, wrong: Iterable[tuple[str, tuple[int, ...], tuple[int, ...]]]) -> None:
+    """Raise `CheckpointError` for tensors that do not fit the config: name, shape in the checkpoint, shape in the model."""
+    found = sorted(wrong)
+    if found:
+        name, seen, expected = found[0]
+        raise CheckpointError(
+            f"{path}: {len(found)} tensors are not of the shape that config.json asks for, first {name}: "
+            f"{list(seen)}, expected {list(expected)}. Set the config's sizes to those of the weights, or fetch both again."
+        )
 
 
 def really_missing(missing: Iterable[str]) -> list[str]:
@@ -91,7 +106,10 @@ def loading(path: Path) -> Iterator[None]:
 
     try:
         yield
-    except (StrictDataclassError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (
+        *(StrictDataclassError, OSError, ValueError, KeyError, TypeError, AttributeError),
+        *(ImportError, RuntimeError),
+    ) as error:
         import transformers
 
         index = path / "model.safetensors.index.json"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -84,7 +85,28 @@ class Weights:
         return [renamed] if first is None else [renamed.replace(first, target) for target in targets]
 
     def _missing(self) -> list[str]:
-        return really_missing(n for n, _ in self.model.named_parameters() if n not in self._group)
+        computed = (
+            getattr(self.model, "_keys_to_ignore_on_load_missing", None) or ()
+        )  # sinusoids of positions
+        return really_missing(
+            name
+            for name, _ in self.model.named_parameters()
+            if name not in self._group and not any(re.search(each, name) for each in computed)
+        )
+
+    def of_other_shape(self) -> list[tuple[str, tuple[int, ...], tuple[int, ...]]]:
+        """Tensors of the checkpoint that do not fit their parameters: name, shape, the shape that the model has.
+
+        What transformers joins or cuts as it loads is not looked at.
+        """
+        found: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = []
+        for target, parameter in self.model.named_parameters():
+            sources = self._sources.get(target, [])
+            if len(sources) == 1 and sources[0][1] is None:
+                name = sources[0][0]
+                seen, expected = self.checkpoint.info(name).shape, tuple(parameter.shape)
+                found += [(name, seen, expected)] if seen != expected else []
+        return found
 
     def largest(self, blocks: Iterable[nn.Module]) -> int:
         """Bytes of the most weights that are filled at a time, with one tensor as it is read.
@@ -213,6 +235,7 @@ def _without_weights(checkpoint: Checkpoint, kind: Any, dtype: torch.dtype, devi
 
     with loading(checkpoint.path):
         config = AutoConfig.from_pretrained(str(checkpoint.path), local_files_only=True)
+        config.return_dict = True  # outputs are read by their names
         nn.Module.register_parameter = on_meta
         try:
             model = kind._from_config(config, dtype=dtype)
