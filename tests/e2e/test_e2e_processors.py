@@ -98,12 +98,16 @@ PROCESSORS: dict[str, Callable[[], Any]] = {
     "mistral3": _pixtral,
 }
 # Processors that need more than gqakit's extras, of which torchvision is for machines whose torch it was built for.
-NEEDS = dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "mistral3"), ("torchvision",))
+NEEDS: dict[str, Any] = dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "mistral3"), ("torchvision",))
 NEEDS["smolvlm"] = ("torchvision", "num2words")
 # What stands for an image in a text, and the config's keys of these tokens.
 _PADS = {"image": "<|image_pad|>", "video": "<|video_pad|>", "vision_start": "<|vision_start|>"}
-TOKENS = dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl"), _PADS) | {"mistral3": {"image": "[IMG]"}}
-ASKS = dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl"), "<|vision_start|><|image_pad|><|vision_end|>")
+TOKENS: dict[str, Any] = dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl"), _PADS) | {
+    "mistral3": {"image": "[IMG]"}
+}
+ASKS: dict[str, str] = dict.fromkeys(
+    ("qwen2_vl", "qwen2_5_vl", "qwen3_vl"), "<|vision_start|><|image_pad|><|vision_end|>"
+)
 ASKS |= {"mistral3": "[IMG]", "gemma3": "<boi>"}
 SAMPLE = ("gemma3", "qwen2_vl")
 
