@@ -175,14 +175,15 @@ def measured(arguments: list[str], cwd: Path) -> Cost:
 
 def steps(args: argparse.Namespace) -> dict[str, list[str]]:
     """The commands, by the name of the step."""
-    data = ["--tokens", "1024", "--window", "512", "--dtype", args.dtype, "--blockwise", "always"]
+    run = ["--blockwise", "always", *(["--max-memory", args.max_memory] if args.max_memory else [])]
+    data = ["--tokens", "1024", "--window", "512", "--dtype", args.dtype, *run]
     return {
         "copy (cp)": ["cp", "-r", "model", "copy"],
         "calibrate": ["gqakit", "calibrate", "model", "-o", "statistics.safetensors", *data],
         "plan": ["gqakit", "plan", "model", "-o", "plan.json", "--statistics", "statistics.safetensors", "--kv-ratio", "0.5",
                  "--kv-maps", "separate", "--layer-loss", "error", *args.plan.split()],
         "convert": ["gqakit", "convert", "model", "-o", "out", "--plan", "plan.json", "--no-evaluate"],
-        "verify": ["gqakit", "verify", "model", "out"],
+        "verify": ["gqakit", "verify", "model", "out", *run],
         "evaluate": ["gqakit", "evaluate", "model", "out", *data],
     }  # fmt: skip
 
@@ -195,6 +196,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="a directory to be made, outside the repository")
     parser.add_argument("--shape", choices=SHAPES, default="7b")
     parser.add_argument("--dtype", default="bfloat16", help="precision of forward passes")
+    parser.add_argument("--max-memory", help="of every step that runs a model, such as 3GiB")
     parser.add_argument("--steps", default="calibrate,plan,convert,verify", help="which, in order")
     parser.add_argument("--plan", default="", help="further options of plan")
     parser.add_argument("--keep", action="store_true", help="leave everything; a second run finds the model")
