@@ -12,6 +12,7 @@ from tiny_fixtures import Models
 
 from gqakit import convert, plan
 from gqakit.errors import CheckpointError, GqakitError
+from gqakit.planning.plan import Plan
 from gqakit.planning.workers import Workers
 
 
@@ -19,18 +20,23 @@ def test_any_number_of_workers_makes_the_same_bytes(model: Models, moments: Mode
     source = model(kv_heads=4)
     statistics = moments(source)
 
-    def made(workers: int, **how: str) -> tuple[str, dict[str, bytes]]:
+    def planned(workers: int, **how: str) -> Plan:
         own = {"statistics": statistics, "workers": workers, "progress": False}
-        decided = plan(source, kv_ratio=0.5, kv_maps="separate", **how, **own)
-        out = Path(f"out-{workers}-{len(how)}")
+        return plan(source, kv_ratio=0.5, kv_maps="separate", **how, **own)
+
+    def converted(workers: int, decided: Plan) -> dict[str, bytes]:
+        out = Path(f"out-{workers}")
+        own = {"statistics": statistics, "workers": workers, "progress": False}
         convert(source, out, plan=decided, evaluate=False, **own)
-        return decided.to_json(), {file.name: file.read_bytes() for file in sorted(out.iterdir())}
+        return {file.name: file.read_bytes() for file in sorted(out.iterdir())}
 
     # Weighed errors are looked at in two steps, an even split in one.
     for workers, how in ((2, {"layer_loss": "error"}), (3, {"allocation": "uniform", "format": "grouped"})):
-        alone = made(1, **how)
-        assert any(name.endswith(".safetensors") for name in alone[1])
-        assert made(workers, **how) == alone
+        alone = planned(1, **how)
+        assert planned(workers, **how).to_json() == alone.to_json()
+    written = converted(1, alone)
+    assert any(name.endswith(".safetensors") for name in written)
+    assert converted(2, alone) == written
 
 
 def test_what_a_worker_refuses_is_said_as_one_process_says_it(model: Models, tmp_path: Path) -> None:
