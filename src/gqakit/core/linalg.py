@@ -37,7 +37,7 @@ def leading_sum(gram: Tensor, rank: int) -> float:
 
     Subspace iteration with Chebyshev polynomials (Saad, Numerical Methods for Large Eigenvalue Problems, 5.3), from a
     start that is the same each time. What is still missing after `_ROUNDS` falls like the inverse square of the rounds,
-    which makes it about twice the last gain; that is added. The tests hold the sum of all other eigenvalues to 1 part in 500.
+    which makes it about twice the last gain; that is added. Tests hold the sum of all other eigenvalues to 1 part in 500.
     """
     generator = torch.Generator().manual_seed(0)
     basis = gram @ torch.randn(len(gram), rank, generator=generator, dtype=gram.dtype)
