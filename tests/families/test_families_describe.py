@@ -187,10 +187,13 @@ def test_unknown_family_names_what_was_seen():
     with pytest.raises(FamilyError) as caught:
         describe(config, shapes)
     message = str(caught.value)
-    for part in ("'strange'", "StrangeModel", "2 tensors", "transformer.h.0.attn.c_attn.weight", *FAMILIES):
+    listed = f"`gqakit families` lists the {len(FAMILIES)} that are"
+    for part in ("'strange'", "StrangeModel", "2 tensors", "transformer.h.0.attn.c_attn.weight", listed):
         assert part in message
+    with pytest.raises(FamilyError, match="Did you mean 'llama'"):
+        describe({**config, "model_type": "lama"}, shapes)
     assert "wte" not in message
-    with pytest.raises(FamilyError, match="'None' is not known"):
+    with pytest.raises(FamilyError, match="config.json has no model_type"):
         describe({}, shapes)
 
 

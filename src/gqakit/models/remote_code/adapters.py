@@ -80,13 +80,7 @@ def prepare(model_type: str) -> None:
 
 
 def attention_mask_for(*sizes: Any, config: Any = None, **kwargs: Any) -> Mask:
-    """Transformers' mask for SDPA; MPT takes what is not 0 in its mask for eager attention as hidden."""
+    """Transformers' mask for SDPA, never left out with weights; MPT takes what is not 0 in its eager mask as hidden."""
     make = eager_mask if config is not None and config.model_type == "mpt" else sdpa_mask
-    return make(*sizes, config=config, **kwargs)
-
-
-def explicit_mask_for(*sizes: Any, **kwargs: Any) -> Mask:
-    """The same, but never left out: as with transformers' eager attention, a model may ask for one twice."""
-    return attention_mask_for(
-        *sizes, **{**kwargs, "allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
-    )
+    shown = {"allow_is_causal_skip": False} if getattr(config, "_attn_implementation", "") == EAGER else {}
+    return make(*sizes, config=config, **kwargs | shown)

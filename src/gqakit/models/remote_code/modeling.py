@@ -17,7 +17,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.cache_utils import StaticLayer
 from transformers.pytorch_utils import Conv1D
 
-from .adapters import adapt, attention_mask_for, explicit_mask_for, map_behind, prepare
+from .adapters import adapt, attention_mask_for, map_behind, prepare
 from .attention import GroupedHeads, grouped_attention_forward
 from .configuration import ATTENTION, EAGER, PREFIX, config_class, family_class
 
@@ -25,10 +25,9 @@ VLLM = "vllm"  # what its Transformers backend registers its attention as
 AttentionInterface.register(ATTENTION, grouped_attention_forward)
 AttentionInterface.register(EAGER, partial(grouped_attention_forward, weighs=True))
 AttentionMaskInterface.register(ATTENTION, attention_mask_for)
-AttentionMaskInterface.register(EAGER, explicit_mask_for)
+AttentionMaskInterface.register(EAGER, attention_mask_for)
 
-# Transformers' own functions take one group size; a function that an engine registers is let through.
-_UNSUPPORTED = ("sdpa", "flash", "flex", "paged")
+_UNSUPPORTED = ("sdpa", "flash", "flex", "paged")  # take one group size; an engine's own are let through
 
 
 class GroupedModel(PreTrainedModel):
