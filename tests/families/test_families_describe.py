@@ -193,7 +193,7 @@ def test_unknown_family_names_what_was_seen():
     with pytest.raises(FamilyError, match="Did you mean 'llama'"):
         describe({**config, "model_type": "lama"}, shapes)
     assert "wte" not in message
-    with pytest.raises(FamilyError, match="config.json has no model_type"):
+    with pytest.raises(FamilyError, match=r"config\.json has no model_type"):
         describe({}, shapes)
 
 
