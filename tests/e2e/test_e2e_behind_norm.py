@@ -273,9 +273,7 @@ def test_a_layer_loss_is_that_of_the_checkpoint_with_only_that_layer_converted(
     source = Source.open(build_family(tmp_path / "source", family))
     known = calibrated(source.path)
     windows = inputs_of(family)["input_ids"]
-    bench = Bench(
-        source.path, known.path, "fold", text_batches(windows, cached=True), source.spec.stacks, "cpu", 0
-    )
+    bench = Bench("fold", text_batches(windows, cached=True), "cpu")
     prober = Prober(bench, LayerReader(source, known, behind_norm=True))
     count = source.spec.key_heads[0]
     made = plan(source.path, kv_heads=count // 2, statistics=known.path, format="grouped", progress=False)

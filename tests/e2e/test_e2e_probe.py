@@ -42,7 +42,7 @@ def test_a_loss_is_that_of_the_checkpoint_with_only_that_layer_converted(
     known = StatisticsFile.open(moments(source.path))
     windows = prompt_ids(24).repeat(2, 1)
     batches = text_batches(windows, cached=True)
-    bench = Bench(source.path, known.path, "fold", batches, source.spec.stacks, "cpu", 0)
+    bench = Bench("fold", batches, "cpu")
     how = {"format": "grouped", "method": "neighbour", "statistics": known.path}
     made = plan(source.path, kv_heads=2, progress=False, **how)
     prober = Prober(bench, LayerReader(source, known, behind_norm=made.merging.behind_norm))

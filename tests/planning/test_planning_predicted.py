@@ -64,7 +64,7 @@ def test_predictions_are_near_what_is_measured_and_those_by_other_gradients_are_
     behind = family == "qwen3"
     read = LayerReader(source, known, behind_norm=behind)
     batches = text_batches(windows(), cached=True)
-    bench = Bench(source.path, known.path, "fold", batches, source.spec.stacks, "cpu", 0, behind)
+    bench = Bench("fold", batches, "cpu")
     prober = Prober(bench, read)
     off: dict[str, list[float]] = {"right": [], "wrong": []}
     for layer in range(1, LAYERS):  # in the first, losses are too large for a second order

@@ -158,10 +158,8 @@ def _merging(
     if all(request.share >= 1 for request in fitting):
         return [0.0] * len(fitting)
     spending = fitting[-1].options.changed(allocation="knapsack", layer_loss="auto", kv_cache=FULL)
-    workers = fitting[-1].workers
-    first = Request(
-        source.spec, Budget(1.0, "kv_ratio 1"), spending, True, workers=workers
-    )  # for its candidates alone
+    # For its candidates alone.
+    first = replace(fitting[-1], budget=Budget(1.0, "kv_ratio 1"), options=spending)
     planned = make_plan(source, first, statistics, measure=measure, whole_front=True)
     found: list[float] = []
     for request in fitting:

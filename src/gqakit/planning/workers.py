@@ -78,9 +78,8 @@ class Workers:
 
 
 def _begin(threads: int, start: Callable[..., None], given: tuple[Any, ...]) -> None:
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C reaches the whole group; the first process ends the others
+    # Ctrl-C reaches the whole group; the first process ends the others.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     start(*given)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,7 +17,6 @@ from gqakit.core.grouping import Grouping, Partition
 from gqakit.core.merging import RULES
 from gqakit.data.batches import Content, batches_of
 from gqakit.data.samples import Batch, in_precision, positions_of
-from gqakit.errors import GqakitError
 from gqakit.models.architectures import has_no_head
 from gqakit.models.layers import tensors_of_layer
 from gqakit.models.rounding import rounded_cache
@@ -31,6 +27,7 @@ from gqakit.planning.layer_features import LayerFeatures, LayerReader
 from gqakit.planning.layer_loss.file import Key, LossFile, LossHeader, measured_on
 from gqakit.planning.layer_loss.probe import LayerProbe
 from gqakit.planning.options import LossOptions
+from gqakit.planning.workers import LayerFiles, Workers
 from gqakit.progress import Reporter
 
 
@@ -44,34 +41,18 @@ class Bench:
     """What it takes to measure losses, in this process or in another: all of it can be sent there.
 
     Attributes:
-        model: directory of the source.
-        statistics: the calibration's file; None for a weights-only plan.
         merge: name of the merge rule.
-        batches: what it is run on.
-        stacks: what is converted.
+        batches: what the model is run on.
         device: torch's name of it.
-        threads: of torch; 0 leaves it alone.
-        behind_norm: keys are merged behind their normalisation.
         dtype: that the model runs in.
         kv_cache: types of the cache in which a converted layer keeps its keys and values; None rounds nothing.
     """
 
-    model: Path
-    statistics: Path | None
     merge: str
     batches: list[Batch]
-    stacks: tuple[str, ...]
     device: str
-    threads: int = 0
-    behind_norm: bool = False
     dtype: torch.dtype = torch.float32
     kv_cache: CachePair | None = None
-
-    def reader(self) -> LayerReader:
-        """The source's layers, for a process that has none yet."""
-        statistics = StatisticsFile.open(self.statistics) if self.statistics else None
-        source = Source.open(self.model, self.stacks)
-        return LayerReader(source, statistics, behind_norm=self.behind_norm)
 
 
 @dataclass(frozen=True)
@@ -110,19 +91,10 @@ class Measurement:
         Raises:
             DataError: too little of it. CheckpointError: the model has no tokenizer. UsageError: no such device.
         """
-        spec, workers, device = source.spec, options.workers, check_device(options.device)
+        spec, device = source.spec, check_device(options.device)
         dtype = precision_of(source.checkpoint, options.precision, device)
         batches = batches_of(source, content, window=window, tokens=options.measure_tokens)
-        bench = Bench(
-            source.path,
-            None if statistics is None else statistics.path,
-            merge,
-            [in_precision(batch, dtype) for batch in batches],
-            spec.stacks,
-            device,
-            max(1, torch.get_num_threads() // workers) if workers > 1 else 0,
-            dtype=dtype,
-        )
+        bench = Bench(merge, [in_precision(batch, dtype) for batch in batches], device, dtype)
         header = LossHeader(
             source=source.fingerprint_like(measured_on(options.losses)),
             stacks=spec.noted_stacks,
@@ -132,7 +104,7 @@ class Measurement:
             windows=len(batches),
             window=positions_of(batches[0]),
         )
-        return cls(bench, header, options.losses, False, workers, progress)
+        return cls(bench, header, options.losses, False, options.workers, progress)
 
     def kept_in(self, path: Path | None) -> Measurement:
         """With losses kept in a file, unless they are in one already.
@@ -177,33 +149,23 @@ class Measurement:
         return losses.known
 
     def _run(self, missing: Mapping[int, list[Key]], read: LayerReader) -> Iterator[tuple[Key, float]]:
-        layers, bench = sorted(missing), replace(self.bench, behind_norm=read.behind_norm)
+        layers = sorted(missing)
         if self.workers == 1:
-            prober = Prober(bench, read)
+            prober = Prober(self.bench, read)
             for layer in layers:
                 yield from prober.measure(layer, missing[layer])
             return
-        context = multiprocessing.get_context("spawn")  # a forked torch may hang
-        with ProcessPoolExecutor(self.workers, context, _start, (bench,)) as pool:
+        given = LayerFiles.of(read), self.bench
+        with Workers(self.workers, _start, given, "the model; what was measured is kept") as pool:
             pending = [pool.submit(_measure, layer, missing[layer]) for layer in layers]
-            try:
-                for future in pending:
-                    yield from future.result()
-            except BrokenProcessPool as error:
-                raise GqakitError(
-                    f"one of {self.workers} worker processes died, probably for want of memory (each loads the model); "
-                    "what was measured is kept: run again with fewer `workers`"
-                ) from error
-            finally:
-                pool.shutdown(cancel_futures=True)
+            for future in pending:
+                yield from pool.result(future)
 
 
 class Prober:
     """A source model, probed layer by layer."""
 
     def __init__(self, bench: Bench, read: LayerReader) -> None:
-        if bench.threads:
-            torch.set_num_threads(bench.threads)
         self.read, self.merge = read, bench.merge
         self.model, self.pair = load_model(read.source.checkpoint, bench.dtype, bench.device), bench.kv_cache
         self.probe = LayerProbe(self.model, read.source.spec, bench.batches)
@@ -233,9 +195,9 @@ _prober: Prober | None = None
 """The prober of a worker process."""
 
 
-def _start(bench: Bench) -> None:
+def _start(files: LayerFiles, bench: Bench) -> None:
     global _prober
-    _prober = Prober(bench, bench.reader())
+    _prober = Prober(bench, files.reader())
 
 
 def _measure(layer: int, keys: Sequence[Key]) -> list[tuple[Key, float]]:
