@@ -184,15 +184,9 @@ def own_moments(
     """`E[q qᵀ]` of each head alone, as float64: the diagonal blocks of `head_gram` at a fraction of its cost."""
     dtype = _precision(projection)
     rows = projection.delivered().to(dtype)  # [heads, head_dim, width (+ 1)]
-    heads, dim, width = rows.shape
-    lower = moment[:width, :width].to(dtype).tril()
-    lower.diagonal().div_(2)  # the moment is this and its transpose
-    turned = torch.empty(heads * dim, width, dtype=dtype)
-    for start in range(0, width, _ROWS_AT_ONCE):  # above each strip of columns there are zeros alone
-        strip = slice(start, start + _ROWS_AT_ONCE)
-        turned[:, strip] = rows.flatten(0, 1)[:, start:] @ lower[start:, strip]
-    own = turned.view_as(rows) @ rows.mT
-    return (own + own.mT).double()
+    width = rows.shape[-1]
+    own = (rows.flatten(0, 1) @ moment[:width, :width].to(dtype)).reshape(rows.shape) @ rows.mT
+    return ((own + own.mT) / 2).double()
 
 
 def key_stats(weights: AttentionWeights, moments: LayerStatistics, channels: Channels) -> HeadStats:
