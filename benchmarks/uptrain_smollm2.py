@@ -36,13 +36,13 @@ def main() -> None:
     parser.add_argument("start", type=Path, help="a converted SmolLM2")
     parser.add_argument("--steps", type=int, default=200, help="optimiser steps")
     parser.add_argument("--windows", type=int, default=4, help="windows of 512 tokens a step")
-    parser.add_argument("--brown-tokens", type=int, default=160_000, help="about so many tokens of Brown")
+    parser.add_argument("--brown-tokens", type=int, default=160_000, help="tokens of Brown, about")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--train", default="attention", help="all, attention or lora")
     parser.add_argument(
         "--ce", type=float, default=0.0, help="weight of the cross-entropy beside the divergence"
     )
-    parser.add_argument("--tokens", type=int, default=0, help="at most so many tokens of text, to try things")
+    parser.add_argument("--tokens", type=int, default=0, help="most tokens of text, to try things; 0 for all")
     chosen = parser.parse_args()
     bench = Workbench.on_smollm2(chosen.wikitext, chosen.work)
     print(environment(), flush=True)

@@ -29,10 +29,8 @@ def check_agreement(source: Source, *, strict: bool = True) -> None:
     from gqakit.models.blockwise.weights import Weights
 
     architecture(source.checkpoint.config, strict=strict)
-    if source.checkpoint.config.get(
-        "quantization_config"
-    ):  # transformers has other modules where weights are codes
-        return
+    if source.checkpoint.config.get("quantization_config"):
+        return  # where weights are codes, transformers has other modules
     weights = Weights(source.checkpoint, torch.float32, "cpu")
     spec, ignored = source.spec, []
     for layer in range(spec.num_layers):

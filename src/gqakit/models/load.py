@@ -107,8 +107,14 @@ def loading(path: Path) -> Iterator[None]:
     try:
         yield
     except (
-        *(StrictDataclassError, OSError, ValueError, KeyError, TypeError, AttributeError),
-        *(ImportError, RuntimeError),
+        StrictDataclassError,
+        OSError,
+        KeyError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        ImportError,
+        RuntimeError,
     ) as error:
         import transformers
 

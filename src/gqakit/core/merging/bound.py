@@ -13,7 +13,7 @@ from gqakit.core.weighting import roots, weighted_gram
 
 DISTANCES = 3
 """Each takes an eigenvalue problem over all heads; the few that carry most of the weight make most of the bound. Where heads
-have so many channels that inner products are in float32, one distance has to do."""
+have channels enough that inner products are in float32, one distance has to do."""
 
 
 def low_rank_bound(stats: HeadStats, num_groups: int) -> float:

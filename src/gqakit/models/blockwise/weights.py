@@ -85,9 +85,8 @@ class Weights:
         return [renamed] if first is None else [renamed.replace(first, target) for target in targets]
 
     def _missing(self) -> list[str]:
-        computed = (
-            getattr(self.model, "_keys_to_ignore_on_load_missing", None) or ()
-        )  # sinusoids of positions
+        # Such as the sinusoids of positions.
+        computed = getattr(self.model, "_keys_to_ignore_on_load_missing", None) or ()
         return really_missing(
             name
             for name, _ in self.model.named_parameters()
