@@ -89,7 +89,7 @@ def check_shapes(path: Path, wrong: Iterable[tuple[str, tuple[int, ...], tuple[i
     if found:
         name, seen, expected = found[0]
         raise CheckpointError(
-            f"{path}: {len(found)} tensors are not of the shape that config.json asks for, first {name}: "
+            f"{path}: tensors are not of the shape that config.json asks for ({len(found)}), first {name}: "
             f"{list(seen)}, expected {list(expected)}. Set the config's sizes to those of the weights, or fetch both again."
         )
 
