@@ -193,6 +193,7 @@ function fill() {
   } else at("texts-section").remove();
   table("settings", [], Object.entries(page.settings).map((cells) => ({ cells })));
   at("commands").textContent = page.points.map((point) => point.command).filter(Boolean).join("\n");
+  if (!at("commands").textContent) at("again").remove();
 }
 
 fill();
