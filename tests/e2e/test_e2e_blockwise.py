@@ -40,7 +40,8 @@ def test_blocks_are_the_model(tmp_path: Path, variant: str) -> None:
         for window, batch in batches.items():
             ours, theirs = Output.of(blocks.leaving(window, batch)), Output.of(whole(**batch))
             for mine, its in zip(ours.values, theirs.values, strict=True):
-                torch.testing.assert_close(mine, its, rtol=1e-5, atol=1e-6)
+                # A processor may round products of other shapes otherwise: by the largest value, not by each.
+                torch.testing.assert_close(mine, its, rtol=1e-5, atol=1e-6 * max(1.0, float(its.abs().max())))
     assert all(parameter.device.type == "meta" for parameter in blocks.model.parameters())
     _repeats(blocks, batches)
 

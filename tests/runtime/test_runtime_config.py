@@ -123,11 +123,12 @@ def test_eager_attention_is_a_grouped_models_own():
     grouped, _ = pair("llama", SAME)
     logits = grouped(tokens()).logits
     grouped.set_attn_implementation("eager")
-    assert torch.equal(grouped(tokens()).logits, logits)
+    # With a mask in place of "causal" torch takes another kernel, which rounds otherwise on some processors.
+    torch.testing.assert_close(grouped(tokens()).logits, logits, rtol=1e-4, atol=1e-5)
     assert grouped.config._attn_implementation == "gqakit_eager"
     grouped.set_attn_implementation("gqakit")
     grouped.config._attn_implementation = "eager"  # what Whisper's generation does
-    assert torch.equal(grouped(tokens()).logits, logits)
+    torch.testing.assert_close(grouped(tokens()).logits, logits, rtol=1e-4, atol=1e-5)
     again = AutoModelForCausalLM.from_config(copy.deepcopy(grouped.config), attn_implementation="eager")
     assert again.config._attn_implementation == "gqakit_eager"
     assert again(tokens(), output_attentions=True).attentions[0].shape[-1] == tokens().shape[1]
