@@ -131,6 +131,27 @@ class Options:
         """The same with other values."""
         return replace(self, **values)
 
+    def words(self, *names: str, without: Collection[str] = ()) -> list[str]:
+        """Options that are not at their default, as the words of a command line.
+
+        What came as data in memory cannot be named there and is left out.
+
+        Args:
+            names: of the options to look at; all by default. without: names of options to leave out.
+        """
+        found: list[str] = []
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if value == each.default or each.name in without or (names and each.name not in names):
+                continue
+            yes, _, no = (each.metadata["flags"] or ["--" + each.name.replace("_", "-")])[0].partition("/")
+            for single in value if isinstance(value, list | tuple) else [value]:
+                if isinstance(single, bool):
+                    found.append(yes if single else no or "--no-" + yes.removeprefix("--"))
+                elif isinstance(single, str | int | float | Path):
+                    found += [yes, str(single)]
+        return found
+
     def part(self, kind: type[Options]) -> Any:
         """The options of one of the classes that this one combines."""
         return kind(**{each.name: getattr(self, each.name) for each in fields(kind)})

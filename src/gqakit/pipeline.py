@@ -343,7 +343,11 @@ class Conversion:
         card = model_card(plan, self.source.path, rows, self.in_words(rows), repaired=repaired)
         write_bytes(self.out / CARD_FILE, card.encode())
         if self.options.report is not None:
-            write_report(self.options.report, self.source, statistics, rows, plan, self.in_words(rows))
+            words = self.options.words(without=("overwrite", "push_to_hub", "report"))
+            command = ["gqakit", "convert", self.source.name, *words, "-o", self.out]
+            write_report(
+                self.options.report, self.source, statistics, rows, plan, self.in_words(rows), command
+            )
         return rows
 
     def in_words(self, rows: Sequence[EvaluationRow]) -> str:

@@ -44,6 +44,13 @@ def compared(source: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
     return out, ran.out
 
 
+def commands_of(page: Path) -> list[str]:
+    """The commands that a page shows, of its points that have one."""
+    _, _, behind = page.read_text().partition('id="data">')
+    data = json.loads(behind.partition("</script>")[0])
+    return [point["command"] for point in data["points"] if point["command"]]
+
+
 def cells(out: Path) -> dict[str, Any]:
     return {cell["name"]: cell for cell in json.loads((out / "comparison.json").read_text())["cells"]}
 
@@ -143,6 +150,13 @@ def test_convert_and_repair_write_the_page_of_one_conversion(source: Path, tmp_p
     to = ("--source", source, "-o", tmp_path / "repaired", "--report", again)
     succeeds("repair", out, *to, *few, "--steps", 1)
     assert '"name":"repaired"' in again.read_text()
+    # The command on the page makes it again.
+    for made, written in ((out, page), (tmp_path / "repaired", again)):
+        before = (made / "model.safetensors").read_bytes()
+        shutil.rmtree(made)
+        (command,) = commands_of(written)
+        succeeds(*shlex.split(command)[1:])
+        assert (made / "model.safetensors").read_bytes() == before
     message = refused(2, "convert", source, "--kv-heads", 4, "-o", "x", "--no-evaluate", "--report", "p.html")
     assert "--report" in message
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from gqakit.comparison.options import CompareOptions
 from gqakit.comparison.ways import Way
@@ -40,7 +38,7 @@ class Trial:
     def command(self, model: str, options: CompareOptions) -> str:
         """That makes it; what came as data in memory cannot be named."""
         words = ["gqakit", "convert", model, "--kv-ratio", f"{self.ratio:.6g}", *self.way.flags.split()]
-        words += _flags(options, "tokens", "window", *_DATA)
+        words += options.words("tokens", "window", *_DATA)
         return shlex.join([*words, *(["--repair"] if self.repaired else []), "-o", self.slug])
 
 
@@ -60,16 +58,4 @@ def trials(options: CompareOptions) -> Iterator[Trial]:
 def scoring_command(model: str, made: str, pair: CachePair, options: CompareOptions) -> str:
     """That scores a checkpoint, or the model itself where none is named, in a cache of these types."""
     words = ["gqakit", "evaluate", model, *([made] if made else []), "--kv-cache", pair.name]
-    return shlex.join([*words, *_flags(options.scored_on, "tokens", "window", *_DATA)])
-
-
-def _flags(options: Any, *names: str) -> Sequence[str]:
-    """Options that were given, as the command line has them."""
-    found: list[str] = []
-    plain = type(options)()
-    for name in names:
-        value = getattr(options, name)
-        for each in value if isinstance(value, list | tuple) else [value]:
-            if isinstance(each, str | int | Path) and value != getattr(plain, name):
-                found += ["--" + name.replace("_", "-"), str(each)]
-    return found
+    return shlex.join([*words, *options.scored_on.words("tokens", "window", *_DATA)])

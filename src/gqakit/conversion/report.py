@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
@@ -47,12 +48,14 @@ def write_report(
     rows: Sequence[EvaluationRow],
     plan: Plan,
     scored_on: str,
+    command: Sequence[str | Path],
 ) -> None:
     """The page of one plan's conversion: the source and what was made of it.
 
     Args:
         path: the file to write. source: the model. statistics: its calibration; None for weights alone.
         rows: scores, the source's first. plan: that was carried out. scored_on: what, in words.
+        command: the words that make the last row's checkpoint again.
 
     Raises:
         MissingDependencyError: without the `page` extra. OutputError: the file cannot be written.
@@ -65,6 +68,7 @@ def write_report(
         )
         for row, of_source in zip(rows, _of_source(rows), strict=True)
     ]  # fmt: skip
+    points[-1] = replace(points[-1], command=shlex.join(map(str, command)))
     made = {"budget": plan.budget.asked, "method": plan.method, "merge rule": plan.merging.rule}
     settings = {**made, "allocation": plan.allocation, "seed": plan.seed, "plan": plan.fingerprint}
     write_page(page_of(source, statistics, points, f"Scored on {scored_on}.", settings), path)

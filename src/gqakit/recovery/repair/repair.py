@@ -119,7 +119,9 @@ def repair(
         if job.processes.is_first:
             write_bytes(out / CARD_FILE, card.encode())
             if options.report is not None:
-                write_report(options.report, source, None, rows, plan, stated)
+                words = options.words(without=("overwrite", "push_to_hub", "report"))
+                command = ["gqakit", "repair", converted, *words, "-o", out]
+                write_report(options.report, source, None, rows, plan, stated, command)
         job.processes.wait()
     if options.push_to_hub and job.processes.is_first:
         upload(out, options.push_to_hub)
