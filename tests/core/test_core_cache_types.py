@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import cache_utils
 
 from gqakit.core.cache_types import TYPES, cache_pair, cache_type
 from gqakit.core.cache_types.hadamard import hadamard, largest_power, rotated
@@ -57,8 +58,12 @@ def test_bytes_are_those_of_ggml(name):
 
 
 def test_bytes_of_the_others():
-    per_head = {name: TYPES[name].nbytes(64) for name in ("f16", "bf16", "fp8", "fp8_per_token_head")}
-    assert per_head == {"f16": 128, "bf16": 128, "fp8": 64, "fp8_per_token_head": 68}
+    named = ("f16", "bf16", "fp8", "fp8_per_token_head", "fp8_per_tensor")
+    assert {name: TYPES[name].nbytes(64) for name in named} == dict(
+        zip(named, (128, 128, 64, 68, 64), strict=True)
+    )
+    assert cache_type("quanto4/64").nbytes(64) == 32 + 2 * 2  # a scale and a smallest value
+    assert cache_type("quanto2/32").nbytes(64) == 16 + 2 * 2 * 2
     assert cache_type("int3/32").bits(64) == 3.5
     assert cache_pair("q8_0,q4_0").nbytes(3, 2, 64) == 3 * 68 + 2 * 36
 
@@ -83,6 +88,30 @@ def test_a_scale_saves_what_fp8_cuts_off():
     scaled = cache_type("fp8_per_token_head").stored(rows)
     torch.testing.assert_close(scaled, rows, rtol=2**-4, atol=1e-1)
     assert scaled[0, 1] == -3000
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("bits", "group"), [(4, 64), (2, 32)])
+def test_quanto_is_what_transformers_runs_to_the_bit(bits: int, group: int, dtype: torch.dtype) -> None:
+    pytest.importorskip("optimum.quanto")
+    layer = cache_utils.QuantoQuantizedLayer(nbits=bits, q_group_size=group)
+    rows = states()[:1000].to(dtype).reshape(2, 5, 100, 64)  # [batch, heads, positions, channels]
+    theirs = layer._dequantize(layer._quantize(rows, axis=0))
+    assert torch.equal(cache_type(f"quanto{bits}/{group}").stored(rows), theirs)
+
+
+def test_quanto_keeps_a_block_of_equal_values() -> None:
+    rows = torch.full((1, 64), 3.25)
+    assert torch.equal(cache_type("quanto4/64").stored(rows), rows)
+
+
+def test_fp8_of_a_whole_layer_is_transformers_to_the_bit() -> None:
+    kind = getattr(cache_utils, "Fp8QuantizedLayer", None)
+    if kind is None:
+        pytest.skip("this transformers has no fp8 cache")
+    layer, rows = kind(), states()[:1000].reshape(2, 5, 100, 64)
+    layer.dtype = torch.float32
+    assert torch.equal(cache_type("fp8_per_tensor").stored(rows), layer._dequantize(layer._quantize(rows)))
 
 
 def test_a_rotation_is_its_own_inverse_and_spreads_an_outlier():

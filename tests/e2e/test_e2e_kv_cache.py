@@ -6,9 +6,15 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+import torch
 from command import QUICK, SMALL, refused, succeeds
 from family_models import build_family
-from tiny_models import tokenizer
+from tiny_models import prompt_ids, tokenizer
+from transformers import DynamicCache, QuantizedCache
+
+from gqakit.core.cache_types import cache_pair
+from gqakit.models.load import load
 
 Models = Callable[..., Path]
 
@@ -33,6 +39,41 @@ def test_a_source_and_what_was_made_of_it(model: Models) -> None:
     for row in found:
         assert abs(row["kv_bytes_measured"] - row["kv_bytes_per_token"]) <= 0.5  # stated in whole bytes
     assert rows(source, "--kv-cache", "f16")[1]["scores"]["kl"] < 1e-6
+
+
+@pytest.mark.parametrize("types", ["quanto4/32", "fp8_per_tensor"])
+def test_transformers_own_quantised_cache_holds_what_is_measured(model: Models, types: str) -> None:
+    source = model("llama", kv_heads=4, hidden_size=256)
+    said = succeeds(
+        "convert",
+        source,
+        "-o",
+        "out",
+        "--kv-ratio",
+        "0.2",
+        "--kv-maps",
+        "separate",
+        "--kv-cache",
+        types,
+        *QUICK,
+    )
+    serve = next(line for line in said.out.splitlines() if "cache_implementation" in line)
+    how = json.loads(serve[serve.index("{") : serve.rindex("}") + 1])
+    if how["backend"] == "quanto":
+        pytest.importorskip("optimum.quanto")
+    grouped = load("out", dtype=torch.float32).eval()
+    plain, held = DynamicCache(config=grouped.config), QuantizedCache(config=grouped.config, **how)
+    with torch.inference_mode():
+        for cache in (plain, held):
+            grouped(input_ids=prompt_ids(24), past_key_values=cache)
+    for ours, theirs in zip(plain.layers, held.layers, strict=True):
+        key, value = cache_pair(types).stored(ours.keys, ours.values)
+        assert torch.equal(key, theirs._dequantize(theirs._quantized_keys))
+        assert torch.equal(value, theirs._dequantize(theirs._quantized_values))
+    made = grouped.generate(
+        prompt_ids(24), max_new_tokens=4, do_sample=False, cache_implementation="quantized", cache_config=how
+    )
+    assert made.shape[-1] == 28
 
 
 def test_a_decoder_behind_an_encoder_caches_both_its_attentions() -> None:

@@ -33,6 +33,12 @@ class EngineCaches:
 
 
 _GGML = ("f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
+_QUANTO = tuple(
+    (f"quanto{bits}/{group}", f'{{"backend": "quanto", "nbits": {bits}, "q_group_size": {group}}}')
+    for bits in (4, 2)
+    for group in (64, 32)
+)
+"""Types of transformers' `QuantizedCache`, and how it is asked for them. Those of hqq are not known here."""
 ENGINE_CACHES = {
     "llama.cpp": EngineCaches(
         _GGML, (FULL, "q8_0", "q8_0,q4_0", "q4_0", "iq4_nl"), "-ctk {key} -ctv {value} -fa on"
@@ -41,7 +47,15 @@ ENGINE_CACHES = {
     "sglang": EngineCaches(
         ("f16", "bf16", "fp8"), (FULL, "fp8"), "--kv-cache-dtype {key}", (("fp8", "fp8_e4m3"),)
     ),
+    "transformers": EngineCaches(
+        ("f16", "bf16", "fp8_per_tensor", *(name for name, _ in _QUANTO)),
+        (FULL, "fp8_per_tensor", "quanto4/64", "quanto4/32"),
+        'generate(cache_implementation="quantized", cache_config={key})',
+        (("fp8_per_tensor", '{"backend": "fp8"}'), *_QUANTO),
+    ),
 }
+ONE_TYPE = ("vllm", "sglang", "transformers")
+"""Engines that hold keys and values in the same type."""
 _HALVES = EngineCaches(("f16", "bf16"), (FULL,), "")
 """Of an engine without types that are known here."""
 
@@ -66,7 +80,7 @@ def as_engine_has_it(names: str, engine: str | None, head_dim: int) -> CachePair
             raise UsageError(
                 f"`kv_cache={names}`: {engine} has no cache of type {each.name}; it has {', '.join(caches.types)}"
             )
-    if engine in ("vllm", "sglang") and pair.key.name != pair.value.name:
+    if engine in ONE_TYPE and pair.key.name != pair.value.name:
         raise UsageError(f"`kv_cache={names}`: {engine} has one type for keys and values")
     if engine_of(pair, engine) != "llama.cpp" or head_dim % ROTATES:
         return pair

@@ -1,6 +1,6 @@
-"""Cache types that round blocks of channels to integers with a scale in 16 bits: llama.cpp's, and others for study.
+"""Cache types that round blocks of channels to integers with a scale in 16 bits: those of engines, and others for study.
 
-Each computes in float32 what ggml's reference functions compute (`quantize_row_*_ref`, `dequantize_row_*`), rounding
+llama.cpp's compute in float32 what ggml's reference functions compute (`quantize_row_*_ref`, `dequantize_row_*`), rounding
 mode and order of operations included, so that what comes back is the same to the bit.
 """
 
@@ -89,6 +89,31 @@ class Ranged(Blocks):
         scale = (most - least) / (2**self.width - 1)
         levels = ((blocks - least) * _inverse(scale) + 0.5).trunc().clamp(0, 2**self.width - 1)
         return levels * _half(scale) + _half(least)
+
+
+@dataclass(frozen=True, repr=False)
+class Quanto(Blocks):
+    """optimum-quanto's: integers 0 to `2^b - 1` between a block's smallest and largest value.
+
+    Computed in the precision of the states, and scale and smallest value are kept in it: 16 bits where a model is served.
+    Its blocks run over the channels of a head, so that what one position is rounded to depends on no other.
+    """
+
+    name: str
+    width: int
+    block: int
+    scales: int = 2
+
+    def stored(self, states: Float[Tensor, "*batch head_dim"]) -> Float[Tensor, "*batch head_dim"]:
+        """Rounded block by block, in the precision of the states."""
+        return self.rounded(states.reshape(*states.shape[:-1], -1, self.block)).flatten(-2)
+
+    def rounded(self, blocks: Float[Tensor, "*batch block"]) -> Float[Tensor, "*batch block"]:
+        """See the class."""
+        least, most = blocks.aminmax(dim=-1, keepdim=True)
+        scale = (most - least) / (2**self.width - 1)
+        levels = torch.where(scale == 0, 0, (blocks - least) / scale).round().clamp(0, 2**self.width - 1)
+        return levels * scale + least
 
 
 _LEVELS = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -34,25 +35,24 @@ class Float8(CacheType):
     """8 bits, e4m3: 4 of exponent and 3 of mantissa, up to 448.
 
     Attributes:
-        scaled: each head of each position has a scale of its own, in float32, by which its largest channel is 448;
-            else the scale is 1, as where an engine is given none, and what is larger is cut off.
+        name: as its engine calls it.
+        scaled: what has a scale in float32, by which its largest channel is 448: `head` for each head of each position,
+            `tensor` for all that is given together, as transformers has it for each layer; else the scale is 1, as where
+            an engine is given none, and what is larger is cut off.
     """
 
-    scaled: bool
-
-    @property
-    def name(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """As vLLM calls it."""
-        return "fp8_per_token_head" if self.scaled else "fp8"
+    name: str
+    scaled: Literal["head", "tensor"] | None = None
 
     def nbytes(self, head_dim: int) -> float:
-        """One for each channel, and the scale."""
-        return head_dim + 4.0 * self.scaled
+        """One for each channel, and the scale; one for a whole layer weighs nothing."""
+        return head_dim + 4.0 * (self.scaled == "head")
 
     def stored(self, states: Float[Tensor, "*batch head_dim"]) -> Float[Tensor, "*batch head_dim"]:
         """Rounded to the nearest."""
         states = states.float()
-        if not self.scaled:
+        if self.scaled is None:
             return states.clamp(-_LARGEST, _LARGEST).to(torch.float8_e4m3fn).float()
-        scale = (states.abs().amax(-1, keepdim=True) / _LARGEST).clamp_min(torch.finfo(torch.float32).tiny)
+        amplitude = states.abs().amax() if self.scaled == "tensor" else states.abs().amax(-1, keepdim=True)
+        scale = (amplitude / _LARGEST).clamp_min(torch.finfo(torch.float32).tiny)
         return (states / scale).clamp(-_LARGEST, _LARGEST).to(torch.float8_e4m3fn).float() * scale

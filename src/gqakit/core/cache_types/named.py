@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 
 from gqakit.core.cache_types.base import CachePair, CacheType, Rotated
-from gqakit.core.cache_types.blocks import Bytes, Levels, Ranged, Symmetric
+from gqakit.core.cache_types.blocks import Bytes, Levels, Quanto, Ranged, Symmetric
 from gqakit.core.cache_types.floats import Float8, Half
 
 _TYPES: tuple[CacheType, ...] = (
@@ -20,8 +20,9 @@ _TYPES: tuple[CacheType, ...] = (
     Ranged("q4_1", 4),
     Symmetric("q4_0", 4),
     Levels(),
-    Float8(False),
-    Float8(True),
+    Float8("fp8"),
+    Float8("fp8_per_token_head", "head"),
+    Float8("fp8_per_tensor", "tensor"),
 )
 TYPES: Mapping[str, CacheType] = {each.name: each for each in _TYPES}
 
@@ -29,28 +30,32 @@ ROTATED = "+h"
 VALUES_AT_ONCE = 64
 """Channels of a value that llama.cpp rotates together."""
 _STUDY = re.compile(r"int([2-8])/([1-9]\d{0,3})")
+_QUANTO = re.compile(r"quanto([24])/([1-9]\d{0,3})")
 
 
 def cache_type(name: str, *, value: bool = False) -> CacheType:
     """The type of a name.
 
     Args:
-        name: one of `TYPES`, or `intB/G` for B bits (2 to 8) and a scale for each G channels; `+h` behind it for a rotation.
+        name: one of `TYPES`; `quantoB/G` for optimum-quanto's B bits (2 or 4) with a range for each G channels; or
+            `intB/G` for B bits (2 to 8) and a scale for each G channels; `+h` behind it for a rotation.
         value: it is to hold values, which are rotated by blocks of 64 channels.
 
     Raises:
         ValueError: there is none; says what there is.
     """
     plain = name.removesuffix(ROTATED)
-    study = _STUDY.fullmatch(plain)
-    if study is not None:
+    if study := _STUDY.fullmatch(plain):
         found: CacheType = Symmetric(plain, int(study[1]), int(study[2]))
+    elif quanto := _QUANTO.fullmatch(plain):
+        found = Quanto(plain, int(quanto[1]), int(quanto[2]))
     elif plain in TYPES:
         found = TYPES[plain]
     else:
         raise ValueError(
-            f"unknown cache type {name!r}. Known: {', '.join(TYPES)}, for study intB/G (B bits, a scale for each G "
-            "channels), each with +h for a Hadamard rotation; two with a comma between them are those of keys and of values"
+            f"unknown cache type {name!r}. Known: {', '.join(TYPES)}, quantoB/G (B = 2 or 4), for study intB/G (B bits, a "
+            "scale for each G channels), each with +h for a Hadamard rotation; two with a comma between them are those of "
+            "keys and of values"
         )
     if plain == name:
         return found

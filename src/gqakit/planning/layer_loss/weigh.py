@@ -44,7 +44,7 @@ def losses_for(
     def choose(entries: Sequence[LayerEntry]) -> Sequence[int]:
         rng = random.Random(f"{request.options.seed}/allocation")
         front = request.allocation.front(entries, tied=request.tied, rng=rng)
-        return pick(front, entries, request.budget.kv_ratio).counts
+        return pick(front, entries, request.share).counts
 
     return Correction(prediction, measurement(), choose)
 
