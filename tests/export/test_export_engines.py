@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 import re
 import shlex
 from collections.abc import Callable
@@ -10,8 +12,10 @@ from pathlib import Path
 import pytest
 from command import gqakit, refused, succeeds
 from export_fixtures import APART, UNEQUAL, plan_of
+from transformers import QuantizedCache
 
 from gqakit.errors import UsageError
+from gqakit.models.engine_caches import ENGINE_CACHES, FULL, offered, serving
 from gqakit.models.engines import ENGINES, Engine, check_engine, markdown
 
 Models = Callable[..., Path]
@@ -106,3 +110,15 @@ def test_the_commands_of_serving_run(grouped: Models, tmp_path: Path) -> None:
         ]
         if "onnx" not in words:  # that one takes long, and has a test
             succeeds(*words[1:])
+
+
+@pytest.mark.parametrize("engine", ENGINE_CACHES)
+def test_every_type_that_is_offered_can_be_asked_for(engine: str) -> None:
+    for pair in offered(engine, head_dim=64):
+        said = serving(pair, engine)
+        assert bool(said) == (pair.name != FULL)
+        assert "{key}" not in said
+        assert "{value}" not in said
+        if engine == "transformers" and said:
+            how = json.loads(said[said.index("{") : said.rindex("}") + 1])
+            assert set(how) <= set(inspect.signature(QuantizedCache).parameters)
