@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.axes import Axes
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "e2e"))
 
@@ -149,3 +150,32 @@ def test_results_read_well_in_a_notebook(source: Path) -> None:
         assert "\n" not in text
     assert "512 → 256 bytes" in repr(made)
     assert "passed" in repr(results["verify"])
+
+
+def test_a_plot_marks_the_plan_whatever_types_its_cache_has(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    marked: list[tuple[float, float]] = []
+    plot = Axes.plot
+
+    def watched(self: Axes, *args: Any, **how: Any) -> Any:
+        if how.get("label") == "this plan":
+            marked.append(args[:2])
+        return plot(self, *args, **how)
+
+    monkeypatch.setattr(Axes, "plot", watched)
+    how = (
+        "--kv-ratio",
+        "0.2",
+        "--kv-cache",
+        "int4/4",
+        "--layer-loss",
+        "error",
+        "--plot",
+        tmp_path / "front.png",
+    )
+    ran = command_line("plan", source, *how, "-o", tmp_path / "plan.json")
+    assert ran.code == 0, ran.err
+    kept = Plan.load(tmp_path / "plan.json").groupings
+    whole = sum(len(each.key.labels) for each in kept)
+    assert [x for x, _ in marked] == [sum(each.key.num_groups for each in kept) / whole]

@@ -134,11 +134,20 @@ def plot_front(path: Path, planned: Planned) -> None:
         size = _size(planned.candidates)
         model = [(p.size / size, _objective(planned, p)) for p in planned.front]
         _draw(right, references(planned.candidates), model, f"{method}, {planned.plan.allocation}")
-        chosen = planned.plan.budget.kv_ratio
-        at = min(model, key=lambda point: abs(point[0] - chosen))
+        # By its heads: the ratio of a plan also counts the types of its cache.
+        counts = tuple(len(set(_groups(planned, entry))) for entry in planned.candidates)
+        at = next(
+            where for where, point in zip(model, planned.front, strict=True) if tuple(point.counts) == counts
+        )
         right.plot(*at, "*", color="#222222", markersize=13, label="this plan", zorder=5)
         axes_of(right, "The whole model", "KV cache, after / before", "")
         right.legend(frameon=False)
+
+
+def _groups(planned: Planned, entry: EntryCandidates) -> Sequence[int]:
+    """The group of each head of a layer entry in the plan."""
+    layer = planned.plan.layers[entry.layer]
+    return layer.value if entry.side == "value" else layer.key
 
 
 def _draw(
