@@ -27,14 +27,14 @@ from gqakit.conversion.files import CARD_FILE
 from gqakit.conversion.model_card import model_card
 from gqakit.conversion.options import ConvertOptions
 from gqakit.conversion.report import write_report
-from gqakit.data.batches import Content, batches_of, check_content, kind_of_data
+from gqakit.data.batches import Content, batches_of, check_content
 from gqakit.data.options import read_named
 from gqakit.data.text import Text
 from gqakit.errors import UsageError
 from gqakit.evaluation.evaluate import evaluate_sources
 from gqakit.evaluation.page.charts import altair
 from gqakit.evaluation.table import EvaluationRow
-from gqakit.models.agreement import check_agreement
+from gqakit.models.agreement import check_convertible
 from gqakit.models.processes import Processes
 from gqakit.models.source import Source
 from gqakit.options import takes
@@ -157,8 +157,7 @@ class Conversion:
         """Open the source and read all data; see `convert` for what is raised."""
         plan = Plan.load(Path(options.plan)) if isinstance(options.plan, str | Path) else options.plan
         source = Source.open(model, options.stacks if plan is None else plan.source.stacks)
-        source.check_not_grouped()
-        check_agreement(source, strict=(options.format if plan is None else plan.format) != "uniform")
+        check_convertible(source, strict=(options.format if plan is None else plan.format) != "uniform")
         check_output(source.checkpoint, out, options.overwrite)
         if options.push_to_hub:
             check_upload(options.push_to_hub)
@@ -253,7 +252,7 @@ class Conversion:
         options, spec = self.options, self.source.spec
         wanted = options.evaluate if options.evaluate is not None else options.evaluate_text is not None
         if options.evaluate is None and options.evaluate_text is None:
-            wanted = self.calibrates and kind_of_data(spec) == "text"
+            wanted = self.calibrates and spec.family.data == "text"
         if not wanted:
             return None
         content = read_named(options.evaluate_text, "evaluation")

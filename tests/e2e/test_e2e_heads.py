@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import wave
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +17,9 @@ from family_models import CONFIGS
 from tiny_models import edit_json, tokenizer
 
 import gqakit
+from gqakit.checkpoint import Checkpoint
 from gqakit.models.architectures import architecture
+from gqakit.models.blockwise.weights import Weights
 from gqakit.models.families import FAMILIES
 
 HEADS = {
@@ -33,11 +38,17 @@ HEADS = {
     "ViTForImageClassification": ("vit", {"num_labels": 4}),
     "Dinov2Backbone": ("dinov2", {"out_features": ["stage2"]}),
     "T5EncoderModel": ("t5", {}),
+    "T5ForTokenClassification": ("t5", {}),
+    "T5ForSequenceClassification": ("t5", {}),
+    "BartForSequenceClassification": ("bart", {"eos_token_id": 2}),
+    "Gemma3TextForSequenceClassification": ("gemma3_text", {"num_labels": 3}),
+    "MoonshineModel": ("moonshine", {}),
+    "WhisperModel": ("whisper", {}),
 }
 
 WITHOUT_LOGITS = (
     *("MistralModel", "CLIPVisionModelWithProjection", "CLIPVisionModel", "T5EncoderModel"),
-    *("ViTForMaskedImageModeling", "Dinov2Backbone"),
+    *("ViTForMaskedImageModeling", "Dinov2Backbone", "MoonshineModel", "WhisperModel"),
 )
 
 
@@ -51,6 +62,11 @@ def build(folder: Path, name: str) -> Path:
     tokenizer().save_pretrained(folder)
     rng = np.random.default_rng(0)
     np.savez(folder.parent / "images.npz", images=rng.integers(0, 255, (6, 24, 24, 3), dtype=np.uint8))
+    with wave.open(str(folder.parent / "speech.wav"), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(16_000)
+        file.writeframes(rng.integers(-3000, 3000, 4000).astype("<i2").tobytes())
     return folder
 
 
@@ -58,7 +74,8 @@ def build(folder: Path, name: str) -> Path:
 def test_the_same_class_comes_out_and_is_measured(name: str, tmp_path: Path) -> None:
     source = build(tmp_path / "source", name)
     task = FAMILIES[HEADS[name][0]].task
-    data = ("--images", tmp_path / "images.npz") if task == "image" else SMALL
+    data = {"image": ("--images", tmp_path / "images.npz"), "speech": ("--audio", tmp_path / "speech.wav")}
+    data = data.get(task, SMALL)
     if name == "MistralModel":
         gqakit_evaluate = succeeds("evaluate", source, *data).out
         assert "cosine to source" in gqakit_evaluate
@@ -69,7 +86,7 @@ def test_the_same_class_comes_out_and_is_measured(name: str, tmp_path: Path) -> 
     ours = gqakit.load("out", dtype=torch.float32)
     assert type(ours).__name__ == f"Gqakit{name}"
     assert f"modeling_gqakit.Gqakit{name}" in config["auto_map"].values()
-    assert "FAILED" not in succeeds("verify", source, "out", *(data if task == "image" else ())).out
+    assert "FAILED" not in succeeds("verify", source, "out", *(() if data is SMALL else data)).out
     rows = json.loads(succeeds("evaluate", source, "out", *data, "--json").out)["checkpoints"]
     assert [row["name"] for row in rows] == ["source", "out"]
     scores = [row["scores"] for row in rows]
@@ -77,6 +94,40 @@ def test_the_same_class_comes_out_and_is_measured(name: str, tmp_path: Path) -> 
     assert off[0] == 0
     assert off[1] > 0
     assert ("cosine" in scores[0]) == (name in WITHOUT_LOGITS)
+
+
+@pytest.mark.parametrize("name", ["LlamaForSequenceClassification", "Gemma3TextForSequenceClassification"])
+def test_a_head_that_makes_its_body_by_an_auto_class_loads_without_gqakit(name: str, tmp_path: Path) -> None:
+    source = build(tmp_path / "source", name)
+    how = ("--kv-ratio", "0.5", "--format", "grouped", "--layer-loss", "error", "--no-evaluate")
+    succeeds("convert", source, *how, "-o", "out", *SMALL)
+    ids = torch.arange(4, 24)[None]
+    ours = gqakit.load("out", dtype=torch.float32)(input_ids=ids).logits
+    code = (
+        "import sys, torch; sys.modules['gqakit'] = None\n"
+        "from transformers import AutoModelForSequenceClassification as Auto\n"
+        "model = Auto.from_pretrained('out', trust_remote_code=True, dtype=torch.float32).eval()\n"
+        "print(model(input_ids=torch.arange(4, 24)[None]).logits.tolist())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert torch.allclose(torch.tensor(json.loads(done.stdout.splitlines()[-1])), ours, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["WhisperForCausalLM", "BartForCausalLM"])
+def test_a_decoder_without_its_encoder_is_refused(name: str, tmp_path: Path) -> None:
+    kind, family = getattr(transformers, name), name.removesuffix("ForCausalLM").lower()
+    kind(getattr(transformers, FAMILIES[family].config)(**CONFIGS[family])).save_pretrained(
+        tmp_path / "model"
+    )
+    refused(4, "inspect", tmp_path / "model", says=("a decoder without its encoder", "encoder.layers.0"))
+
+
+def test_block_by_block_a_head_stays(tmp_path: Path) -> None:
+    """An encoder whose head is there is not run without it, as one is that was saved without."""
+    source = build(tmp_path / "source", "BertForNextSentencePrediction")
+    weights = Weights(Checkpoint.open(str(source)), torch.float32, "cpu")
+    assert type(weights.model).__name__ == "BertForNextSentencePrediction"
 
 
 def test_an_encoder_alone_is_its_encoder(tmp_path: Path) -> None:

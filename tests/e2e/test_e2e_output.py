@@ -106,7 +106,7 @@ def test_the_card_says_what_was_made_of_what_and_what_it_cost(model: Models) -> 
 def test_the_card_without_a_measurement_says_so(model: Models) -> None:
     succeeds("convert", model("llama", kv_heads=4), "-o", "out", "--kv-heads", 3, *QUICK)
     card = (Path("out") / "README.md").read_text()
-    assert "Not measured on text" in card
+    assert "Not measured. `gqakit evaluate` does it." in card
     assert "| layer | KV heads (K, V) | key error | value error |" in card
     assert "trust_remote_code=True" in card
 

@@ -16,9 +16,10 @@ from gqakit.calibration.options import CalibrateOptions
 from gqakit.calibration.store import StatisticsFile, StatisticsHeader, writing_statistics
 from gqakit.core.gradients import LayerGradients
 from gqakit.core.statistics import LayerStatistics
-from gqakit.data.batches import Content, batches_of, unit_of
+from gqakit.data.batches import Content, batches_of
 from gqakit.data.samples import Batch, in_precision, positions_of
 from gqakit.errors import DataError, OutputError
+from gqakit.models.agreement import check_convertible
 from gqakit.models.blockwise.calls import NotByBlocks
 from gqakit.models.blockwise.room import Load, opened_blocks
 from gqakit.models.load import use_attention_interface
@@ -51,7 +52,7 @@ def calibrate(
         OutputError: when `out` cannot be written. UsageError: for a checkpoint that is grouped already.
     """
     source = Source.open(model, options.stacks)
-    source.check_not_grouped()
+    check_convertible(source)
     return calibrate_source(source, Path(out), options.read(), options, progress)
 
 
@@ -132,7 +133,7 @@ class _Calibration:
         model = load_model(self.source.checkpoint, self.running.dtype, self.running.device)
         use_attention_interface(model, spec)
         with self._reporter()(
-            "calibrate", sum(map(positions_of, batches.values())), unit_of(spec)
+            "calibrate", sum(map(positions_of, batches.values())), spec.family.unit
         ) as advance:
             layers = collect_statistics(model, spec, batches.values(), advance, self.processes)
         found: dict[int, LayerGradients] = {}
@@ -147,7 +148,7 @@ class _Calibration:
     def _backwards(self, total: int) -> Iterator[Callable[[int], None]]:
         """Progress of the backward pass; a model that has none goes without, and one line says so."""
         try:
-            with self._reporter()("calibrate backwards", total, unit_of(self.source.spec)) as advance:
+            with self._reporter()("calibrate backwards", total, self.source.spec.family.unit) as advance:
                 yield advance
         except (NoGradientError, NotByBlocks) as error:
             LOG.warning(
@@ -166,7 +167,7 @@ class _Calibration:
             total = sum(sizes) * blocks.count
             with (
                 self._writing() as write,
-                self._reporter()("calibrate", total, f"{unit_of(spec)} x blocks") as advance,
+                self._reporter()("calibrate", total, f"{spec.family.unit} x blocks") as advance,
             ):
                 seen: Callable[[int], None] = lambda window: advance(positions_of(batches[window]))  # noqa: E731
                 collect_in_sequence(blocks, batches, write, seen, self.processes, keep=self.gradients)

@@ -30,12 +30,13 @@ File = Annotated[
 def calibrate(screen: Screen, model: Model, output: File, options: CalibrateOptions) -> None:
     """Run the model over some data once and keep the statistics that every method works from."""
     from gqakit.calibration.calibrate import calibrate
+    from gqakit.models.source import Source
 
     made = calibrate(model, output, options=options, progress=screen.progress)
     if screen.as_json:
         screen.json({"path": str(made.path), "fingerprint": made.fingerprint, **made.header.model_dump()})
         return
-    head = made.header
+    head, unit = made.header, Source.open(model).spec.family.unit
     screen.line(
-        f"{made.path}: statistics of {head.num_layers} layers over {head.tokens:,} tokens of {head.text}"
+        f"{made.path}: statistics of {head.num_layers} layers over {head.tokens:,} {unit} of {head.text}"
     )

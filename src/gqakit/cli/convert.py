@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING
 
 from gqakit.cli.command import Model, Output, command
@@ -43,7 +44,7 @@ def convert(screen: Screen, model: Model, output: Output, options: ConvertOption
             [row.cells() for row in result.evaluation],
         )
     if not options.dry_run:
-        screen.line(f"Next: gqakit verify {model} {output}")
+        screen.line(f"Next: gqakit {shlex.join(['verify', model, str(output)])}")
 
 
 def _rows(result: ConvertResult, options: ConvertOptions) -> list[tuple[str, str]]:
@@ -54,7 +55,7 @@ def _rows(result: ConvertResult, options: ConvertOptions) -> list[tuple[str, str
         ("kv_ratio", f"{made.kv_ratio:.4g} (asked: {made.asked})"),
     ]
     if plan.sized == "KV cache":
-        rows.append(("same memory", f"{int(32768 / made.kv_ratio):,} tokens where 32,768 fitted before"))
+        rows.append(("same memory", f"{1 / made.kv_ratio:.3g} times as many tokens as before"))
     if made.kv_ratio == 1:
         rows.append(("note", "the source meets this budget as it is: nothing to do"))
     rows += [

@@ -149,7 +149,7 @@ def show_plan(screen: Screen, plan: Plan) -> None:
         ("merge rule", f"{plan.merging.key} for keys, {plan.merging.value} for values"),
         (
             "statistics",
-            f"{plan.moments.tokens:,} tokens ({plan.moments.path})" if plan.moments else "none: weights only",
+            f"{plan.calibrated_on} ({plan.moments.path})" if plan.moments else "none: weights only",
         ),
         *((("optimality", optimality),) if (optimality := _optimality(plan)) else ()),
         *(("note", note) for note in plan.notes),

@@ -32,6 +32,7 @@ from gqakit.evaluation.page.content import scores_of
 from gqakit.evaluation.page.write import write_page
 from gqakit.evaluation.table import EvaluationRow
 from gqakit.grouping_methods.qcqa.evolution import check_pymoo
+from gqakit.models.agreement import check_convertible
 from gqakit.models.generate import generate
 from gqakit.models.source import Source
 from gqakit.options import takes
@@ -117,7 +118,7 @@ class _Run:
     @classmethod
     def check(cls, model: str | Path, out: Path, options: CompareOptions, progress: Reporter) -> _Run:
         source = Source.open(model, options.stacks)
-        source.check_not_grouped()
+        check_convertible(source)
         caches = cache_points(options.kv_cache, source.spec)
         content, held_out = options.read(), options.scored_on.read("evaluation")
         check_content(source.spec, content)

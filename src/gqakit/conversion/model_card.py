@@ -13,6 +13,7 @@ from huggingface_hub import ModelCardData, metadata_load
 from gqakit import __version__
 from gqakit.conversion.files import CARD_FILE
 from gqakit.evaluation.table import EvaluationRow, markdown_table
+from gqakit.models.families import FAMILIES
 from gqakit.planning.plan import Plan
 
 
@@ -54,7 +55,7 @@ def model_card(
         f"- Grouping: `{plan.method}`, allocation `{plan.allocation}`, seed {plan.seed}",
         f"- Merge rule: `{plan.merging.key}` for keys, `{plan.merging.value}` for values",
         *_cache_lines(plan),
-        "- Calibration: " + (f"{plan.moments.tokens:,} tokens" if plan.moments else "none (weights only)"),
+        f"- Calibration: {plan.calibrated_on}" + ("" if plan.moments else " (weights only)"),
         *(["- Local repair, its text and every layer's errors: `gqakit-repair.json`"] if repaired else []),
         "- The whole plan: `gqakit-plan.json`",
         *(f"- Note: {note}" for note in plan.notes),
@@ -66,7 +67,7 @@ def model_card(
         body += [f"On {text}:", "", markdown_table(rows)]
     else:
         body += [
-            "Not measured on text. `gqakit evaluate` does it. Error of each layer, relative to losing its heads:",
+            f"Not measured. {_measuring(plan)} does it. Error of each layer, relative to losing its heads:",
             "",
         ]
         body += ["| layer | KV heads (K, V) | key error | value error |", "|---|---|---|---|"]
@@ -75,6 +76,13 @@ def model_card(
             for i, (layer, (k, v)) in enumerate(zip(plan.layers, counts, strict=True))
         ]
     return front_matter(known) + "\n".join(body) + "\n"
+
+
+def _measuring(plan: Plan) -> str:
+    """The command that measures; what runs on text takes gqakit's own where none is given."""
+    family = FAMILIES.get(plan.source.model_type)
+    data = "text" if family is None else family.data
+    return "`gqakit evaluate`" + ("" if data == "text" else f" with `--{data}`")
 
 
 def _cache_lines(plan: Plan) -> list[str]:

@@ -22,37 +22,19 @@ Content = Text | Images | Speech | Pairs
 IMAGES_AT_ONCE = 8
 # Families whose position embeddings follow another image size only when asked to; DINOv2's always do.
 ASK_TO_INTERPOLATE = ("vit", "clip_vision_model", "siglip_vision_model", "clip", "siglip")
-_TAKES = {
-    "text": Text,
-    "embedding": Text,
-    "translation": Text,
-    "image": Images,
-    "speech": Speech,
-    "pair": Images,
-}
-_OPTION = {Text: "text", Images: "images", Speech: "audio"}
+_TAKES = {"text": Text, "images": Images, "audio": Speech}
 
 
 def check_content(spec: ModelSpec, content: Content) -> None:
     """Raise `UsageError` unless a model of this kind takes it."""
-    kind = _TAKES[spec.family.task]
+    kind = _TAKES[spec.family.data]
     if spec.family.task == "pair" and isinstance(content, Pairs):
         return
     if not isinstance(content, kind):
         raise UsageError(
             f"a {spec.family.model_type} model runs on {kind.__name__.lower()}, not on {type(content).__name__.lower()}; "
-            f"give `{_OPTION[kind]}`"
+            f"give `{spec.family.data}`"
         )
-
-
-def kind_of_data(spec: ModelSpec) -> str:
-    """The option that names what a model runs on: text, images or audio."""
-    return _OPTION[_TAKES[spec.family.task]]
-
-
-def unit_of(spec: ModelSpec) -> str:
-    """What progress counts for a model."""
-    return "images" if spec.family.task == "image" else "tokens"
 
 
 def batches_of(
@@ -83,7 +65,10 @@ def batches_of(
     tokenizer = load_tokenizer(checkpoint)
     windows = token_windows(tokenizer, content, window=window, tokens=tokens, skip=skip)
     if spec.family.task == "translation":
-        return translation_batches(windows, int(checkpoint.config.get("decoder_start_token_id") or 0))
+        config = source.full_config
+        start, end = int(config.get("decoder_start_token_id") or 0), config.get("eos_token_id")
+        classifies = any(name.endswith("ForSequenceClassification") for name in named(config))
+        return translation_batches(windows, start, end if classifies else None)
     batches = text_batches(windows, cached=spec.family.task == "text")
     if any(name.endswith("ForMultipleChoice") for name in named(checkpoint.config)):
         return [{**batch, "input_ids": batch["input_ids"][:, None]} for batch in batches]  # [B, choices, T]

@@ -271,10 +271,27 @@ def as_batches(inputs: Tensor | Iterable[Batch], *, cached: bool = True) -> list
     return list(text_batches(inputs, cached=cached) if isinstance(inputs, Tensor) else inputs)
 
 
-def translation_batches(windows: Tensor, start: int) -> list[dict[str, Any]]:
-    """Each window as what an encoder reads, and its second half as what the decoder continues with."""
+def translation_batches(windows: Tensor, start: int, end: int | None = None) -> list[dict[str, Any]]:
+    """Of each window the first half as what an encoder reads, and the second as what the decoder continues with.
+
+    Args:
+        windows: `[windows, tokens]`.
+        start: the token that a decoder begins with.
+        end: the token whose state is classified, in a model that does that. It reads the same text on both sides then, with
+            this token last.
+    """
     half = windows.shape[1] // 2
     first = torch.full((1, 1), start, dtype=windows.dtype)
+    if end is not None:
+        ended = torch.cat([windows[:, :-1], torch.full_like(windows[:, :1], end)], dim=1)
+        return [
+            {
+                "input_ids": window[None],
+                "decoder_input_ids": torch.cat([first, window[None, :-1]], dim=1),
+                "use_cache": False,
+            }
+            for window in ended
+        ]
     return [
         {
             "input_ids": window[None, :half],

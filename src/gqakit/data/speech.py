@@ -16,6 +16,7 @@ from gqakit.data.samples import RATE, Speech
 from gqakit.errors import DataError
 from gqakit.models.architectures import family_of
 from gqakit.models.defaults import with_defaults
+from gqakit.models.families.base import lookup
 from gqakit.models.load import load
 
 SPOKEN_TOKENS = 96
@@ -76,6 +77,8 @@ def transcribe(model: Any, heard: Tensor, begin: Sequence[int], most: int) -> Te
         begin: what the decoder begins with. most: tokens to add.
     """
     end, ids = model.config.eos_token_id, torch.tensor([list(begin)])
+    longest = lookup(model.config.to_dict(), "max_target_positions|max_position_embeddings")
+    most = most if longest is None else min(most, longest - ids.shape[1])
     with torch.inference_mode():
         encoded = model.get_encoder()(heard)
         cache, new = None, ids
@@ -84,7 +87,7 @@ def transcribe(model: Any, heard: Tensor, begin: Sequence[int], most: int) -> Te
                 encoder_outputs=encoded, decoder_input_ids=new, past_key_values=cache, use_cache=True
             )
             cache = made.past_key_values
-            logits = made.logits[:, -1]
+            logits = _next_scores(model, made)
             if end is not None and model.config.model_type == "whisper":
                 logits[:, end + 1 :] = -torch.inf  # no timestamps
             new = logits.argmax(-1, keepdim=True)
@@ -92,6 +95,13 @@ def transcribe(model: Any, heard: Tensor, begin: Sequence[int], most: int) -> Te
                 break
             ids = torch.cat([ids, new], dim=1)
     return ids
+
+
+def _next_scores(model: Any, made: Any) -> Tensor:
+    """Scores of the next token, `[1, tokens]`. A model without its head has it all the same: these tie it to embeddings."""
+    if "logits" in made:
+        return made.logits[:, -1]
+    return made.last_hidden_state[:, -1] @ model.get_decoder().get_input_embeddings().weight.T
 
 
 def speech_features(source: Checkpoint, speech: Speech) -> Tensor:

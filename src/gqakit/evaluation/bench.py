@@ -13,6 +13,7 @@ import torch
 
 from gqakit.errors import FamilyError, UsageError
 from gqakit.evaluation.bench_options import BenchOptions
+from gqakit.models.architectures import architecture
 from gqakit.models.outputs import predicts_tokens
 from gqakit.models.running import load_model
 from gqakit.models.source import Source
@@ -115,10 +116,12 @@ class _Running:
 
     @classmethod
     def load(cls, source: Source, options: BenchOptions) -> _Running:
-        model = load_model(source.checkpoint, options.precision, options.device)
-        if not predicts_tokens(model) or source.spec.family.task != "text":
+        writes = source.spec.family.task == "text"  # which is known before anything is loaded
+        model: Any = writes and load_model(source.checkpoint, options.precision, options.device)
+        if not writes or not predicts_tokens(model):
             raise FamilyError(
-                f"{source.name}: is timed as it writes text after a context, which this model does not do"
+                f"{source.name}: bench times how a model writes text after a context, which a "
+                f"{architecture(source.checkpoint.config)} does not do"
             )
         return cls(source.short_name, model)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gqakit.core.cache_types import CachePair
-from gqakit.data.batches import Content, batches_of, unit_of
+from gqakit.data.batches import Content, batches_of
 from gqakit.data.samples import Batch, in_precision, positions_of
 from gqakit.errors import DataError
 from gqakit.evaluation.agreement import (
@@ -193,7 +193,7 @@ class Evaluation:
         called = each.short_name if pair is None else f"{each.short_name}, {pair.name}"
         largest = max(self.conversions, key=lambda one: one.checkpoint.nbytes, default=None)
         beside = [] if largest is None else [largest.checkpoint]
-        total, unit = sum(map(positions_of, self.batches.values())), unit_of(each.spec)
+        total, unit = sum(map(positions_of, self.batches.values())), each.spec.family.unit
         if not self.running.whole(self.source.checkpoint, *beside):
             try:
                 runner = self._in_sequence(each, pair, stack)

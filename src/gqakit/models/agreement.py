@@ -14,13 +14,17 @@ from gqakit.models.load import check_shapes
 from gqakit.models.source import Source
 
 
-def check_agreement(source: Source, *, strict: bool = True) -> None:
+def check_convertible(source: Source, *, strict: bool = False) -> None:
     """Raise unless the model that transformers makes of the config has just the attention tensors that are converted.
 
+    Every command that plans, measures or carries out a conversion asks this before any work.
+
     Args:
-        source: what is to be converted. strict: refuse a config that names a class which transformers does not have.
+        source: what is to be converted.
+        strict: refuse a config that names a class which transformers does not have, as a grouped checkpoint must name it.
 
     Raises:
+        UsageError: it is grouped already.
         CheckpointError: transformers refuses the config, or tensors of the model are missing or of another shape.
         FamilyError: transformers' attention has no place for a tensor that the checkpoint has for it.
     """
@@ -28,6 +32,7 @@ def check_agreement(source: Source, *, strict: bool = True) -> None:
 
     from gqakit.models.blockwise.weights import Weights
 
+    source.check_not_grouped()
     architecture(source.checkpoint.config, strict=strict)
     if source.checkpoint.config.get("quantization_config"):
         return  # where weights are codes, transformers has other modules

@@ -50,6 +50,7 @@ def describe_model(
     positions, layout = family.positions_in(config), family.layout_in(config)
     stack, index = sites[0]  # what is asked of tensors is asked of the first layer
     prefix = _prefix(family, f"{stack.stored(index, 'query')}.weight", shapes)
+    _check_encoder(family, prefix, shapes)
     query_norm = f"{prefix}{stack.stored_norm(index, family.query_norm)}."
     normed, gains = _norms(family, config, query_norm, shapes, sizes.head_dim)
     channels = _key_channels(family, config, positions, sizes.head_dim)
@@ -173,6 +174,16 @@ def _prefix(family: Family, first: str, shapes: Mapping[str, tuple[int, ...]]) -
     found = [name.removesuffix(first) for name in shapes if name.endswith(f".{first}")]
     known = [*family.prefixes, *(prefix for prefix in found if prefix.count(".") == 1)]
     return next((prefix for prefix in known if f"{prefix}{first}" in shapes), known[0])
+
+
+def _check_encoder(family: Family, prefix: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse a decoder that attends to an encoder which is not there, as `WhisperForCausalLM` is saved."""
+    encoder = f"{prefix}{family.stacks[0].stored(0, 'query')}.weight"
+    if any(stack.cross for stack in family.stacks) and encoder not in shapes:
+        raise FamilyError(
+            f"this {family.model_type} is a decoder without its encoder (there is no tensor {encoder}), which gqakit does "
+            "not convert; convert the whole model"
+        )
 
 
 _ALWAYS_BESIDE = ("*rotary_emb.inv_freq",)

@@ -12,7 +12,11 @@ from gqakit.options import Options, option
 class InspectOptions(Options):
     """How large a cache to reckon with."""
 
-    context: int = option(32768, "Tokens per sequence in the cache.", at_least=1)
+    context: int | None = option(
+        None,
+        "Tokens per sequence in the cache. Default: 32,768, or as many as learned positions allow.",
+        at_least=1,
+    )
     batch: int = option(1, "Sequences at a time.", at_least=1)
     dtype: str | None = option(
         None, "Precision of the cache. Default: the checkpoint's own.", choices=tuple(PRECISIONS)

@@ -8,6 +8,7 @@ from pathlib import Path
 from gqakit.core.budget import GIB
 from gqakit.core.grouping import Grouping, Partition
 from gqakit.models.engines import names_that_run
+from gqakit.models.families.base import lookup
 from gqakit.models.inspect_options import InspectOptions
 from gqakit.models.source import Source
 from gqakit.models.spec import ModelSpec
@@ -78,7 +79,8 @@ def inspect(model: str | Path, options: InspectOptions) -> Inspection:
     stored = checkpoint.info(spec.tensor(0, "key"))
     vectors = spec.cache.bytes_per_token // spec.cache.element_bytes
     width = {"float32": 4, "bfloat16": 2, "float16": 2}.get(options.precision or "", spec.cache.element_bytes)
-    positions = options.context * options.batch
+    context = options.context or _usual_context(source)
+    positions = context * options.batch
     return Inspection(
         path=str(source.path),
         model_type=spec.model_type,
@@ -98,7 +100,7 @@ def inspect(model: str | Path, options: InspectOptions) -> Inspection:
         cache_dtype=options.precision or str(stored.torch_dtype).removeprefix("torch."),
         kv_bytes_per_token=vectors * width,
         kv_bytes_per_token_16_bit=vectors * 2,
-        context=options.context,
+        context=context,
         batch=options.batch,
         kv_gib=vectors * width * positions / GIB,
         kv_gib_16_bit=vectors * 2 * positions / GIB,
@@ -106,6 +108,17 @@ def inspect(model: str | Path, options: InspectOptions) -> Inspection:
         cached=spec.is_cached,
         formats=_formats(spec),
     )
+
+
+USUAL_CONTEXT = 32768
+
+
+def _usual_context(source: Source) -> int:
+    """A long context, but no longer than what is learned for each position allows (GPT-2, Whisper, BART)."""
+    config = source.full_config
+    learned = source.spec.family.positions_in(config) == "none"
+    longest = lookup(config, "max_source_positions|max_position_embeddings|n_positions")
+    return min(USUAL_CONTEXT, longest) if learned and longest else USUAL_CONTEXT
 
 
 def _formats(spec: ModelSpec) -> tuple[FormatReach, ...]:

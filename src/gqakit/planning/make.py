@@ -6,8 +6,9 @@ import logging
 from pathlib import Path
 
 from gqakit.calibration.store import StatisticsFile
-from gqakit.data.batches import Content, kind_of_data
+from gqakit.data.batches import Content
 from gqakit.errors import UsageError
+from gqakit.models.agreement import check_convertible
 from gqakit.models.source import Source
 from gqakit.options import takes
 from gqakit.planning.decide import decide, requests_for
@@ -54,7 +55,7 @@ def explore(
         keep: where to keep measured losses unless `losses` names a file; what it holds about anything else is replaced.
     """
     source = Source.open(model, options.stacks)
-    source.check_not_grouped()
+    check_convertible(source, strict=options.format != "uniform")
     statistics = StatisticsFile.open(options.statistics) if options.statistics else None
     gradients = statistics is not None and statistics.has_gradients
     predicts = gradients and may_predict(options.layer_loss, options.losses)
@@ -78,7 +79,7 @@ def explore(
 
 def _content(source: Source, options: MakePlanOptions) -> Content:
     """What to measure losses on."""
-    kind = kind_of_data(source.spec)
+    kind = source.spec.family.data
     if kind != "text" and not options.names_data:
         raise UsageError(
             f"the allocation weighs what layers lose when they are converted, and a {source.spec.family.model_type} runs on "

@@ -205,6 +205,14 @@ class Plan(_Strict):
         return "KV cache" if not chosen or any(stack.cached for stack in chosen) else "keys and values"
 
     @property
+    def calibrated_on(self) -> str:
+        """How much the statistics were taken on, in words; "none" where the weights alone decided."""
+        if self.moments is None:
+            return "none"
+        family = FAMILIES.get(self.source.model_type)
+        return f"{self.moments.tokens:,} {'tokens' if family is None else family.unit}"
+
+    @property
     def engines(self) -> str:
         """Where the result can run."""
         if self.format == "uniform":

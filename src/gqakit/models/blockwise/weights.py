@@ -39,11 +39,13 @@ class Weights:
         config, family = checkpoint.config, family_of(checkpoint.config)
         self.model = _without_weights(checkpoint, class_of(config), dtype, device)
         self._plan()
-        if family is not None and is_headless(family, self.model, self._missing()):
+        missing = self._missing()
+        if missing and family is not None and is_headless(family, self.model, missing):
             bare = {**config, "architectures": [family.classes["AutoModel"]]}
             self.model = _without_weights(checkpoint, class_of(bare), dtype, device)
             self._plan()
-        if missing := self._missing():
+            missing = self._missing()
+        if missing:
             raise CheckpointError(
                 f"{checkpoint.path}: {len(missing)} tensors of the model are missing, first {missing[0]!r}. "
                 "The checkpoint is incomplete; copy or convert it again."

@@ -205,6 +205,16 @@ class Family:
         return replace(self, stacks=stacks, task=alone)
 
     @property
+    def data(self) -> str:
+        """The option that names what it runs on: text, images or audio."""
+        return {"image": "images", "pair": "images", "speech": "audio"}.get(self.task, "text")
+
+    @property
+    def unit(self) -> str:
+        """What is counted of that."""
+        return "images" if self.task == "image" else "tokens"
+
+    @property
     def config(self) -> str:
         """Transformers' configuration class, which is named like the base model."""
         return self.classes["AutoModel"].removesuffix("Model") + "Config"

@@ -98,6 +98,6 @@ T5 = Family(
     head_dim="d_kv",
     num_kv_heads=None,
     positions="bias",
-    encoder_classes={"T5EncoderModel": "embedding"},
+    encoder_classes={"T5EncoderModel": "embedding", "T5ForTokenClassification": "embedding"},
     beside=("relative_attention_bias.weight",),
 )

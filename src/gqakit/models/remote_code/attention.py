@@ -318,5 +318,4 @@ def mask_with_bias(mask: Mask, bias: Tensor, causal: bool, query: Tensor, key: T
         mask = query.new_ones(query.shape[2], key.shape[2], dtype=torch.bool).tril()[None, None]
     if mask is None or mask.dtype != torch.bool:
         return bias if mask is None else mask + bias
-    # Not -inf: a position that sees nothing at all must stay finite.
-    return torch.where(mask, bias, torch.finfo(bias.dtype).min)
+    return torch.where(mask, bias, torch.finfo(bias.dtype).min)  # not -inf, as in `_masked`

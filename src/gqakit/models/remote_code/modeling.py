@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel, conversion_mapping
 from transformers.cache_utils import StaticLayer
 from transformers.pytorch_utils import Conv1D
 
@@ -40,6 +40,9 @@ class GroupedModel(PreTrainedModel):
         parts = [getattr(config, part) for part in (config.gqakit or {}).get("parts", ())]
         for part in (config.get_text_config(), *parts):
             part._attn_implementation = config._attn_implementation or ATTENTION
+        body = transformers.MODEL_MAPPING[self.config_class.__bases__[1]]
+        if not isinstance(self, body):  # some heads make what is below them by an auto class
+            transformers.AutoModel.register(type(config), model_class(PREFIX + body.__name__), exist_ok=True)
         super().__init__(config, *args, **kwargs)
         install_grouped_heads(self)
 
@@ -113,6 +116,8 @@ def install_grouped_heads(model: PreTrainedModel) -> None:
                 f"{type(model).__name__}: transformers {transformers.__version__} builds no module "
                 f"{entry['attention']}, where the config has a head map; another release may."
             ) from error
+        if hasattr(attention, "grouped_heads"):  # of a base model that an auto class made for a head
+            continue
         merged, query = heads.merged_keys, len(heads.key_head_of_query)
         key, value = len(merged or range(heads.num_key_heads)), heads.num_value_heads
         for role, count in {"fused": query + key + value, "key": key, "value": value}.items():
@@ -157,10 +162,6 @@ def _refuse_static_cache(module: Any, args: tuple, kwargs: dict[str, Any]) -> No
 
 def _keep_renamings(base: Any, grouped: str) -> None:
     """Read and write a grouped class's tensors under the names that the family's class `base` has for them in files."""
-    try:
-        from transformers import conversion_mapping
-    except ImportError:  # a release that renames nothing
-        return
     known = conversion_mapping.get_checkpoint_conversion_mapping
     mapping = known(base.__name__) or known(base.config_class.model_type)
     if mapping is not None:

@@ -14,6 +14,7 @@ from gqakit.errors import UsageError
 from gqakit.grouping_methods import METHODS
 from gqakit.grouping_methods.base import HeadFeatures, Sizes
 from gqakit.grouping_methods.qcqa.evolution import check_pymoo
+from gqakit.models.agreement import check_convertible
 from gqakit.models.rounding import check_cache_types
 from gqakit.models.source import Source
 from gqakit.options import takes
@@ -100,7 +101,7 @@ def correlate(model: str | Path, options: CorrelateOptions, progress: Reporter =
     """
     check_pymoo()
     source = Source.open(model, options.stacks)
-    source.check_not_grouped()
+    check_convertible(source)
     spec, statistics = source.spec, StatisticsFile.open(options.statistics)
     statistics.check_source(source.fingerprint_like(statistics.header.fingerprint), source.name)
     most = min(spec.key_heads)

@@ -139,8 +139,7 @@ class LayerProbe:
         batch = self._batches[index]
         decoding = self._spec.sites[self._layer if layer is None else layer].stack.name != "encoder"
         if self._encoded is not None and decoding:
-            batch = {k: v for k, v in batch.items() if k not in ("input_features", "input_ids")}
-            batch["encoder_outputs"] = self._encoded[index]
+            batch = {**batch, "encoder_outputs": self._encoded[index]}
         hidden = None if self._hidden is None else self._hidden[index]
         same_side = self._spec.sites[self._layer].stack.block
         if layer is not None and self._spec.sites[layer].stack.block != same_side:
