@@ -40,8 +40,8 @@ class GroupedModel(PreTrainedModel):
         parts = [getattr(config, part) for part in (config.gqakit or {}).get("parts", ())]
         for part in (config.get_text_config(), *parts):
             part._attn_implementation = config._attn_implementation or ATTENTION
-        body = transformers.MODEL_MAPPING[self.config_class.__bases__[1]]
-        if not isinstance(self, body):  # some heads make what is below them by an auto class
+        if super().__init__.__module__ == "transformers.modeling_layers":  # makes its body by an auto class
+            body: Any = transformers.MODEL_MAPPING[type(config).__bases__[1]]
             transformers.AutoModel.register(type(config), model_class(PREFIX + body.__name__), exist_ok=True)
         super().__init__(config, *args, **kwargs)
         install_grouped_heads(self)
