@@ -54,7 +54,7 @@ def test_stacks_that_differ_in_their_heads_are_taken_apart(tmp_path):
 
 
 def test_a_stack_that_is_not_understood_is_not_left_out_in_silence(tmp_path):
-    """One that the checkpoint does not hold is."""
+    """Nor is a decoder taken whose encoder is not there."""
     sizes = dict.fromkeys(("encoder_layers", "decoder_layers", "encoder_attention_heads"), 2)
     sizes |= {"decoder_attention_heads": 2, "d_model": 32, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
     config = transformers.WhisperConfig(**sizes, vocab_size=64, pad_token_id=0)
@@ -74,7 +74,8 @@ def test_a_stack_that_is_not_understood_is_not_left_out_in_silence(tmp_path):
     save(
         {name: tensor for name, tensor in whole.items() if "encoder.layers" not in name or "decoder" in name}
     )
-    assert Source.open(tmp_path).with_all_stacks().spec.stacks == ("decoder", "cross")
+    with pytest.raises(FamilyError, match="a decoder without its encoder"):
+        Source.open(tmp_path)
 
 
 def test_what_is_stated_stays_as_it_is_stated():

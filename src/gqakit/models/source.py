@@ -53,18 +53,14 @@ class Source:
         return replace(self, spec=_described(self.checkpoint, stacks))
 
     def with_all_stacks(self) -> Source:
-        """The same model with every stack that it holds and whose layers have as many query heads as the chosen ones.
+        """The same model with every stack whose layers have as many query heads as the chosen ones.
 
         Raises:
             FamilyError: one of those has attention that is not understood.
         """
         spec, sizes = self.spec, self.spec.family.part(self.full_config)
-        first = {stack: f"{spec.prefix}{stack.stored(0, 'query')}.weight" for stack in spec.family.stacks}
-        alike = [
-            stack.name
-            for stack, query in first.items()
-            if lookup(sizes, stack.num_heads) == spec.num_heads and query in self.checkpoint.tensors
-        ]
+        stacks = spec.family.stacks
+        alike = [stack.name for stack in stacks if lookup(sizes, stack.num_heads) == spec.num_heads]
         return self.with_stacks(alike)
 
     @property
