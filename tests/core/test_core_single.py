@@ -1,6 +1,7 @@
 """Inner products in float32, as wide layers have them, against float64: errors, bounds, maps."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from gqakit.core import statistics
 from gqakit.core.merging import RULES, fold
 from gqakit.core.merging.batch import GroupBatch, alternate, fold_pairwise
 from gqakit.core.merging.bound import low_rank_bound
+from gqakit.core.statistics import key_stats, own_moments, value_stats
 
 HEADS = 6
 
@@ -33,6 +35,40 @@ def test_they_are_in_single_precision_and_symmetric(both):
         assert torch.allclose(
             single.gram.double(), double.gram, rtol=0, atol=1e-5 * float(double.gram.abs().max())
         )
+
+
+@pytest.mark.parametrize("positions", ["rotary", "none"])
+def test_what_settled_groups_need_is_the_same(monkeypatch, positions):
+    """Of pairs of heads in one group; those of different groups, and of heads that stay alone, are not worked out."""
+    monkeypatch.setattr(statistics, "SINGLE", 1)
+    monkeypatch.setattr(statistics, "_ROWS_AT_ONCE", 4)
+    layer = random_layer(positions, 2 * HEADS, HEADS, "qkv", 3)
+    moments, groups = moments_of(layer), [(0, 3, 4), (1, 2), (5,)]
+    pairs = (
+        (key_stats(layer.weights, moments, layer.channels, *more) for more in ((), (groups,))),
+        (value_stats(layer.weights, moments, *more) for more in ((), (groups,))),
+    )
+    together = torch.tensor(
+        [[any({a, b} <= {*g} for g in groups[:2]) for a in range(HEADS)] for b in range(HEADS)]
+    )
+    for whole, within in pairs:
+        assert torch.equal(whole.metric, within.metric)
+        assert torch.allclose(within.gram, whole.gram * together[:, None, :, None], rtol=1e-5, atol=1e-5)
+        assert not within.gram[5].any()
+        flat = within.gram.flatten(2).flatten(0, 1)
+        assert torch.equal(flat, flat.T)
+
+
+def test_own_moments_by_half_of_the_moment_are_those_by_the_whole(monkeypatch):
+    layer = random_layer("rotary", 2 * HEADS, HEADS, "qkv", 3)
+    moment = moments_of(layer).input
+    whole = own_moments(layer.weights.query, moment)
+    monkeypatch.setattr(statistics, "SINGLE", 1)
+    monkeypatch.setattr(statistics, "_ROWS_AT_ONCE", 4)
+    half = own_moments(layer.weights.query, moment)
+    assert half.dtype == torch.float64
+    assert torch.allclose(half, whole, rtol=0, atol=1e-6 * float(whole.abs().max()))
+    assert torch.equal(half, half.mT)
 
 
 def test_errors_bounds_and_energies_are_the_same_to_four_digits(both):
@@ -70,9 +106,16 @@ def test_going_further_each_round_explains_more(both):
     assert float(further.sum()) > float(plain.sum())
 
 
-def test_a_wide_head_is_merged_with_fewer_rounds_to_no_greater_error(monkeypatch):
+@pytest.mark.parametrize("common", [0.0, 1e4], ids=["alike", "one direction"])
+def test_a_wide_head_is_merged_with_fewer_rounds_in_float32_to_no_greater_error(monkeypatch, common):
+    """Also where all heads move along one direction far more than along any other, as biases of keys make them."""
     layer = random_layer("rotary", 2 * HEADS, HEADS, "qkv", 5)
     keys, _ = both_stats(layer, moments_of(layer, recorded=True))
+    one = torch.randn(
+        keys.gram[..., 0, 0].shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
+    scale = common * float(keys.own.diagonal(dim1=1, dim2=2).mean())
+    keys = replace(keys, gram=keys.gram + scale * one[:, :, None, None] * one)
     before = RULES["fold"].error(keys)
     monkeypatch.setattr(fold, "_WIDE", 1)
     assert RULES["fold"].error(keys) <= before * (1 + 1e-4)

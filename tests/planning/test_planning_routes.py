@@ -78,6 +78,22 @@ def test_a_conversion_opens_resolves_and_reads_once(source: Path, counted: Count
         assert counted[f"{side} statistics"] == LAYERS + len(merged)
 
 
+@pytest.mark.parametrize("maps", ["shared", "separate"])
+def test_predicted_losses_and_stated_errors_come_of_one_reading(
+    source: Path, counted: Counter[str], maps: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where memory has room for one layer only, and with the plan that it makes where all layers stay."""
+    statistics = gqakit.calibrate(source, "s.safetensors", tokens=256, window=32, progress=False).path
+    how = {"kv_maps": maps, "layer_loss": "predicted", "statistics": statistics, "progress": False}
+    kept = gqakit.plan(source, kv_ratio=0.5, **how)
+    counted.clear()
+    monkeypatch.setattr(layer_features, "KEPT_BYTES", 0)
+    assert gqakit.plan(source, kv_ratio=0.5, **how) == kept
+    assert len({grouping.key.num_groups for grouping in kept.groupings}) > 1, "losses were weighed"
+    assert {n for name, n in counted.items() if "k_proj" in name} == {1}
+    assert counted["key statistics"] == counted["value statistics"] == LAYERS
+
+
 def test_a_conversion_with_statistics_of_a_method_without_losses_reads_once_too(
     source: Path, counted: Counter[str]
 ) -> None:

@@ -153,8 +153,9 @@ def convert_checkpoint(
 ) -> WriteResult:
     """Write the converted checkpoint, tensor by tensor; run again after an interruption, it goes on.
 
-    Peak memory is the attention weights of two layers, their statistics and a copying buffer; with several workers that
-    of one layer in each, and here as many finished layers.
+    A layer is converted while what is due before it is being written. Peak memory is the attention weights of a layer with
+    its statistics, three finished layers and a copying buffer; with several workers one layer in each, and here as many
+    finished layers.
 
     Args:
         source: the model.
@@ -169,7 +170,7 @@ def convert_checkpoint(
     plan.check_source(source.fingerprint_like(plan.source.fingerprint), str(source.path))
     check_rules(plan)
     check_statistics(plan, statistics)
-    read = LayerReader(source, statistics, behind_norm=plan.merging.behind_norm)
+    read = LayerReader(source, statistics, behind_norm=plan.merging.behind_norm, groupings=plan.groupings)
     with LayersAhead(read, plan, _convert, _in_file_order(source, plan), how.workers) as converted:
         job = _write_job(source, plan, card, converted)
         return write_checkpoint(source.checkpoint, out, job, overwrite=how.overwrite, progress=how.progress)

@@ -1,10 +1,10 @@
-"""Converted layers when the writer asks for them: made here, or ahead of it by several processes."""
+"""Converted layers when the writer asks for them, made ahead of it: by a thread, or by several processes."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -27,13 +27,14 @@ class LayersAhead:
         read: the source's layers. plan: what is carried out.
         make: converts a layer; a function of a module, which a worker process can find.
         order: the layers, as they will be asked for. Workers are at most their number ahead.
-        workers: processes.
+        workers: processes. One stands for a thread of this process, which converts a layer while the one before is written.
     """
 
     def __init__(self, read: LayerReader, plan: Plan, make: Make, order: Sequence[int], workers: int) -> None:
         self._read, self._plan, self._make, self._order = read, plan, make, list(order)
         self._workers = min(workers, len(self._order))
         self._pool: Workers | None = None
+        self._thread = ThreadPoolExecutor(1)
         self._pending: dict[int, Future[Any]] = {}
         self._kept: OrderedDict[int, Tensors] = OrderedDict()
 
@@ -43,6 +44,7 @@ class LayersAhead:
         return self
 
     def __exit__(self, *error: Any) -> None:
+        self._thread.shutdown(cancel_futures=True)
         if self._pool is not None:
             self._pool.__exit__(*error)
 
@@ -55,13 +57,25 @@ class LayersAhead:
         return self._kept[layer]
 
     def _made(self, layer: int) -> Tensors:
-        if self._pool is None:
-            return self._make(self._read, self._plan, layer)
         at = self._order.index(layer)
-        for each in self._order[at : at + self._workers]:
-            if each not in self._pending and each not in self._kept:
-                self._pending[each] = self._pool.submit(in_worker, _packed, (self._make, self._plan, each))
+        if self._pool is None:
+            self._start(layer)
+            made = self._pending.pop(layer).result()
+            self._start(*self._order[at + 1 : at + 2])
+            return made
+        self._start(*self._order[at : at + self._workers])
         return _unpacked(self._pool.result(self._pending.pop(layer)))
+
+    def _start(self, *layers: int) -> None:
+        """Begin what is neither made nor begun."""
+        for layer in layers:
+            if layer in self._pending or layer in self._kept:
+                continue
+            if self._pool is None:
+                self._pending[layer] = self._thread.submit(self._make, self._read, self._plan, layer)
+            else:
+                task = (self._make, self._plan, layer)
+                self._pending[layer] = self._pool.submit(in_worker, _packed, task)
 
 
 def _packed(read: LayerReader, task: tuple[Make, Plan, int]) -> list[tuple[str, torch.dtype, Any, Any]]:

@@ -9,13 +9,12 @@ section 5). One backward pass carries `s` to every layer at once, where it meets
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from jaxtyping import Float
 from torch import Tensor
 
-from gqakit.core.apply import merge_groups
-from gqakit.core.grouping import Partition
 from gqakit.core.merging.base import MergeRule, residual
 from gqakit.core.statistics import HeadStats
 
@@ -62,9 +61,12 @@ def value_loss(stats: HeadStats, gradients: LayerGradients) -> HeadStats:
     return replace(stats, metric=gradients.value.double() / 2)
 
 
-def merging_loss(loss: HeadStats, stats: HeadStats, partition: Partition, rule: MergeRule) -> float:
-    """What a partition loses: the maps are those that the rule makes of `stats`, their errors cost what `loss` says."""
-    merges = merge_groups(stats, partition, rule)
-    pairs = zip(partition.groups, merges, strict=True)
-    costs = [residual(loss.select(group), merge) for group, merge in pairs if merge is not None]
-    return float(sum(costs))
+def merging_loss(
+    loss: HeadStats, stats: HeadStats, group: Sequence[int], rule: MergeRule
+) -> tuple[float, float]:
+    """What merging a group loses, as `loss` counts, and its error, as `stats` does; the rule makes maps of `stats`."""
+    if len(group) == 1:
+        return 0.0, 0.0
+    merged = stats.select(group)
+    merge = rule.merge(merged)
+    return residual(loss.select(group), merge), residual(merged, merge)

@@ -144,15 +144,24 @@ class HeadStats:
 
 
 def head_gram(
-    projection: Projection, moment: Float[Tensor, "augmented augmented"]
+    projection: Projection,
+    moment: Float[Tensor, "augmented augmented"],
+    groups: Sequence[Sequence[int]] | None = None,
 ) -> Float[Tensor, "heads head_dim heads head_dim"]:
     """`E[k_h k_gᵀ]` for all pairs of heads of a projection: in float64, or in float32 for `SINGLE` channels and more.
 
     Weights are read in 8 or 11 bits and moments kept in float32, so what float32 adds is rounding of one part in a
     million of a head's energy.
+
+    Args:
+        projection: the heads. moment: second moments of their inputs.
+        groups: in float32 only pairs within one of these, of two heads or more, are worked out, and others stay 0; None
+            for all pairs.
     """
     shape = (projection.num_heads, projection.head_dim)
     dtype = _precision(projection)
+    if dtype == torch.float32 and groups is not None:
+        return _gram_within(projection.delivered().to(dtype), moment, groups)
     rows = projection.delivered().to(dtype).flatten(0, 1)  # [heads * head_dim, width (+ 1)]
     width = rows.shape[-1]
     turned = rows @ moment[:width, :width].to(dtype)
@@ -174,6 +183,41 @@ SINGLE = 2048
 _ROWS_AT_ONCE = 512
 
 
+def _gram_within(
+    rows: Float[Tensor, "heads head_dim width"], moment: Tensor, groups: Sequence[Sequence[int]]
+) -> Float[Tensor, "heads head_dim heads head_dim"]:
+    """`head_gram` within groups; heads that stay alone are not looked at."""
+    heads, dim, _ = rows.shape
+    shared = [list(group) for group in groups if len(group) > 1]
+    merged = torch.as_tensor([head for group in shared for head in group], dtype=torch.long)
+    own = rows[merged].flatten(0, 1)  # [merged heads * head_dim, width]
+    half = _times_half(own, moment)
+    gram, start = torch.zeros(heads, heads, dim, dim, dtype=rows.dtype), 0
+    for group in shared:
+        of_group = slice(start, start := start + len(group) * dim)
+        inner = half[of_group] @ own[of_group].T
+        blocks = (inner + inner.T).view(len(group), dim, len(group), dim)
+        index = torch.as_tensor(group)
+        gram[index[:, None], index] = blocks.transpose(1, 2)
+    return gram.transpose(1, 2)
+
+
+def _times_half(rows: Float[Tensor, "rows width"], moment: Tensor) -> Float[Tensor, "rows width"]:
+    """`rows @ L`, where `L + Lᵀ` is the symmetric moment: `rows @ moment` for half the arithmetic.
+
+    `rows @ moment @ rowsᵀ` is then `(rows @ L) @ rowsᵀ` and its transpose added up.
+    """
+    width = rows.shape[1]
+    product = torch.empty_like(rows)
+    for start in range(0, width, _ROWS_AT_ONCE):
+        strip = slice(start, min(start + _ROWS_AT_ONCE, width))
+        below = moment[start:width, strip].to(rows.dtype, copy=True)  # [width - start, strip]
+        below[: below.shape[1]].tril_()
+        below.diagonal().mul_(0.5)
+        product[:, strip] = rows[:, start:] @ below
+    return product
+
+
 def _precision(projection: Projection) -> torch.dtype:
     return torch.float32 if projection.num_heads * projection.head_dim >= SINGLE else torch.float64
 
@@ -185,18 +229,26 @@ def own_moments(
     dtype = _precision(projection)
     rows = projection.delivered().to(dtype)  # [heads, head_dim, width (+ 1)]
     width = rows.shape[-1]
+    if dtype == torch.float32:
+        own = _times_half(rows.flatten(0, 1), moment).view(rows.shape) @ rows.mT
+        return (own + own.mT).double()
     own = (rows.flatten(0, 1) @ moment[:width, :width].to(dtype)).reshape(rows.shape) @ rows.mT
-    return ((own + own.mT) / 2).double()
+    return (own + own.mT) / 2
 
 
-def key_stats(weights: AttentionWeights, moments: LayerStatistics, channels: Channels) -> HeadStats:
+def key_stats(
+    weights: AttentionWeights,
+    moments: LayerStatistics,
+    channels: Channels,
+    groups: Sequence[Sequence[int]] | None = None,
+) -> HeadStats:
     """Statistics of the key heads, errors weighed by the queries that read them, before RoPE.
 
     The logit error of query head `q` is `q·δk`, so the metric of a key head is `Σ_q E[q qᵀ]` over its
     query heads. Where a normalisation follows the projection the length of `k` before it is meaningless:
-    heads are first scaled to equal energy, and all their channels count alike.
+    heads are first scaled to equal energy, and all their channels count alike. `groups`: see `head_gram`.
     """
-    gram = head_gram(weights.key, moments.input)
+    gram = head_gram(weights.key, moments.input, groups)
     second = own_moments(weights.query, moments.input if moments.query is None else moments.query)
     metric = _per_kv_head(second, weights)
     scale = torch.ones(gram.shape[0], dtype=torch.float64)
@@ -226,13 +278,15 @@ def normalised_key_stats(moments: LayerStatistics, channels: Channels) -> HeadSt
     return HeadStats(gram, metric, scale, channels, moments.distances, moments.frequencies, behind_norm=True)
 
 
-def value_stats(weights: AttentionWeights, moments: LayerStatistics) -> HeadStats:
+def value_stats(
+    weights: AttentionWeights, moments: LayerStatistics, groups: Sequence[Sequence[int]] | None = None
+) -> HeadStats:
     """Statistics of the value heads, errors weighed by what the output projection makes of them.
 
     An error `δv` moves the output by `W_O[:,q] δv`, so the metric of a value head is `Σ_q W_O[:,q]ᵀ W_O[:,q]` over its
-    query heads.
+    query heads. `groups`: see `head_gram`.
     """
-    gram = head_gram(weights.value, moments.input if moments.value is None else moments.value)
+    gram = head_gram(weights.value, moments.input if moments.value is None else moments.value, groups)
     out = weights.output.double()
     second = out.transpose(1, 2) @ out  # [query heads, d, d]
     metric = _per_kv_head(second, weights)

@@ -16,22 +16,36 @@ from gqakit.planning.layer_features import LayerFeatures, Side
 
 
 @dataclass(frozen=True)
+class Settled:
+    """What a candidate comes to once its maps are made: the loss that is predicted, and the errors that a plan states.
+
+    Errors are relative to losing all heads of that side; 0 for a side that the candidate does not group.
+    """
+
+    loss: float
+    key_error: float
+    value_error: float
+
+
+@dataclass(frozen=True)
 class Candidate:
     """A partition and what it costs.
 
     `objective` is what the method minimises, `error` the merge rule's, relative to losing all heads (keys' and values' added
-    up); `gap` is the share of `error` that a better search could save at most, None where that is unknown.
+    up); `gap` is the share of `error` that a better search could save at most, None where that is unknown; `settled` is
+    None where nothing is predicted and something merged.
     """
 
     partition: Partition
     objective: float
     error: float
     gap: float | None
+    settled: Settled | None = None
 
     @classmethod
     def unchanged(cls, num_heads: int) -> Candidate:
         """Every head stays as it is."""
-        return cls(Partition.identity(num_heads), 0.0, 0.0, 0.0)
+        return cls(Partition.identity(num_heads), 0.0, 0.0, 0.0, Settled(0.0, 0.0, 0.0))
 
 
 @dataclass(frozen=True)

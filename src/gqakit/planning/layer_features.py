@@ -12,6 +12,7 @@ import torch
 
 from gqakit.calibration.store import StatisticsFile
 from gqakit.core.attention import AttentionWeights
+from gqakit.core.grouping import Grouping
 from gqakit.core.merging.base import GroupCosts, MergeRule
 from gqakit.core.merging.bound import low_rank_bound
 from gqakit.core.statistics import (
@@ -36,12 +37,16 @@ KEPT_BYTES = 512 * 2**20
 
 @dataclass(frozen=True)
 class LayerFeatures:
-    """One layer: its weights, its calibration statistics, and what follows for its heads."""
+    """One layer: its weights, its calibration statistics, and what follows for its heads.
+
+    `grouping`: how the heads are merged, where that is settled; no more is then worked out than it takes to merge them.
+    """
 
     spec: ModelSpec
     weights: AttentionWeights
     statistics: LayerStatistics
     behind_norm: bool = False
+    grouping: Grouping | None = None
 
     @cached_property
     def key(self) -> HeadStats:
@@ -52,12 +57,14 @@ class LayerFeatures:
                 # Maps then act on keys at their absolute positions, so that they must hold at all of them alike.
                 known = replace(known, distances=None, frequencies=None)
             return normalised_key_stats(known, self.spec.behind_norm)
-        return key_stats(self.weights, self.statistics, self.spec.channels)
+        groups = None if self.grouping is None else self.grouping.key.groups
+        return key_stats(self.weights, self.statistics, self.spec.channels, groups)
 
     @cached_property
     def value(self) -> HeadStats:
         """Of the value heads."""
-        return value_stats(self.weights, self.statistics)
+        groups = None if self.grouping is None else self.grouping.value.groups
+        return value_stats(self.weights, self.statistics, groups)
 
     def sides(self, side: Side) -> tuple[HeadStats, ...]:
         """Of what is grouped together."""
@@ -100,12 +107,20 @@ class LayerReader:
     Args:
         source: the model. statistics: its calibration; None for `C = I`.
         behind_norm: keys are to be merged behind their normalisation.
+        groupings: of every layer, where they are settled (see `LayerFeatures`); layers are then asked for once, and none
+            is kept.
     """
 
     def __init__(
-        self, source: Source, statistics: StatisticsFile | None, *, behind_norm: bool = False
+        self,
+        source: Source,
+        statistics: StatisticsFile | None,
+        *,
+        behind_norm: bool = False,
+        groupings: Sequence[Grouping] | None = None,
     ) -> None:
         self.source, self.statistics, self.behind_norm = source, statistics, behind_norm
+        self.groupings = groupings
         self._kept: OrderedDict[int, LayerFeatures] = OrderedDict()
 
     def __call__(self, layer: int) -> LayerFeatures:
@@ -114,6 +129,8 @@ class LayerReader:
         Raises:
             CheckpointError: a weight is not finite. PlanError: the statistics are not.
         """
+        if self.groupings is not None:
+            return self._read(layer)
         if layer not in self._kept:
             self._kept[layer] = self._read(layer)
             while len(self._kept) > 1 and sum(kept.nbytes for kept in self._kept.values()) > KEPT_BYTES:
@@ -124,7 +141,8 @@ class LayerReader:
     def _read(self, layer: int) -> LayerFeatures:
         spec, file = self.source.spec, self.statistics
         known = file.layer(spec.key(layer)) if file else LayerStatistics.identity(spec.widths[layer])
-        features = LayerFeatures(spec, self.source.layer(layer), known, self.behind_norm)
+        grouping = None if self.groupings is None else self.groupings[layer]
+        features = LayerFeatures(spec, self.source.layer(layer), known, self.behind_norm, grouping)
         for name, stats in (("key", features.key), ("value", features.value)):
             if not bool(torch.isfinite(stats.gram).all() and torch.isfinite(stats.metric).all()):
                 raise PlanError(

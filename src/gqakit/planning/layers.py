@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
-from gqakit.core.grouping import Partition
 from gqakit.core.merging import RULES
 from gqakit.grouping_methods.base import GroupingMethod
 from gqakit.planning.candidates import Candidate, EntryCandidates, EntryShape
 from gqakit.planning.layer_features import LayerReader, Side
+from gqakit.planning.layer_loss.predict import Prediction
 from gqakit.planning.plan import LayerPlan
 
 Chosen = tuple[int, Side, Candidate]
@@ -24,6 +25,7 @@ class LayerTask:
     merge: str
     seed: int
     compare: bool
+    predict: Prediction | None = None
 
 
 def look_at_layer(read: LayerReader, task: LayerTask) -> tuple[list[EntryCandidates], list[LayerPlan]]:
@@ -32,6 +34,8 @@ def look_at_layer(read: LayerReader, task: LayerTask) -> tuple[list[EntryCandida
         shape.candidates(read, task.method, RULES[task.merge], task.seed, compare=task.compare)
         for shape in task.shapes
     ]
+    if task.predict is not None:
+        here = task.predict.settled(here, read)
     if not here or any(len(entry.by_count) > 1 for entry in here):
         return here, []
     chosen: tuple[Chosen, ...] = tuple((e.layer, e.side, c) for e in here for c in e.by_count.values())
@@ -47,17 +51,18 @@ def settled_layer(read: LayerReader, task: tuple[tuple[Chosen, ...], str]) -> La
     assert value is not None
     gaps = [candidate.gap for candidate in chosen.values() if candidate.gap is not None]
 
-    def relative(side: Side, partition: Partition) -> float:
-        if partition.is_identity:
-            return 0.0
+    def relative(side: Literal["key", "value"], candidate: Candidate) -> float:
+        if candidate.settled is not None:
+            known = candidate.settled
+            return float(f"{known.key_error if side == 'key' else known.value_error:.6g}")
         (heads,) = read(entries[0][0]).sides(side)
-        error = sum(rule.error(heads.select(group)) for group in partition.groups)
+        error = sum(rule.error(heads.select(group)) for group in candidate.partition.groups)
         return float(f"{error / max(float(heads.energy().sum()), 1e-30):.6g}")
 
     return LayerPlan(
         key=key.partition.labels,
         value=value.partition.labels,
-        key_error=relative("key", key.partition),
-        value_error=relative("value", value.partition),
+        key_error=relative("key", key),
+        value_error=relative("value", value),
         gap=float(f"{max(gaps):.4g}") if len(gaps) == len(chosen) else None,
     )

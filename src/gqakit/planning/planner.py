@@ -23,6 +23,7 @@ from gqakit.planning.allocation.base import FrontPoint, LayerEntry, pick
 from gqakit.planning.before_norm import KeyErrors, key_errors
 from gqakit.planning.candidates import EntryCandidates, EntryShape
 from gqakit.planning.layer_features import LayerReader
+from gqakit.planning.layer_loss.predict import Prediction
 from gqakit.planning.layers import Chosen, LayerTask, look_at_layer, settled_layer
 from gqakit.planning.plan import (
     BudgetRecord,
@@ -82,7 +83,11 @@ def make_plan(
     if statistics is not None:
         statistics.check_source(source.fingerprint_like(statistics.header.fingerprint), str(source.path))
     behind = request.merges_behind_norm(statistics)
-    work = _Work(source.spec, request, LayerReader(source, statistics, behind_norm=behind), progress)
+    read = LayerReader(source, statistics, behind_norm=behind)
+    predict = None
+    if statistics is not None and request.loss in ("predicted", "corrected"):
+        predict = Prediction(statistics, request.options.merge)
+    work = _Work(source.spec, request, read, progress, predict)
     candidates, front, layers = _decide(work, measure, whole_front)
     errors = None
     if request.could_merge_behind_norm(statistics) and not behind:
@@ -97,6 +102,7 @@ class _Work:
     request: Request
     read: LayerReader
     progress: Callable[[], None]
+    predict: Prediction | None
 
     @property
     def rule(self) -> MergeRule:
@@ -110,7 +116,9 @@ class _Work:
     def task(self, shapes: Sequence[EntryShape], compare: bool) -> LayerTask:
         """What there is to do for the entries of one layer."""
         options = self.request.options
-        return LayerTask(tuple(shapes), self.request.method, options.merge, options.seed, compare)
+        return LayerTask(
+            tuple(shapes), self.request.method, options.merge, options.seed, compare, self.predict
+        )
 
     def layer_plans(self, candidates: Sequence[EntryCandidates], counts: Sequence[int]) -> list[LayerPlan]:
         """The layers of the plan, when these numbers of heads are chosen for these entries."""

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 
 from gqakit.calibration.store import StatisticsFile
+from gqakit.core.grouping import Grouping
 from gqakit.errors import GqakitError
 from gqakit.models.source import Source
 from gqakit.planning.layer_features import LayerReader
@@ -100,17 +101,19 @@ class LayerFiles:
     statistics: Path | None
     stacks: tuple[str, ...]
     behind_norm: bool
+    groupings: Sequence[Grouping] | None
 
     @classmethod
     def of(cls, read: LayerReader) -> LayerFiles:
         """The files of a reader."""
         statistics = None if read.statistics is None else read.statistics.path
-        return cls(read.source.path, statistics, read.source.spec.stacks, read.behind_norm)
+        return cls(read.source.path, statistics, read.source.spec.stacks, read.behind_norm, read.groupings)
 
     def reader(self) -> LayerReader:
         """A reader of them."""
         statistics = StatisticsFile.open(self.statistics) if self.statistics else None
-        return LayerReader(Source.open(self.model, self.stacks), statistics, behind_norm=self.behind_norm)
+        source = Source.open(self.model, self.stacks)
+        return LayerReader(source, statistics, behind_norm=self.behind_norm, groupings=self.groupings)
 
 
 def on_layers(read: LayerReader, count: int) -> Workers:

@@ -66,6 +66,11 @@ class GroupBatch:
         d = self.metric.shape[-1]
         return self.gram.view(-1, self.members, d, self.members, d)
 
+    def to(self, dtype: torch.dtype) -> GroupBatch:
+        """The same in another precision."""
+        rotation = None if self.rotation is None else self.rotation.to(dtype)
+        return GroupBatch(self.gram.to(dtype), self.metric.to(dtype), self.channels, rotation)
+
     def energy(self) -> Float[Tensor, " groups"]:
         """What losing all heads of a group would cost."""
         own = self.blocks.diagonal(dim1=1, dim2=3).movedim(-1, 1)  # [groups, members, d, d]
@@ -168,9 +173,10 @@ def _solve_each(matrix: Tensor, right: Tensor) -> Tensor:
     groups, members, d, _ = right.shape
     side_by_side = right.transpose(1, 2).reshape(groups, d, members * d)
     if matrix.dtype == torch.float32:  # symmetric and positive: in half the time
-        factor, _ = cholesky_ex(matrix)
-        found = torch.cholesky_solve(side_by_side, factor)
-        return found.view(groups, d, members, d).transpose(1, 2)
+        factor, failed = cholesky_ex(matrix)
+        if not failed.any():  # rounding may make the smallest eigenvalues negative
+            found = torch.cholesky_solve(side_by_side, factor)
+            return found.view(groups, d, members, d).transpose(1, 2)
     return solve(matrix, side_by_side).view(groups, d, members, d).transpose(1, 2)
 
 

@@ -57,15 +57,18 @@ class Fold(MergeRule):
         """See the class."""
         if stats.channels.locked:
             return Mean().merge(stats)
-        batch = GroupBatch.of(stats, [range(stats.num_heads)])
+        batch = GroupBatch.of(stats, [range(stats.num_heads)])  # in float64
         if not stats.channels.first:
             return _only(fold_free(batch, torch.arange(stats.channels.head_dim)))
         combine, expand = fold_pairwise(batch)
         start = _only((combine, expand))
         if stats.distances is None:
             return start
-        overshoot = 1.0 if stats.channels.head_dim >= _WIDE else 0.0
-        combine, expand, _ = alternate(batch, combine, _ROUNDS, overshoot=overshoot)
+        if stats.channels.head_dim >= _WIDE:
+            found, _, _ = alternate(batch.to(torch.float32), combine.float(), _ROUNDS, overshoot=1.0)
+            combine, expand, _ = alternate(batch, found.double(), 0)
+        else:
+            combine, expand, _ = alternate(batch, combine, _ROUNDS)
         merge = _only(balanced(combine, expand, batch.gram))
         return min(start, merge, key=lambda candidate: residual(stats, candidate))
 
@@ -86,7 +89,8 @@ class Fold(MergeRule):
 _ROUNDS = 60
 """At most, before the tolerance ends the alternation."""
 _WIDE = 128
-"""Channels of a head from which rounds take so long that half as many, each going twice as far, are worth having."""
+"""Channels of a head from which rounds take so long that half as many, each going twice as far, are worth having, and in
+float32: that moves the maps by some millionths, and the last of them are fitted in float64."""
 _LARGE = 8
 """Heads of 128 channels from which the eigenvalues that a score needs are found sooner than all."""
 _CLEAR = 0.01
