@@ -15,8 +15,12 @@ from export_fixtures import APART, UNEQUAL, plan_of
 from transformers import QuantizedCache
 
 from gqakit.errors import UsageError
+from gqakit.exporters import nemotron_nas, onnx_graph, uniform
+from gqakit.exporters.gguf_model import PER_LAYER_ARCHITECTURE, STOCK_ARCHITECTURE
 from gqakit.models.engine_caches import ENGINE_CACHES, FULL, offered, serving
 from gqakit.models.engines import ENGINES, Engine, check_engine, markdown
+from gqakit.models.families import FAMILIES
+from gqakit.models.vllm.plugin import MODELS
 
 Models = Callable[..., Path]
 SERVING = Path(__file__).parents[2] / "docs" / "serving.md"
@@ -95,6 +99,25 @@ def test_serving_holds_the_table_and_a_section_for_each_engine() -> None:
     assert markdown() in text, "docs/serving.md: paste the output of gqakit.models.engines.markdown()"
     for name in ENGINES:
         assert f"\n## {name}" in text
+
+
+def test_engines_are_claimed_for_the_families_that_their_code_knows() -> None:
+    """`ENGINES` is what plans, docs/families.md and docs/serving.md say; these are what writes and runs the files."""
+    known = {
+        "llama.cpp": STOCK_ARCHITECTURE,
+        "vllm": MODELS,
+        "mlx-lm": nemotron_nas.FAMILIES,
+        "nemotron-nas": nemotron_nas.FAMILIES,
+        "onnx": onnx_graph.FAMILIES,
+    }
+    assert STOCK_ARCHITECTURE.keys() == PER_LAYER_ARCHITECTURE.keys()
+    listed = {name: set(engine.families) for name, engine in ENGINES.items() if engine.families is not None}
+    assert listed == {name: set(families) for name, families in known.items()}
+    assert all(FAMILIES[name].num_kv_heads is not None for name in uniform.FAMILIES)
+    page = (SERVING.parent / "families.md").read_text("utf-8")
+    rows = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| ")]
+    claims = {row[0]: set(row[-1].split(", ")) - {"transformers"} for row in rows if row[0] in FAMILIES}
+    assert claims == {name: {engine for engine in known if name in known[engine]} for name in FAMILIES}
 
 
 def test_the_commands_of_serving_run(grouped: Models, tmp_path: Path) -> None:

@@ -22,6 +22,8 @@ def families(screen: Screen, as_markdown: Markdown = False) -> None:
     elif as_markdown:
         print(markdown(), end="")
     else:
-        shown = [index for index, name in enumerate(HEADER) if name != "q, k, v"]  # is in the docs' tables
+        shown = [
+            index for index, name in enumerate(HEADER) if name not in ("q, k, v", "grouped runs on")
+        ]  # are in the docs' table
         table = [[row[index] for index in shown] for row in (HEADER, *rows())]
         screen.table("Families", table[0], table[1:])

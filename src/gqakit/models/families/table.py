@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import astuple, dataclass
 
+from gqakit.models.engines import names_that_run
 from gqakit.models.families import FAMILIES
 from gqakit.models.families.base import Family
 
@@ -25,7 +26,10 @@ _LAYOUT = {
 
 @dataclass(frozen=True)
 class FamilyEntry:
-    """One family. `stacks` are its kinds of attention layers, `default` those that are converted by default."""
+    """One family. `stacks` are its kinds of attention layers, `default` those that are converted by default.
+
+    `engines` run its grouped checkpoints, some only where groups have one size or the output matrix is the embeddings.
+    """
 
     family: str
     runs_on: str
@@ -34,9 +38,13 @@ class FamilyEntry:
     layout: str
     keys: str
     formats: tuple[str, ...]
+    engines: tuple[str, ...]
 
 
-HEADER = ("family", "runs on", "attention layers", "converted by default", "q, k, v", "keys", "formats")
+HEADER = (
+    *("family", "runs on", "attention layers", "converted by default", "q, k, v", "keys", "formats"),
+    "grouped runs on",
+)
 
 
 def families() -> list[FamilyEntry]:
@@ -69,6 +77,7 @@ def _entry(family: Family) -> FamilyEntry:
         layout=_LAYOUT[family.layout] if isinstance(family.layout, str) else "by the config",
         keys=_keys(family),
         formats=("uniform", "grouped") if family.num_kv_heads is not None else ("grouped",),
+        engines=tuple(names_that_run("grouped", family.model_type, equal=True).split(", ")),
     )
 
 
