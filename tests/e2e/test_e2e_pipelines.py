@@ -38,7 +38,14 @@ def heads_in_both_halves(weights: AttentionWeights, spec: Any) -> AttentionWeigh
     )
 
 
-def saved(folder: Path, family: str, name: str, **changes: Any) -> Path:
+def heads_twice_apart(weights: AttentionWeights, spec: Any) -> AttentionWeights:
+    """Key head `h` equal to `h - 4`, value head `h` to its neighbour: no grouping loses nothing of both."""
+    heads = torch.arange(weights.num_kv_heads)
+    key, value = weights.key.select(heads % (len(heads) // 2)), weights.value.select(heads // 2 * 2)
+    return AttentionWeights(weights.query, key, value, weights.output)
+
+
+def saved(folder: Path, family: str, name: str, twins: Any = heads_in_both_halves, **changes: Any) -> Path:
     """A random model of a class, with every KV head twice."""
     torch.manual_seed(0)
     config = getattr(transformers, FAMILIES[family].config)(**{**CONFIGS[family], **changes})
@@ -50,13 +57,13 @@ def saved(folder: Path, family: str, name: str, **changes: Any) -> Path:
     if model.can_generate():
         model.generation_config = GenerationConfig(pad_token_id=0, bos_token_id=1, eos_token_id=2)
     model.save_pretrained(folder)
-    edit_layers(folder, family, heads_in_both_halves)
+    edit_layers(folder, family, twins)
     return folder
 
 
-def halved(source: Path) -> Path:
+def halved(source: Path, kv_maps: str = "shared") -> Path:
     """Converted to half of the KV heads without loss, query heads in another order."""
-    how = {"method": "optimal", "merge": "mean", "format": "grouped", "progress": False}
+    how = {"method": "optimal", "merge": "mean", "format": "grouped", "kv_maps": kv_maps, "progress": False}
     made = plan(source, kv_ratio=0.5, **how)
     assert made.groupings[0].query_order(8) != list(range(8))
     gqakit.convert(source, source.parent / "out", plan=made, progress=False)
@@ -166,16 +173,17 @@ def test_speech_by_a_decoder_of_samples(tmp_path: Path, caplog: pytest.LogCaptur
     assert "is not supported for" not in caplog.text
 
 
-@pytest.fixture(scope="module")
-def whispers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A Whisper with all that timestamps need, and its conversion."""
+@pytest.fixture(scope="module", params=["shared", "separate"])
+def whispers(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> tuple[Path, Path]:
+    """A Whisper with all that timestamps need, and its conversion, keys and values grouped together or apart."""
     source = tmp_path_factory.mktemp("whisper") / "source"
     known = _whisper_vocabulary()
     ids = dict(known.get_vocab())
     end, start = ids["<|endoftext|>"], ids["<|startoftranscript|>"]
     places = {"pad_token_id": end, "bos_token_id": end, "eos_token_id": end, "decoder_start_token_id": start}
     more = {"vocab_size": len(ids), "max_source_positions": 1500, "max_target_positions": 64, **places}
-    saved(source, "whisper", "WhisperForConditionalGeneration", **more)
+    twins = heads_in_both_halves if request.param == "shared" else heads_twice_apart
+    saved(source, "whisper", "WhisperForConditionalGeneration", twins, **more)
     GenerationConfig(
         **places,
         is_multilingual=True,
@@ -190,7 +198,7 @@ def whispers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     ).save_pretrained(source)
     known.save_pretrained(source)
     transformers.WhisperFeatureExtractor(feature_size=8).save_pretrained(source)
-    return source, halved(source)
+    return source, halved(source, request.param)
 
 
 def _whisper_vocabulary() -> Any:
@@ -218,6 +226,29 @@ def test_speech_by_whisper(
     assert theirs["text"] or not timestamps  # what a random model says without is no text
     assert ("chunks" in theirs) == bool(timestamps)
     assert "is not supported for" not in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore:std")  # of a single position, in transformers
+def test_timestamps_of_words_when_weights_are_asked_for(whispers: tuple[Path, Path]) -> None:
+    """By tokens, of a model that was loaded with eager attention and of one that is asked in each call."""
+    heard_at = np.stack([SOUND, SOUND[::-1]])
+    extract = transformers.WhisperFeatureExtractor(feature_size=8)
+    features = extract(list(heard_at), sampling_rate=RATE, return_tensors="pt").input_features
+    found: list[Any] = []
+    for path in whispers:
+        for how in ({"attn_implementation": "eager"}, {}):
+            kind = transformers.AutoModelForSpeechSeq2Seq
+            model: Any = kind.from_pretrained(path, dtype=torch.float32, **how)
+            made = model.generate(
+                features, return_token_timestamps=True, language="en", task="transcribe", max_new_tokens=12,
+                num_beams=1, output_attentions=not how, return_dict_in_generate=True,
+            )  # fmt: skip
+            found.append(made)
+    first, *rest = found
+    assert first["token_timestamps"].unique().numel() > 1
+    for each in rest:
+        assert torch.equal(each["sequences"], first["sequences"])
+        assert torch.allclose(each["token_timestamps"], first["token_timestamps"], atol=1e-4)
 
 
 def test_the_heads_that_align_words_have_moved(whispers: tuple[Path, Path]) -> None:
