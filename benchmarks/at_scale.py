@@ -2,6 +2,10 @@
 
     python benchmarks/at_scale.py FOLDER --shape 7b
     python benchmarks/at_scale.py FOLDER --shape 70b-layer
+    python benchmarks/at_scale.py FOLDER --shape 7b-layers --random-statistics --steps plan,copy,convert,verify
+
+The last one is four layers of 7B with statistics that nobody took, for `convert` against a copy of the same bytes; with
+`--plan "--method neighbour"` no time goes to a search.
 
 The checkpoint is written shard by shard into FOLDER (13.5 GB for 7b; room for about 35 GB is needed) and removed with all
 that was made of it at the end, unless `--keep` is given. Each step is one command in a process of its own, so its peak
@@ -27,6 +31,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from common import Table
+from gqakit.calibration.store import StatisticsHeader, writing_statistics
+from gqakit.core.statistics import LayerStatistics
+from gqakit.models.source import Source
 
 POOL = 2**26
 """Random numbers that tensors are cut from: each begins at another place of the same ones."""
@@ -83,6 +90,7 @@ class Shape:
 
 SHAPES = {
     "7b": Shape(layers=32, width=4096, inner=11008, heads=32),
+    "7b-layers": Shape(layers=4, width=4096, inner=11008, heads=32),
     "70b-layer": Shape(layers=1, width=8192, inner=28672, heads=64),
     "tiny": Shape(layers=3, width=64, inner=96, heads=8, vocabulary=512),
 }
@@ -105,6 +113,28 @@ def write_model(folder: Path, shape: Shape) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     (folder / "config.json").write_text(json.dumps(shape.config()))
     _tokenizer(shape.vocabulary).save_pretrained(folder)
+
+
+def write_statistics(folder: Path) -> None:
+    """Random statistics of the model in a folder, one layer in memory at a time."""
+    source = Source.open(folder / "model")
+    spec, rng = source.spec, torch.Generator().manual_seed(0)
+    size = spec.hidden_size + 1
+
+    def moment() -> Tensor:
+        rows = torch.randn(2 * size, size, generator=rng)
+        rows[:, -1] = 1
+        return rows.T @ rows / len(rows)
+
+    frequencies = 10000.0 ** (-torch.arange(0, spec.head_dim, 2) / spec.head_dim)
+    header = StatisticsHeader(
+        source="model", fingerprint=source.fingerprint, num_layers=spec.num_layers, width=spec.hidden_size,
+        tokens=2 * size, tokens_asked=2 * size, window=512, text="random", text_sha256="",
+    )  # fmt: skip
+    with writing_statistics(folder / "statistics.safetensors", header) as write:
+        for layer in range(spec.num_layers):
+            distances = torch.rand(spec.key_heads[layer], 512, generator=rng)
+            write(spec.key(layer), LayerStatistics(moment(), moment(), distances, frequencies))
 
 
 def _random(pool: Tensor, sizes: tuple[int, ...], rng: torch.Generator) -> Tensor:
@@ -178,7 +208,7 @@ def steps(args: argparse.Namespace) -> dict[str, list[str]]:
     run = ["--blockwise", "always", *(["--max-memory", args.max_memory] if args.max_memory else [])]
     data = ["--tokens", "1024", "--window", "512", "--dtype", args.dtype, *run]
     return {
-        "copy (cp)": ["cp", "-r", "model", "copy"],
+        "copy": ["cp", "-r", "model", "copy"],
         "calibrate": ["gqakit", "calibrate", "model", "-o", "statistics.safetensors", *data],
         "plan": ["gqakit", "plan", "model", "-o", "plan.json", "--statistics", "statistics.safetensors", "--kv-ratio", "0.5",
                  "--kv-maps", "separate", "--layer-loss", "error", *args.plan.split()],
@@ -198,6 +228,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16", help="precision of forward passes")
     parser.add_argument("--max-memory", help="of every step that runs a model, such as 3GiB")
     parser.add_argument("--steps", default="calibrate,plan,convert,verify", help="which, in order")
+    parser.add_argument("--random-statistics", action="store_true", help="in place of `calibrate`")
     parser.add_argument("--plan", default="", help="further options of plan")
     parser.add_argument("--keep", action="store_true", help="leave everything; a second run finds the model")
     args = parser.parse_args()
@@ -216,6 +247,8 @@ def main() -> None:
             started = time.monotonic()
             write_model(args.folder / "model", SHAPES[args.shape])
             print(f"written in {time.monotonic() - started:.0f} s", flush=True)
+        if args.random_statistics and not (args.folder / "statistics.safetensors").exists():
+            write_statistics(args.folder)
         commands = steps(args)
         for name in args.steps.split(","):
             cost = measured(commands[name], args.folder)

@@ -1,6 +1,6 @@
-"""Planning and converting the layers of a synthetic 2 GB checkpoint with one worker and with two.
+"""Planning and converting the layers of a checkpoint, by default a synthetic one of 2 GB, with one worker and with two.
 
-    python benchmarks/layer_workers.py [--work FOLDER] [--workers 2]
+    python benchmarks/layer_workers.py [--work FOLDER] [--workers 2] [--model MODEL --statistics FILE] [--plan OPTIONS]
 
 Prints wall seconds of `plan` and of `convert`, their ratios, and whether plan and weights are the same bytes. Other work on
 the machine shows in the ratios: each is of two runs one after the other.
@@ -24,30 +24,41 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--work", type=Path, default=Path("benchmarks/out"))
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--model", type=Path)
+    parser.add_argument("--statistics", type=Path)
+    parser.add_argument("--plan", default="--layer-loss error", help="how to plan")
     options = parser.parse_args()
-    model = options.work / "synthetic-2gb"
+    model = options.model or options.work / "synthetic-2gb"
     if not (model / "config.json").exists():
         maker = __file__.replace("layer_workers", "synthetic_checkpoint")
         subprocess.run([sys.executable, maker, str(model)], check=True)
-    made = {count: run(options.work, model, count) for count in (1, options.workers)}
+    statistics = options.statistics or model.with_name("synthetic-statistics.safetensors")
+    how = [
+        "--statistics",
+        str(statistics),
+        "--kv-ratio",
+        "0.5",
+        "--kv-maps",
+        "separate",
+        *options.plan.split(),
+    ]
+    made = {count: run(options.work, model, count, how) for count in (1, options.workers)}
     (one, bytes_of_one), (several, bytes_of_several) = made.values()
     print(environment())
-    table = Table("20 layers of 8 KV heads", "step", "1 worker, s", f"{options.workers} workers, s", "ratio")
+    table = Table(f"{model}, {options.plan}", "step", "1 worker, s", f"{options.workers} workers, s", "ratio")
     for step, alone in one.items():
         table.row(step, f"{alone:.1f}", f"{several[step]:.1f}", f"{several[step] / alone:.2f}")
     print(f"\nthe same bytes: {bytes_of_one == bytes_of_several}")
 
 
-def run(work: Path, model: Path, workers: int) -> tuple[dict[str, float], list[str]]:
+def run(work: Path, model: Path, workers: int, how: list[str]) -> tuple[dict[str, float], list[str]]:
     """Wall seconds of both steps, and hashes of the plan and of every weight file."""
     plan, out = work / f"workers-{workers}.json", work / "workers-out"
     shutil.rmtree(out, ignore_errors=True)
-    statistics = ["--statistics", str(model.with_name("synthetic-statistics.safetensors"))]
     shared = ["--workers", str(workers), "-q"]
-    how = ["--kv-ratio", "0.5", "--kv-maps", "separate", "--layer-loss", "error"]
     times = {
-        "plan": timed("plan", str(model), *statistics, *how, *shared, "-o", str(plan)),
-        "convert": timed("convert", str(model), "--plan", str(plan), *statistics, *shared, "-o", str(out)),
+        "plan": timed("plan", str(model), *how, *shared, "-o", str(plan)),
+        "convert": timed("convert", str(model), "--plan", str(plan), *how[:2], *shared, "-o", str(out)),
     }
     hashes = [
         hashlib.sha256(path.read_bytes()).hexdigest() for path in (plan, *sorted(out.glob("*.safetensors")))
