@@ -113,6 +113,7 @@ def loading(path: Path) -> Iterator[None]:
         ValueError,
         TypeError,
         AttributeError,
+        AssertionError,  # of torch, where a size and an index do not fit
         ImportError,
         RuntimeError,
     ) as error:
