@@ -116,14 +116,14 @@ class _Running:
 
     @classmethod
     def load(cls, source: Source, options: BenchOptions) -> _Running:
-        writes = source.spec.family.task == "text"  # which is known before anything is loaded
-        model: Any = writes and load_model(source.checkpoint, options.precision, options.device)
-        if not writes or not predicts_tokens(model):
-            raise FamilyError(
-                f"{source.name}: bench times how a model writes text after a context, which a "
-                f"{architecture(source.checkpoint.config)} does not do"
-            )
-        return cls(source.short_name, model)
+        if source.spec.family.task == "text":  # what is not is refused before anything is loaded
+            model = load_model(source.checkpoint, options.precision, options.device)
+            if predicts_tokens(model):
+                return cls(source.short_name, model)
+        raise FamilyError(
+            f"{source.name}: bench times how a model writes text after a context, which a "
+            f"{architecture(source.checkpoint.config)} does not do"
+        )
 
     def run(self, context: int, batch: int, new_tokens: int, *, keep: bool) -> None:
         """One round: read random tokens, then write greedily."""

@@ -50,7 +50,6 @@ def describe_model(
     positions, layout = family.positions_in(config), family.layout_in(config)
     stack, index = sites[0]  # what is asked of tensors is asked of the first layer
     prefix = _prefix(family, f"{stack.stored(index, 'query')}.weight", shapes)
-    _check_encoder(family, prefix, shapes)
     query_norm = f"{prefix}{stack.stored_norm(index, family.query_norm)}."
     normed, gains = _norms(family, config, query_norm, shapes, sizes.head_dim)
     channels = _key_channels(family, config, positions, sizes.head_dim)
@@ -129,6 +128,7 @@ def _norms(
 
 
 def _check_shapes(spec: ModelSpec, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    _check_encoder(spec.family, spec.prefix, shapes)
     problems: list[str] = []
     for layer in range(spec.num_layers):
         counts = spec.key_heads[layer], spec.value_heads[layer], spec.projected_heads[layer]
