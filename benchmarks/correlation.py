@@ -10,6 +10,7 @@ interrupted run goes on.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -104,11 +105,12 @@ def main() -> None:
         case = known[name]()
         for stacks in case.stacks:
             for merge in options.merge or ("fold", "mean"):
-                _show(case, stacks, merge, options.random, options.work)
+                _show(name, case, stacks, merge, options)
 
 
-def _show(case: Case, stacks: tuple[str, ...], merge: str, random_groupings: int, work: Path) -> None:
+def _show(model: str, case: Case, stacks: tuple[str, ...], merge: str, chosen: argparse.Namespace) -> None:
     """The table and the plot of one model, one kind of layers, one merge rule."""
+    work = chosen.work
     statistics = work / f"statistics-correlation-{case.name}.safetensors"
     calibrated(case.model, statistics, text=case.calibrate_on, window=case.window, tokens=case.tokens)
     which = "-".join((case.name, *stacks, merge))
@@ -117,7 +119,7 @@ def _show(case: Case, stacks: tuple[str, ...], merge: str, random_groupings: int
         merge=merge,
         kv_heads=case.kv_heads,
         layers=case.layers,
-        random_groupings=random_groupings,
+        random_groupings=chosen.random,
         stacks=stacks,
         text=case.losses_from,
         window=case.window,
@@ -130,7 +132,10 @@ def _show(case: Case, stacks: tuple[str, ...], merge: str, random_groupings: int
     table = Table(f"{title}: {len(found.samples)} groupings, {found.loss}", *HEADER)
     for line in lines(found.rows, found.best):
         table.row(*line)
-    plot_correlation(work / f"correlation-{which}.png", title, found)
+    made_by = (
+        f"benchmarks/correlation.py --model {model}: {len(found.samples)} groupings, losses on held-out data"
+    )
+    plot_correlation(work / f"correlation-{which}.png", title, found, made_by)
 
 
 if __name__ == "__main__":

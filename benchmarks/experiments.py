@@ -10,8 +10,15 @@ from statistics import mean, stdev
 from typing import Any
 
 from common import Table, environment
-from gqakit.evaluation.drawing import COLOURS, axes_of, figure
+from gqakit.evaluation.drawing import axes_of, colours_of, figure
 from trials import SOURCE, WHOLE, Cells, Subject, Ways, run
+
+UNITS = {
+    "accuracy": "accuracy (%)",
+    "cross-entropy": "cross-entropy (nats per token)",
+    "loss per token": "loss (nats per token)",
+}
+"""How a plot calls the scores of subjects."""
 
 
 def add_arguments(parser: argparse.ArgumentParser, subjects: Sequence[str], epochs: int) -> None:
@@ -94,18 +101,20 @@ def plot(path: Path, cells: Cells, subject: Subject, ways: Ways, sizes: Sequence
     if not any(key[0] == subject.name for key in cells.found):
         return
     when = {"before training": 0, f"after {epochs} epoch{'s' if epochs > 1 else ''}": epochs}
-    with figure(path, columns=2, size=(7.2, 3.6)) as axes:
+    made_by = (
+        f"benchmarks/{path.stem.split('-')[0]}_experiment.py: mean and one standard deviation over seeds"
+    )
+    with figure(path, columns=2, size=(7.2, 3.6), made_by=made_by, alike=True) as axes:
         for place, (title, epoch) in zip(axes, when.items(), strict=True):
             _draw(place, cells, subject, ways, sizes, epoch)
-            axes_of(place, f"{subject.name}, {title}", "KV bytes kept", subject.score)
+            unit = UNITS.get(subject.score, subject.score) if place is axes[0] else ""
+            axes_of(place, f"{subject.name}, {title}", "KV bytes kept, share of the source's", unit)
         lines, names = axes[0].get_legend_handles_labels()
-        axes[0].figure.legend(
-            lines, names, loc="outside lower center", ncols=min(len(names), 3), frameon=False, fontsize=8
-        )
+        axes[0].figure.legend(lines, names, loc="outside right upper", frameon=False, fontsize=8)
 
 
 def _draw(axes: Any, cells: Cells, subject: Subject, ways: Ways, sizes: Sequence[str], epoch: int) -> None:
-    for number, (way, colour) in enumerate(zip(ways, COLOURS, strict=False)):
+    for number, (way, colour) in enumerate(colours_of(list(ways)).items()):
         points: list[tuple[float, float, float]] = []
         for size in sizes:
             scores = [c.curve[epoch][subject.score] for c in cells.of(subject.name, way, size) if c.curve]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from gqakit.errors import MissingDependencyError
+from gqakit.evaluation import drawing
 from gqakit.evaluation.language import LanguageScores
 from gqakit.evaluation.plots import plot_quality
 from gqakit.evaluation.table import EvaluationRow
@@ -41,12 +42,37 @@ def test_the_png_is_large_enough_and_not_blank(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     from matplotlib import image, pyplot
 
-    plot_quality(tmp_path / "quality.png", "A title", SOURCE, SERIES)
+    plot_quality(tmp_path / "quality.png", "A title", SOURCE, SERIES, "what it was made by")
     pixels = image.imread(tmp_path / "quality.png")
     assert pixels.shape[0] >= 600
     assert pixels.shape[1] >= 1000
-    assert 0.005 < (pixels[..., :3] < 0.9).any(-1).mean() < 0.5
+    assert 0.005 < (pixels[..., 3] > 0).mean() < 0.5  # the page shows through where nothing is drawn
+    assert (pixels[-30:, :400, 3] > 0.5).any()  # the line below
     assert pyplot.get_fignums() == []  # closed again
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance as WCAG 2 defines it."""
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("page", ["#ffffff", "#0d1117", "#1e2129"])
+def test_text_and_colours_stand_out_on_light_and_on_dark_pages(page: str) -> None:
+    def contrast(colour: str) -> float:
+        low, high = sorted((luminance(colour), luminance(page)))
+        return (high + 0.05) / (low + 0.05)
+
+    assert contrast(drawing.INK) > 3.9
+    assert all(contrast(colour) > 2.7 for colour in (drawing.BASELINE, drawing.FOLD, *drawing.COLOURS))
+
+
+def test_the_same_method_has_the_same_colour_in_every_plot() -> None:
+    found = drawing.colours_of(["neighbour (GQA)", "QCQA-EC", "fold", "fold, a tenth of the rate"])
+    assert found["neighbour (GQA)"] == drawing.colours_of(["GQA"])["GQA"] == drawing.BASELINE
+    assert found["fold"] == drawing.colours_of(["a", "b", "fold"])["fold"] == drawing.FOLD
+    assert len(set(found.values())) == 4
 
 
 def test_without_matplotlib_the_message_names_the_extra(

@@ -46,5 +46,6 @@ def correlate(
         )
         screen.table(title, HEADER, lines(found.rows, found.best))
     if plot is not None:  # last: without matplotlib nothing is lost
-        plot_correlation(plot, f"{Path(model).name}, merge rule {found.merge}", found)
+        name = Path(model).name
+        plot_correlation(plot, f"{name}, merge rule {found.merge}", found, f"gqakit correlate {name}")
         screen.remark(f"plot written to {plot}")

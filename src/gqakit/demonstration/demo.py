@@ -75,7 +75,13 @@ def demo(
     }
     plot = out / "quality-against-kv-bytes.png"
     series = {way: [by_name[path.name] for path in paths] for way, paths in made.items()}
-    plot_quality(plot, f"{SMOLLM2.name} with fewer KV heads, no training", rows[0], series)
+    plot_quality(
+        plot,
+        f"{SMOLLM2.name} with fewer KV heads, no training",
+        rows[0],
+        series,
+        "gqakit demo: held-out text that comes with it, 4,088 tokens in windows of 512",
+    )
     for target in targets:
         if target.name != KEPT:
             shutil.rmtree(target)

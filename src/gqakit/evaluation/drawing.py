@@ -1,7 +1,8 @@
-"""What all plots share. They need the `plot` extra."""
+"""What all plots share: one style, readable on light and on dark pages. They need the `plot` extra."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,14 +10,31 @@ from typing import Any
 
 from gqakit.errors import MissingDependencyError
 
-COLOURS = ("#c44e52", "#2a6fb0", "#4c9f70", "#8172b3", "#ccb974", "#64b5cd")
+BASELINE, FOLD = "#d1495b", "#2f9e6e"
+"""The colours of neighbour mean (GQA), which everything is compared with, and of fold, in every plot."""
+COLOURS = ("#3b82c4", "#8f7fd1", "#c98a2b", "#3aa6b9", "#9c5b8f")
+"""Colours of everything else, in the order of a plot's legend."""
+INK = "#787f89"
+"""Of text, axes and levels: between white and black, since a plot has no ground of its own and lies on either."""
 
 
 @contextmanager
 def figure(
-    path: Path, *, columns: int = 1, rows: int = 1, size: tuple[float, float] = (7.2, 4.4)
+    path: Path,
+    *,
+    columns: int = 1,
+    rows: int = 1,
+    size: tuple[float, float] = (7.2, 4.4),
+    made_by: str = "",
+    alike: bool = False,
 ) -> Iterator[Any]:
     """Axes to draw on, saved as an image when the block ends; a sequence (or rows) of them for several.
+
+    Args:
+        path: where; the ending decides the format.
+        columns, rows: of axes. size: inches of one of them.
+        made_by: the line below that says what the figures come from.
+        alike: one range of values for the axes that stand side by side.
 
     Raises:
         MissingDependencyError: without matplotlib.
@@ -29,22 +47,38 @@ def figure(
     from matplotlib import pyplot as plt
 
     width = size[0] * (1 if columns == 1 else 0.72 * columns)
-    drawing, axes = plt.subplots(rows, columns, figsize=(width, size[1] * rows), layout="constrained")
-    try:
-        yield axes
-        path.parent.mkdir(parents=True, exist_ok=True)
-        drawing.savefig(path, dpi=150)
-    finally:
-        plt.close(drawing)
+    inked = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color")
+    with plt.rc_context({**dict.fromkeys(inked, INK), "figure.facecolor": "none", "axes.facecolor": "none"}):
+        drawing, axes = plt.subplots(
+            rows,
+            columns,
+            figsize=(width, size[1] * rows),
+            layout="constrained",
+            sharey="row" if alike else False,
+        )
+        try:
+            yield axes
+            if made_by:
+                drawing.supxlabel(made_by, x=0.01, ha="left", fontsize=7.5)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            drawing.savefig(path, dpi=150)
+        finally:
+            plt.close(drawing)
 
 
 def shades(count: int) -> Sequence[Any]:
-    """A number of colours, in an order that the eye sees where they are more than a few. Only inside `figure`."""
-    if count <= len(COLOURS):
-        return COLOURS[:count]
+    """Colours of an ordered quantity, from little to much. Only inside `figure`."""
     from matplotlib import colormaps
 
-    return [colormaps["viridis"](0.95 * index / (count - 1)) for index in range(count)]
+    # Neither end of the map: the dark one is lost on a dark page, the light one on a light page.
+    return [colormaps["viridis"](0.3 + 0.48 * index / max(1, count - 1)) for index in range(count)]
+
+
+def colours_of(names: Sequence[str]) -> dict[str, str]:
+    """A colour for each line of a plot by its name: GQA's neighbours and fold have theirs, others come in turn."""
+    known = {"gqa": iter((BASELINE,)), "neighbour": iter((BASELINE,)), "fold": iter((FOLD, "#7da32f"))}
+    rest = iter(COLOURS)
+    return {name: next(known.get(re.split(r"\W", name.lower())[0], rest), INK) for name in names}
 
 
 def axes_of(axes: Any, title: str, x: str, y: str) -> None:
@@ -52,5 +86,5 @@ def axes_of(axes: Any, title: str, x: str, y: str) -> None:
     axes.set_title(title, loc="left")
     axes.set_xlabel(x)
     axes.set_ylabel(y)
-    axes.grid(alpha=0.25)
+    axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)

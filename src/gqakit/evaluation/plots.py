@@ -6,12 +6,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gqakit.evaluation.drawing import COLOURS, axes_of, figure
+from gqakit.evaluation.drawing import INK, axes_of, colours_of, figure
 from gqakit.evaluation.table import EvaluationRow
 
 
 def plot_quality(
-    path: Path, title: str, source: EvaluationRow, series: Mapping[str, Sequence[EvaluationRow]]
+    path: Path,
+    title: str,
+    source: EvaluationRow,
+    series: Mapping[str, Sequence[EvaluationRow]],
+    made_by: str = "",
 ) -> None:
     """Perplexity against KV bytes per token, one line a way of converting, saved as an image.
 
@@ -20,11 +24,12 @@ def plot_quality(
         title: above the plot.
         source: the model before conversion, drawn as a level.
         series: results by name, any order.
+        made_by: the line below that says what the figures come from.
 
     Raises:
         MissingDependencyError: without matplotlib.
     """
-    with figure(path) as axes:
+    with figure(path, made_by=made_by) as axes:
         _quality(axes, title, source, series)
 
 
@@ -33,8 +38,8 @@ def _quality(
 ) -> None:
     from matplotlib.ticker import FuncFormatter
 
-    axes.axhline(source.perplexity, color="#888888", linewidth=1, linestyle=":")
-    axes.plot(source.kv_bytes_per_token / 1024, source.perplexity, "o", color="#222222")
+    axes.axhline(source.perplexity, color=INK, linewidth=1, linestyle=":")
+    axes.plot(source.kv_bytes_per_token / 1024, source.perplexity, "o", color=INK)
     axes.annotate(
         f"original {source.perplexity:.3g}",
         (source.kv_bytes_per_token / 1024, source.perplexity),
@@ -42,7 +47,8 @@ def _quality(
         xytext=(-6, 9),
         ha="right",
     )
-    for (name, rows), colour in zip(series.items(), COLOURS, strict=False):
+    for name, colour in colours_of(list(series)).items():
+        rows = series[name]
         ordered = sorted(rows, key=lambda row: row.kv_bytes_per_token)
         x = [row.kv_bytes_per_token / 1024 for row in ordered]
         y = [row.perplexity for row in ordered]

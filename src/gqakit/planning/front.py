@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gqakit.checkpoint import write_bytes
-from gqakit.evaluation.drawing import axes_of, figure
+from gqakit.evaluation.drawing import BASELINE, COLOURS, FOLD, INK, axes_of, figure
 from gqakit.planning.allocation import ALLOCATIONS
 from gqakit.planning.allocation.base import FrontPoint
 from gqakit.planning.candidates import EntryCandidates
@@ -121,7 +121,7 @@ def plot_front(path: Path, planned: Planned) -> None:
         key=lambda entry: max(candidate.objective for candidate in entry.by_count.values()),
     )
     method = planned.plan.method
-    with figure(path, columns=2) as (left, right):
+    with figure(path, columns=2, made_by=f"gqakit plan {planned.plan.source.name}") as (left, right):
         counts = sorted(steepest.by_count)
         layer = {
             name: [(float(count), values[count]) for count in counts]
@@ -139,7 +139,7 @@ def plot_front(path: Path, planned: Planned) -> None:
         at = next(
             where for where, point in zip(model, planned.front, strict=True) if tuple(point.counts) == counts
         )
-        right.plot(*at, "*", color="#222222", markersize=13, label="this plan", zorder=5)
+        right.plot(*at, "*", color=INK, markersize=13, label="this plan", zorder=5)
         axes_of(right, "The whole model", "KV cache, after / before", "")
         right.legend(frameon=False)
 
@@ -157,17 +157,17 @@ def _draw(
     name: str,
 ) -> None:
     neighbour = known["neighbour"]
-    axes.plot(*zip(*neighbour, strict=True), "s--", color="#c44e52", label="GQA (neighbours)", markersize=4)
-    axes.plot(*neighbour[0], "D", color="#8c2d32", label="MQA", markersize=7)
+    axes.plot(*zip(*neighbour, strict=True), "s--", color=BASELINE, label="GQA (neighbours)", markersize=4)
+    axes.plot(*neighbour[0], "D", color=BASELINE, label="MQA", markersize=7)
     axes.plot(
         *zip(*known["best"], strict=True),
         "-",
-        color="#4c9f70",
+        color=FOLD,
         label=_BEST,
         linewidth=3,
         alpha=0.5,
     )
-    axes.plot(*zip(*own, strict=True), "o-", color="#2a6fb0", label=name, markersize=4, linewidth=1)
+    axes.plot(*zip(*own, strict=True), "o-", color=COLOURS[0], label=name, markersize=4, linewidth=1)
 
 
 _BEST = "optimum, or best known"

@@ -22,6 +22,10 @@ HEADER = (
 )
 
 
+UNITS = {"optimal": "relative squared error", "qcqa": "squared distance of weights"}
+"""Of scores; the others are the within-cluster error of heads whose inner products are their similarities."""
+
+
 def lines(rows: Sequence[ProxyRow], best: Picked) -> list[tuple[str, ...]]:
     """The table under `HEADER`: every score, then what measuring itself would pick."""
     made = [
@@ -47,10 +51,11 @@ def _ratio(found: Picked) -> str:
     return "-" if math.isnan(found.ratio) else f"{found.ratio:.2f} ({found.low:.2f} to {found.high:.2f})"
 
 
-def plot_correlation(path: Path, title: str, found: Correlated) -> None:
+def plot_correlation(path: Path, title: str, found: Correlated, made_by: str = "") -> None:
     """One panel per score: every sample's score against its measured loss, coloured by the heads that are left.
 
-    Samples that lose nothing have no place on the logarithmic axis and are left out.
+    Samples that lose nothing have no place on the logarithmic axis and are left out. `made_by` is the line below that says
+    what the figures come from.
 
     Raises:
         MissingDependencyError: without matplotlib.
@@ -58,7 +63,8 @@ def plot_correlation(path: Path, title: str, found: Correlated) -> None:
     drawn = [sample for sample in found.samples if sample.loss > 0]
     counts = sorted({sample.kv_heads for sample in drawn})
     columns = min(3, len(found.rows))
-    with figure(path, columns=columns, rows=-(-len(found.rows) // columns), size=(6.0, 3.4)) as axes:
+    shape = {"columns": columns, "rows": -(-len(found.rows) // columns), "alike": True}
+    with figure(path, **shape, size=(6.0, 3.4), made_by=made_by) as axes:
         panels: list[Any] = [panel for line in axes for panel in line] if len(found.rows) > 3 else list(axes)
         for index, (panel, row) in enumerate(zip(panels, found.rows, strict=False)):
             for count, colour in zip(counts, shades(len(counts)), strict=True):
@@ -68,7 +74,8 @@ def plot_correlation(path: Path, title: str, found: Correlated) -> None:
                 panel.scatter(scores, losses, s=11, alpha=0.7, color=colour, label=label)
             panel.set_yscale("log")
             rho = f"ρ = {_short(row.overall)} overall, {_short(row.like)} among like"
-            axes_of(panel, f"{row.meaning}\n{rho}", "score", "" if index % columns else found.loss)
+            unit = UNITS.get(row.proxy, "within-cluster error")
+            axes_of(panel, f"{row.meaning}\n{rho}", unit, "" if index % columns else found.loss)
         drawing = panels[0].figure
         drawing.suptitle(f"{title}: converting one layer alone")
         handles, labels = panels[0].get_legend_handles_labels()
