@@ -13,6 +13,8 @@ from gqakit.core.merging import RULES
 from gqakit.errors import BudgetError, PlanError, UsageError
 from gqakit.grouping_methods import METHODS
 from gqakit.models.source import Source
+from gqakit.planning import layers
+from gqakit.planning.layers import look_at_layer
 from gqakit.planning.options import BudgetOptions, PlanOptions
 from gqakit.planning.plan import Plan, diff_plans, is_uniform
 from gqakit.planning.planner import make_plan, statistics_record
@@ -267,3 +269,28 @@ def test_normalised_keys_fall_back_and_the_plan_says_so(tmp_path):
     assert (made.merging.rule, made.merging.key, made.merging.value) == ("fold", "mean", "fold")
     assert "keys use mean instead of fold" in made.notes[0]
     assert plan(Source.open(tmp_path), merge="mean").notes == ()
+
+
+def test_plans_that_differ_in_their_budget_alone_look_at_each_layer_once(opened, moments, monkeypatch):
+    looked: list[tuple[int, str]] = []
+
+    def counted(read, task):
+        looked.append((task.shapes[0].layer, task.merge))
+        return look_at_layer(read, task)
+
+    options = {"method": "optimal", "allocation": "knapsack", "layer_loss": "error"}
+    asked = [
+        request(opened, {"kv_ratio": ratio}, merge=m, **options)
+        for m in ("fold", "mean")
+        for ratio in (0.75, 0.5)
+    ]
+    alone = [make_plan(opened, each, moments).plan for each in asked]
+    monkeypatch.setattr(layers, "look_at_layer", counted)
+    with layers.looking_once():
+        together = [make_plan(opened, each, moments).plan for each in asked]
+        weights = make_plan(opened, request(opened, {"kv_ratio": 0.5}, merge="mean", **options), None).plan
+    assert together == alone
+    assert weights != alone[-1]
+    assert looked == [(layer, merge) for merge in ("fold", "mean", "mean") for layer in range(4)]
+    make_plan(opened, asked[0], moments)
+    assert len(looked) == 16  # kept no longer than it was asked for

@@ -37,6 +37,7 @@ from gqakit.models.generate import generate
 from gqakit.models.source import Source
 from gqakit.options import takes
 from gqakit.pipeline import convert
+from gqakit.planning.layers import looking_once
 from gqakit.progress import Reporter, duration, silent
 
 STEPS = logging.getLogger("gqakit.steps")
@@ -70,7 +71,8 @@ def compare(
 ) -> Comparison:
     """Convert a model in several ways to several budgets, score each, and write a table and a page.
 
-    All ways share one run of the source, one calibration, and measured losses where they merge alike; a checkpoint is made
+    All ways share one run of the source, one calibration, and measured losses where they merge alike; all budgets of a way
+    share what its layers have to choose from; a checkpoint is made
     once, and scored with its cache in 16 bits and in each of the types asked for, as the source is. Each cell is kept when
     it is done: interrupted, the same call goes on at the next one.
 
@@ -177,7 +179,8 @@ class _Run:
             missing = [trial for trial in trials(self.options) if self.unscored(trial.name, cells)]
             if missing:
                 self._foresee(cells, missing)
-                self._convert(cells, scoring, missing)
+                with looking_once():
+                    self._convert(cells, scoring, missing)
 
     def _foresee(self, cells: Cells, missing: Sequence[Trial]) -> None:
         """Say what the whole will take, from what the source took."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,6 +14,7 @@ from gqakit.planning.candidates import Candidate, EntryCandidates, EntryShape
 from gqakit.planning.layer_features import LayerReader, Side
 from gqakit.planning.layer_loss.predict import Prediction
 from gqakit.planning.plan import LayerPlan
+from gqakit.planning.workers import each
 
 Chosen = tuple[int, Side, Candidate]
 """A layer, what is grouped there, and how."""
@@ -27,8 +31,45 @@ class LayerTask:
     compare: bool
     predict: Prediction | None = None
 
+    @property
+    def settings(self) -> tuple[object, ...]:
+        """What tells it from other tasks on the same model and statistics."""
+        predicted = self.predict is not None  # from those statistics
+        return repr(self.shapes), repr(self.method), self.merge, self.seed, self.compare, predicted
 
-def look_at_layer(read: LayerReader, task: LayerTask) -> tuple[list[EntryCandidates], list[LayerPlan]]:
+
+LookedAt = tuple[list[EntryCandidates], list[LayerPlan]]
+_kept: ContextVar[dict[tuple[object, ...], LookedAt] | None] = ContextVar("kept", default=None)
+
+
+@contextmanager
+def looking_once() -> Iterator[None]:
+    """Within it, plans that differ in their budget alone look at each layer once: its candidates are the same for all."""
+    token = _kept.set({})
+    try:
+        yield
+    finally:
+        _kept.reset(token)
+
+
+def look_at_layers(read: LayerReader, tasks: Sequence[LayerTask], workers: int) -> Iterator[LookedAt]:
+    """What there is to choose from in each layer, in order; see `look_at_layer` and `looking_once`."""
+    kept = _kept.get()
+    if kept is None:
+        yield from each(read, look_at_layer, tasks, workers)
+        return
+    statistics = None if read.statistics is None else read.statistics.fingerprint
+    model = read.source.fingerprint, str(read.source.spec.stacks), statistics, read.behind_norm
+    keys = [(*model, *task.settings) for task in tasks]
+    missing = [task for task, key in zip(tasks, keys, strict=True) if key not in kept]
+    found = each(read, look_at_layer, missing, workers)
+    for key in keys:
+        if key not in kept:
+            kept[key] = next(found)
+        yield kept[key]
+
+
+def look_at_layer(read: LayerReader, task: LayerTask) -> LookedAt:
     """The candidates of a layer; and the layer of the plan, where there is nothing to choose from."""
     here = [
         shape.candidates(read, task.method, RULES[task.merge], task.seed, compare=task.compare)

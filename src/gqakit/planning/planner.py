@@ -24,7 +24,7 @@ from gqakit.planning.before_norm import KeyErrors, key_errors
 from gqakit.planning.candidates import EntryCandidates, EntryShape
 from gqakit.planning.layer_features import LayerReader
 from gqakit.planning.layer_loss.predict import Prediction
-from gqakit.planning.layers import Chosen, LayerTask, look_at_layer, settled_layer
+from gqakit.planning.layers import Chosen, LayerTask, look_at_layers, settled_layer
 from gqakit.planning.plan import (
     BudgetRecord,
     CacheRecord,
@@ -147,7 +147,7 @@ def _decide(
         work.task([shape for shape in shapes if shape.layer == layer], whole_front)
         for layer in range(work.spec.num_layers)
     ]
-    for here, settled in each(work.read, look_at_layer, tasks, request.workers):
+    for here, settled in look_at_layers(work.read, tasks, request.workers):
         candidates += here
         layers += settled
         work.progress()
