@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 
 import gqakit
 from gqakit.calibration.store import StatisticsFile
@@ -175,15 +176,22 @@ def paired_times(work: Sequence[Callable[[], object]], rounds: int) -> tuple[lis
 
 
 class Kept(dict[str, Any]):
-    """What was measured, by name, in a file of JSON: an interrupted run finds it there."""
+    """What was measured, by name, in a file of JSON: an interrupted run finds it there, and several runs may share it."""
 
     def __init__(self, file: Path) -> None:
-        super().__init__(json.loads(file.read_text()) if file.is_file() else {})
+        super().__init__()
         self._file = file
+        self._read()
 
     def __setitem__(self, name: str, found: Any) -> None:
-        super().__setitem__(name, found)
-        self._file.write_text(json.dumps(self, indent=1))
+        with FileLock(f"{self._file}.lock"):
+            self._read()
+            super().__setitem__(name, found)
+            self._file.write_text(json.dumps(self, indent=1))
+
+    def _read(self) -> None:
+        if self._file.is_file():
+            self.update(json.loads(self._file.read_text()))
 
 
 class Table:

@@ -1,10 +1,10 @@
-"""Perplexity against bytes: types of the cache alone, fewer heads alone, both, and both trained, on SmolLM2.
+"""Perplexity against bytes: types of the cache alone, fewer heads alone, both, and both trained.
 
-    python benchmarks/frontier.py [--windows 8] [--tokens 49152] [--only NAME ...] [--plot FILE]
+    python benchmarks/frontier.py [--model smollm2] [--windows 8] [--tokens 49152] [--only NAME ...] [--plot FILE]
 
-Calibrated, repaired and distilled on the mixture of texts.py, scored on the first windows of 512 of WikiText-2 test and of
-three texts that are in nothing before. Each row is printed as soon as it is known and kept in `--work`, so that an
-interrupted run goes on. Ends with a table, the lower envelope of the first text marked, and a plot.
+Calibrated, repaired and distilled on the mixture of texts.py, then distilled on its wider one. Scored on the first windows of
+512 of WikiText-2 test and of three texts that are in nothing before. Each row is printed as soon as it is known and kept in
+`--work`, so that an interrupted run goes on. Ends with a table, the lower envelope of the first text marked, and a plot.
 """
 
 from __future__ import annotations
@@ -19,20 +19,25 @@ import torch
 
 import gqakit
 from common import Kept, arguments, environment
+from gqakit.data.text import Text
 from gqakit.evaluation.drawing import COLOURS, axes_of, figure
 from gqakit.evaluation.language import score_language
 from gqakit.models.load import load
 from gqakit.models.rounding import check_cache_types, rounded_cache
 from gqakit.models.running import load_tokenizer
 from gqakit.models.source import Source
-from texts import UNSEEN, mixture, scored_windows
+from texts import UNSEEN, mixture, scored_windows, wider_mixture
 from zoo import SMOLLM2, fetch
+from zoo.qwen import QWEN_CODER
 
+MODELS = {"smollm2": SMOLLM2, "qwen-coder": QWEN_CODER}
 SCORED = ("WikiText-2 test", *UNSEEN)
 Row = dict[str, float]
 
 
-STAGES = ("", "repaired", "distilled")
+STAGES = ("", "repaired", "distilled", "distilled twice")
+SAMPLED = 49152
+"""Tokens of its own that the model writes for the second distillation."""
 
 
 @dataclass(frozen=True)
@@ -95,12 +100,13 @@ WAYS = (*UNTRAINED, *RECOVERED)
 
 
 class Bench:
-    """SmolLM2, its calibration, and what was measured so far."""
+    """A model, its calibration, and what was measured so far."""
 
-    def __init__(self, options: Any) -> None:
-        self.options, self.work = options, options.work / "frontier"
+    def __init__(self, options: Any, model: str = "smollm2", weights: str = "float32") -> None:
+        self.options, self.weights = options, weights
+        self.work = options.work / ("frontier" if model == "smollm2" else f"frontier-{model}")
         self.work.mkdir(parents=True, exist_ok=True)
-        self.source = Source.open(fetch(SMOLLM2))
+        self.source = Source.open(fetch(MODELS[model]))
         self.spec = self.source.spec
         self.statistics = self.work / f"statistics-{options.tokens}.safetensors"
         self.text = mixture(options.wikitext)
@@ -114,21 +120,22 @@ class Bench:
             return self.source.path
         out = self.work / way.name.replace("/", "-").replace(" ", "_").replace(",", "")
         if not (out / "config.json").is_file():
-            {"": self._convert, "repaired": self._repair, "distilled": self._distil}[way.recovery](way, out)
+            {"": self._convert, "repaired": self._repair}.get(way.recovery, self._distil)(way, out)
         return out
 
     def _convert(self, way: Way, out: Path) -> None:
         if not self.statistics.is_file():
             gqakit.calibrate(
-                self.source.path, self.statistics, text=self.text, tokens=self.options.tokens, progress=False
-            )
+                self.source.path, self.statistics, text=self.text, tokens=self.options.tokens, dtype=self.weights,
+                progress=False,
+            )  # fmt: skip
         pair = check_cache_types(way.types, self.spec)
         assert pair is not None
         share = pair.nbytes(1, 1, self.spec.head_dim) / (4 * self.spec.head_dim) if way.prepared else 1.0
         gqakit.convert(
             self.source.path, out, kv_ratio=way.kv_ratio * share, kv_cache=way.types if way.prepared else "f16",
             kv_maps="separate", statistics=self.statistics, losses=self.work / "losses.jsonl", text=self.text,
-            evaluate=False, progress=False,
+            layer_loss=self.options.layer_loss, dtype=self.weights, evaluate=False, progress=False,
         )  # fmt: skip
 
     def _repair(self, way: Way, out: Path) -> None:
@@ -141,8 +148,9 @@ class Bench:
 
     def _distil(self, way: Way, out: Path) -> None:
         options = self.options
+        text = self.text if way.recovery == STAGES[2] else self._wider()
         gqakit.uptrain(
-            self.checkpoint(way.before), out, teacher=str(self.source.path), text=self.text, kl=1.0,
+            self.checkpoint(way.before), out, teacher=str(self.source.path), text=text, kl=1.0,
             train="attention", learning_rate=options.learning_rate, max_steps=options.steps,
             warmup_steps=max(1, options.steps // 20), gradient_accumulation_steps=4,
             eval_steps=max(1, options.steps // 4), save_steps=max(1, options.steps // 8), kv_cache=way.types,
@@ -155,13 +163,22 @@ class Bench:
             flush=True,
         )
 
+    def _wider(self) -> Text:
+        """The wider mixture, for which the source writes its part once."""
+        samples = self.work / f"samples-{SAMPLED}.txt"
+        if not samples.is_file():
+            started = time.monotonic()
+            gqakit.sample(self.source.path, samples, tokens=SAMPLED, dtype=self.options.dtype, progress=False)
+            print(f"own samples: {time.monotonic() - started:,.0f} s", flush=True)
+        return wider_mixture(samples, self.options.wikitext)
+
     def measure(self, way: Way) -> Row:
         """Share of the 16-bit bytes under "bytes", and perplexity on every text."""
         if way.name not in self.known:
             source = Source.open(self.checkpoint(way))
             pair = check_cache_types(way.types, source.spec)
             assert pair is not None
-            model = load(source.path, dtype=torch.float32)
+            model = load(source.path, dtype=getattr(torch, self.weights))
             with rounded_cache(model, source.spec, None if way.types == "f16" else pair):
                 found = {
                     name: score_language(model, windows).perplexity for name, windows in self.windows.items()
@@ -181,10 +198,16 @@ def main() -> None:
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16"), default="float32", help="of products in recovery"
     )
+    parser.add_argument("--model", choices=list(MODELS), default="smollm2")
+    parser.add_argument(
+        "--weights", choices=("float32", "bfloat16"), default="float32", help="where nothing is trained"
+    )
+    parser.add_argument("--layer-loss", choices=("corrected", "predicted"), default="corrected")
     parser.add_argument("--only", nargs="+", default=[way.name for way in UNTRAINED], help="names of ways")
     parser.add_argument("--known", action="store_true", help="measure nothing; every row that is known")
     parser.add_argument("--plot", type=Path, default=None)
-    bench = Bench(options := parser.parse_args())
+    options = parser.parse_args()
+    bench = Bench(options, options.model, options.weights)
     if wrong := set(options.only) - {way.name for way in WAYS}:
         parser.error(f"unknown: {', '.join(wrong)}; ways are {'; '.join(way.name for way in WAYS)}")
     print(environment())
@@ -195,7 +218,7 @@ def main() -> None:
             print(f"{way.name}: {found[-1][1]}", flush=True)
     print(table(found))
     if options.plot is not None:
-        draw(options.plot, found)
+        draw(options.plot, found, bench.source.short_name)
 
 
 def ratios(row: Row, whole: Row) -> dict[str, float]:
@@ -231,7 +254,7 @@ def table(found: list[tuple[Way, Row]]) -> str:
     return "\n".join(lines)
 
 
-def draw(path: Path, found: list[tuple[Way, Row]]) -> None:
+def draw(path: Path, found: list[tuple[Way, Row]], model: str) -> None:
     """How many times the original's perplexity against bytes, one colour for each kind of row; the envelope marked."""
     whole = found[0][1]
     made_by = (
@@ -257,7 +280,7 @@ def draw(path: Path, found: list[tuple[Way, Row]]) -> None:
             axes.set_yticks([1, 1.1, 1.2, 1.5, 2, 2.5], ["1", "1.1", "1.2", "1.5", "2", "2.5"])
             axes_of(
                 axes,
-                f"SmolLM2-135M, {shown}",
+                f"{model}, {shown}",
                 "KV bytes, share of 16 bits",
                 "times the original's perplexity",
             )
