@@ -2,8 +2,8 @@
 
     python benchmarks/frontier.py [--model smollm2] [--windows 8] [--tokens 49152] [--only NAME ...] [--plot FILE]
 
-Calibrated, repaired and distilled on the mixture of texts.py, then distilled on its wider one. Scored on the first windows of
-512 of WikiText-2 test and of three texts that are in nothing before. Each row is printed as soon as it is known and kept in
+Calibrated, repaired and distilled on the mixture of texts.py, then distilled on its wider one. Scored on the first windows
+of 512 of WikiText-2 test and of three texts that are in nothing before. Each row is printed as soon as it is known and is in
 `--work`, so that an interrupted run goes on. Ends with a table, the lower envelope of the first text marked, and a plot.
 """
 
@@ -148,7 +148,7 @@ class Bench:
 
     def _distil(self, way: Way, out: Path) -> None:
         options = self.options
-        text = self.text if way.recovery == STAGES[2] else self._wider()
+        text = self._wider() if options.wider or way.recovery == STAGES[3] else self.text
         gqakit.uptrain(
             self.checkpoint(way.before), out, teacher=str(self.source.path), text=text, kl=1.0,
             train="attention", learning_rate=options.learning_rate, max_steps=options.steps,
@@ -194,6 +194,7 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=49152, help="to calibrate on")
     parser.add_argument("--steps", type=int, default=60, help="of distillation, 2,048 tokens each")
+    parser.add_argument("--wider", action="store_true", help="distil on the wider mixture the first time too")
     parser.add_argument("--learning-rate", type=float, default=5e-4, help="of distillation")
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16"), default="float32", help="of products in recovery"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -136,6 +137,38 @@ def test_no_progress_stops_early_and_keeps_the_start(tiny: Pair) -> None:
     result = tiny.run("out", learning_rate=1e-30, max_steps=40, eval_steps=1, early_stopping_patience=2)
     assert (result.step, result.stopped_early, result.best_step) == (2, True, 0)
     assert hashes(Path("out"))["model.safetensors"] == hashes(tiny.student)["model.safetensors"]
+
+
+def test_a_rate_that_does_harm_is_lowered_by_itself(tiny: Pair) -> None:
+    harmful: dict[str, Any] = {"learning_rate": 0.27, "max_steps": 12, "eval_steps": 2}
+    result, kept = tiny.run("out", **harmful), tiny.run("kept", slower=0, **harmful)
+    assert (result.learning_rate, kept.learning_rate) == (pytest.approx(0.09), 0.27)
+    assert result.after["kl"] < kept.after["kl"]
+    by_hand = tiny.run("by hand", learning_rate=result.learning_rate, max_steps=12, eval_steps=2)
+    assert by_hand.after == result.after
+    record = json.loads((Path("out") / "gqakit-uptrain.json").read_text())
+    assert record["options"]["learning_rate"] == 0.27
+    assert record["result"]["learning_rate"] == result.learning_rate
+    assert f"learning rate {result.learning_rate:g}" in (Path("out") / "README.md").read_text()
+
+
+def test_an_interrupted_run_knows_that_it_began_again(tiny: Pair) -> None:
+    harmful: dict[str, Any] = {"learning_rate": 0.27, "max_steps": 6, "eval_steps": 2, "slower": 5}
+    whole = tiny.run("whole", **harmful)
+    evaluations = 0
+
+    def kill_second(step: int, scores: Any) -> None:
+        nonlocal evaluations
+        evaluations += 1
+        if evaluations > 2:
+            raise Killed
+
+    for _ in range(2):  # before the second attempt's first save, and after it
+        evaluations = 0
+        with pytest.raises(Killed):
+            tiny.run("killed", notice=kill_second, **harmful)
+    assert tiny.run("killed", **harmful).learning_rate == whole.learning_rate
+    assert hashes(Path("killed"))["model.safetensors"] == hashes(Path("whole"))["model.safetensors"]
 
 
 def test_a_loss_that_is_no_number_stops_with_its_step(tiny: Pair) -> None:

@@ -26,7 +26,12 @@ def uptrain(screen: Screen, model: Model, output: Output, options: UptrainOption
     from gqakit.evaluation.measures import number
     from gqakit.recovery.distil.uptrain import uptrain
 
+    evaluated: list[int] = []
+
     def notice(step: int, scores: Mapping[str, float]) -> None:
+        if step == 0 and evaluated:
+            screen.remark("That was worse than the start: from it again, with a third of the learning rate.")
+        evaluated.append(step)
         said = ", ".join(f"{name} {number(value)}" for name, value in scores.items())
         screen.remark(f"step {step:,}, held out: {said}")
 
@@ -36,13 +41,15 @@ def uptrain(screen: Screen, model: Model, output: Output, options: UptrainOption
     if result.step and not result.best_step:
         screen.remark(
             "No step did better than the start on what is held out, so the weights are as they were; "
-            f"a {flag('learning_rate')} below {options.learning_rate:g}, more steps or more text may help."
+            f"a {flag('learning_rate')} below {result.learning_rate:g}, more steps or more text may help."
         )
     if screen.as_json:
         screen.json(result)
         return
     rows = [(name, number(result.before[name]), number(value)) for name, value in result.after.items()]
     early = ", stopped early" if result.stopped_early else ""
+    if result.learning_rate < options.learning_rate:
+        early += f" at a learning rate of {result.learning_rate:.2g}"
     title = (
         f"Uptrained: {result.step:,} steps{early}, {result.tokens:,} tokens; the best, after step "
         f"{result.best_step:,}, is in {output}"

@@ -27,7 +27,7 @@ def uptrained_card(card: str, record: Mapping[str, Any]) -> str:
         f"- Trained: `{options['train']}`, {result['step']:,} steps of {record['examples_per_step']} windows of "
         f"{options['window']} tokens ({result['tokens']:,} predicted tokens) of {text['name']}",
         f"- Losses: {weights}" + (f"; teacher **{teacher}**" if teacher else ""),
-        f"- AdamW, learning rate {options['learning_rate']:g}, {options['lr_scheduler_type']} schedule, "
+        f"- AdamW, learning rate {result['learning_rate']:g}, {options['lr_scheduler_type']} schedule, "
         f"seed {options['seed']}",
         f"- Kept: the weights after step {result['best_step']:,}, the best on {text['held_out_windows']} "
         "windows not trained on",

@@ -152,6 +152,12 @@ class UptrainOptions(TrainOptions, TextOptions, DeviceOptions):
         0, "Windows to evaluate on, not trained on; 0 for a sixteenth, at most 16.", panel=DATA, at_least=0
     )
 
+    slower: int = option(
+        2, "Where the first evaluation is worse than the start, begin again from it with a third of the rate; at most "
+        "this number of times.",
+        panel=STEPS, at_least=0,
+    )  # fmt: skip
+
     restart: bool = option(
         False, "Start from the beginning, or continue an interrupted run (the default).", panel=RUN,
         flags=("--restart/--resume",),
@@ -176,6 +182,10 @@ class UptrainOptions(TrainOptions, TextOptions, DeviceOptions):
         if (self.ce, self.kl, self.hidden) == (None, None, None):
             return LossWeights(1.0, 0.0, 0.0) if self.teacher is None else LossWeights(0.0, 1.0, 0.0)
         return LossWeights(self.ce or 0.0, self.kl or 0.0, self.hidden or 0.0)
+
+    def rate(self, attempt: int) -> float:
+        """The learning rate after beginning again that number of times."""
+        return self.learning_rate / 3**attempt
 
     @property
     def output_precision(self) -> str | None:

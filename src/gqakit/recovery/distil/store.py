@@ -4,6 +4,7 @@ run.json           what decides the result; a run with another one is not contin
 metrics.jsonl      one line per step and one per evaluation
 checkpoint-120/    after step 120, as the Trainer writes it: weights that train, optimiser, schedule, random numbers;
                    `whole`, written last, says that nothing is missing
+slower.json        how many times it began again with a smaller learning rate
 """
 
 from __future__ import annotations
@@ -25,10 +26,11 @@ from gqakit.checkpoint import write_bytes
 from gqakit.checkpoint.atomic import output_errors, sync_directory
 from gqakit.checkpoint.jsonio import canonical, pretty
 from gqakit.errors import OutputError
+from gqakit.recovery.distil.options import StepSchedule
 
 RUN_FILE, METRICS_FILE, WEIGHTS_FILE = "run.json", "metrics.jsonl", "model.safetensors"
-STATE_FILE, WHOLE_FILE = "trainer_state.json", "whole"
-RUN_FILES = (RUN_FILE, METRICS_FILE, "checkpoint-[0-9]*")
+STATE_FILE, WHOLE_FILE, SLOWER_FILE = "trainer_state.json", "whole", "slower.json"
+RUN_FILES = (RUN_FILE, METRICS_FILE, SLOWER_FILE, "checkpoint-[0-9]*")
 """Patterns of what a run writes into its directory, folders and all."""
 
 
@@ -81,6 +83,16 @@ class Progress:
             stopped=0 < patience <= since_best,
         )
 
+    def harmed(self, schedule: StepSchedule) -> bool:
+        """Whether the first evaluation, before the last step, was worse than the start."""
+        if (
+            not (self.first and self.last)
+            or self.step != schedule.eval_steps
+            or self.step >= schedule.max_steps
+        ):
+            return False
+        return self.last["loss"] > self.first["loss"]
+
 
 class RunStore:
     """The work directory.
@@ -92,6 +104,16 @@ class RunStore:
     def __init__(self, directory: Path, patience: int = 0) -> None:
         self.directory, self.patience = directory, patience
 
+    def attempt(self) -> int:
+        """How many times the run began again with a smaller learning rate."""
+        path = self.directory / SLOWER_FILE
+        return int(_read_json(path)) if path.is_file() else 0
+
+    def begin_again(self, attempt: int) -> None:
+        """Drop what was trained, for an attempt of that number with a smaller learning rate."""
+        write_bytes(self.directory / SLOWER_FILE, pretty(attempt))
+        self._remove(set())
+
     def begin(self, job: Mapping[str, Any], restart: bool) -> Progress:
         """Start or continue: how far the run is.
 
@@ -102,7 +124,7 @@ class RunStore:
         path = self.directory / RUN_FILE
         with output_errors(self.directory):
             self.directory.mkdir(parents=True, exist_ok=True)
-        if not restart and path.is_file() and self.latest() is not None:
+        if not restart and path.is_file() and (self.latest() is not None or self.attempt()):
             self._check_same(path, asked)
             self._remove(set(self._checkpoints()))
             return self.progress()
@@ -127,7 +149,7 @@ class RunStore:
         """Remove what a run writes, and nothing else."""
         self._remove(set())
         with output_errors(self.directory):
-            for name in (RUN_FILE, METRICS_FILE):
+            for name in (RUN_FILE, METRICS_FILE, SLOWER_FILE):
                 (self.directory / name).unlink(missing_ok=True)
 
     def latest(self) -> Path | None:

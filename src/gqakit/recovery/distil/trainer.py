@@ -38,6 +38,7 @@ class Training:
         student: what trains has `requires_grad`. teacher: stays as it is; None where the task needs none.
         task: what they learn. options, schedule: how.
         store: begun. device: "cpu" or "cuda".
+        harm_ends: the first evaluation after the start ends the run if it is worse.
         advance: called with the items just trained on, in the first process. notice: see `Notice`, likewise.
     """
 
@@ -48,6 +49,7 @@ class Training:
     schedule: StepSchedule
     store: RunStore
     device: str
+    harm_ends: bool = False
     advance: Advance = lambda items: None
     notice: Notice = lambda step, scores: None
 
@@ -254,6 +256,8 @@ class _Watcher(TrainerCallback):
         if state.is_world_process_zero:
             scores = {name.removeprefix("eval_"): value for name, value in metrics.items()}
             self.training.notice(state.global_step, scores)
+        if self.training.harm_ends and Progress.of(state, 0).harmed(self.training.schedule):
+            control.should_training_stop = True
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ class UptrainResult:
         tokens: predicted tokens trained on. seconds: spent in training steps.
         before, after: on the held-out windows, at the start and with the weights that were kept: `loss`, `perplexity` and,
             with a teacher, `kl`.
+        learning_rate: of the steps that count; smaller than was asked for where that did harm.
         resumed_from: the step an interrupted run was continued from; 0 for a new one.
         stopped_early: whether evaluations stopped it.
         main: whether this is the process that wrote it; one of several does.
@@ -59,12 +60,15 @@ class UptrainResult:
     seconds: float
     before: Mapping[str, float]
     after: Mapping[str, float]
+    learning_rate: float
     resumed_from: int
     stopped_early: bool
     main: bool = True
 
     @classmethod
-    def of(cls, out: Path, resumed_from: int, ended: Progress, main: bool) -> UptrainResult:
+    def of(
+        cls, out: Path, learning_rate: float, resumed_from: int, ended: Progress, main: bool
+    ) -> UptrainResult:
         """What is to be said of a run that ended."""
         return cls(
             out=out,
@@ -74,6 +78,7 @@ class UptrainResult:
             seconds=ended.seconds,
             before=ended.first or {},
             after=ended.best_scores or {},
+            learning_rate=learning_rate,
             resumed_from=resumed_from,
             stopped_early=ended.stopped,
             main=main,
@@ -122,11 +127,11 @@ def uptrain(
         here.wait_for_everyone()
         begun = store.progress()
         here.wait_for_everyone()  # nobody writes before everybody has read
-        ended = job.trained(store, here.num_processes, progress if here.is_main_process else silent, notice)
+        ended, rate = job.trained(store, here, progress if here.is_main_process else silent, notice)
         if here.is_main_process:
-            job.write(store, ended, asked, progress)
+            job.write(store, ended, rate, asked, progress)
         here.wait_for_everyone()
-    return UptrainResult.of(job.out, begun.step, ended, here.is_main_process)
+    return UptrainResult.of(job.out, rate, begun.step, ended, here.is_main_process)
 
 
 @dataclass(frozen=True)
@@ -191,21 +196,67 @@ class _Uptraining:
             if name not in aside and not name.startswith("dataset")
         }
 
-    def trained(self, store: RunStore, processes: int, progress: Reporter, notice: Notice) -> Progress:
-        """Train from where the store is to the end."""
-        options, begun = self.options, store.progress()
-        schedule = StepSchedule.of(options, self.task.sizes[0], processes)
-        if begun.step >= schedule.max_steps or begun.stopped:
-            return begun
+    def trained(
+        self, store: RunStore, here: Any, progress: Reporter, notice: Notice
+    ) -> tuple[Progress, float]:
+        """Train from where the store is to the end; from the start again, slower, where the first evaluation is worse.
+
+        Args:
+            store: begun. here: accelerate's `PartialState`. progress, notice: see `uptrain`.
+
+        Returns:
+            How it ended, and with which learning rate.
+        """
+        schedule = StepSchedule.of(self.options, self.task.sizes[0], here.num_processes)
+        attempt = store.attempt()
+        here.wait_for_everyone()
+        while True:
+            may_repeat = attempt < self.options.slower
+            ended = store.progress()
+            if not (
+                ended.step >= schedule.max_steps or ended.stopped or (may_repeat and ended.harmed(schedule))
+            ):
+                ended = self._attempt(store, schedule, attempt, here.num_processes, progress, notice)
+            here.wait_for_everyone()
+            if not (may_repeat and ended.harmed(schedule)):
+                return ended, self.options.rate(attempt)
+            attempt += 1
+            if here.is_main_process:
+                store.begin_again(attempt)
+            here.wait_for_everyone()
+
+    def _attempt(
+        self,
+        store: RunStore,
+        schedule: StepSchedule,
+        attempt: int,
+        processes: int,
+        progress: Reporter,
+        notice: Notice,
+    ) -> Progress:
+        """Train from where the store is, with the learning rate of an attempt."""
+        options = replace(self.options, learning_rate=self.options.rate(attempt))
         student, teacher, plain = self.models()
-        left = (schedule.max_steps - begun.step) * options.per_step(processes) * (options.window - 1)
-        spec = self.source.spec
+        spec, done = self.source.spec, store.progress().step
+        left = (schedule.max_steps - done) * options.per_step(processes) * (options.window - 1)
         with (
             rounded_cache(plain, spec, check_cache_types(options.kv_cache, spec)),
             progress("uptrain", left, "tokens") as advance,
         ):
+            harm_ends = attempt < options.slower
             return train(
-                Training(student, teacher, self.task, options, schedule, store, self.device, advance, notice)
+                Training(
+                    student,
+                    teacher,
+                    self.task,
+                    options,
+                    schedule,
+                    store,
+                    self.device,
+                    harm_ends,
+                    advance,
+                    notice,
+                )
             )
 
     def models(self) -> tuple[Any, Any, Any]:
@@ -220,9 +271,11 @@ class _Uptraining:
             return student, None, plain
         return student, load(self.teacher.path, dtype=getattr(torch, options.precision)), plain
 
-    def write(self, store: RunStore, ended: Progress, asked: Mapping[str, Any], progress: Reporter) -> None:
+    def write(
+        self, store: RunStore, ended: Progress, rate: float, asked: Mapping[str, Any], progress: Reporter
+    ) -> None:
         """The best weights as a checkpoint, with what is to be known about the run."""
-        record = self.record(asked, ended)
+        record = self.record(asked, ended, rate)
         files = {
             UPTRAIN_FILE: pretty(record),
             METRICS_FILE: store.metrics(),
@@ -234,7 +287,7 @@ class _Uptraining:
             overwrite = self.options.overwrite
             write_trained(self.source, self.out, trained, self.options, overwrite=overwrite, progress=advance)
 
-    def record(self, asked: Mapping[str, Any], ended: Progress) -> dict[str, Any]:
+    def record(self, asked: Mapping[str, Any], ended: Progress, rate: float) -> dict[str, Any]:
         """The content of `gqakit-uptrain.json`."""
         options, teacher = self.options, self.teacher
         train_windows, held_out = self.task.sizes
@@ -252,7 +305,7 @@ class _Uptraining:
             "options": self._options(),
             "processes": asked["processes"],
             "examples_per_step": options.per_step(asked["processes"]),
-            "result": asdict(ended),
+            "result": {**asdict(ended), "learning_rate": rate},
             "versions": versions(),
         }
 

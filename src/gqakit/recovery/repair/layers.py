@@ -88,12 +88,11 @@ class RepairJob:
         """Number of windows that are fitted on."""
         return len(self.windows) - -(-len(self.windows) // HELD_OUT)
 
-    @property
-    def schedule(self) -> FitSchedule:
-        """How each layer is fitted."""
+    def schedule(self, error: float) -> FitSchedule:
+        """How a layer is fitted that has a relative squared error: its weights are about its root away from good ones."""
         options = self.options
         batch = max(1, STEP_TOKENS // options.window)
-        return FitSchedule(options.steps, batch, options.learning_rate, options.seed)
+        return FitSchedule(options.steps, batch, options.learning_rate * math.sqrt(error), options.seed)
 
 
 @torch.no_grad()
@@ -160,7 +159,7 @@ def _repair_layer(layer: _Layer, advance: Callable[[int], None]) -> None:
     repaired, after = False, before
     if job.changed[layer.index] and before > EXACT:
         kept = {name: parameter.clone() for name, parameter in ours.projections.items()}
-        fit(fitting, job.schedule, advance, job.processes)
+        fit(fitting, job.schedule(before), advance, job.processes)
         for name, parameter in ours.projections.items():  # what counts is what can be written
             parameter.copy_(parameter.to(job.converted.info(name).torch_dtype))
         after = held_out_error()

@@ -24,7 +24,10 @@ class FitOptions(Options):
     window: int = option(WINDOW, "Tokens per window.", panel=DATA, at_least=2)
     steps: int = option(160, "Steps of Adam per layer, 512 tokens each.", panel=HOW, at_least=1)
     learning_rate: float = option(
-        0.025, "Of Adam, as a share of each tensor's root mean square.", panel=HOW, above=0
+        0.1,
+        "Of Adam, as a share of each tensor's root mean square, times the square root of the layer's error.",
+        panel=HOW,
+        above=0,
     )
     seed: int = option(0, "Of the order of windows.", panel=HOW, at_least=0)
     kv_cache: str | None = option(
