@@ -50,6 +50,8 @@ class Way:
     prepared: bool = False
     recovery: str = ""
     """One of `STAGES`: each starts from the checkpoint of the one before."""
+    made_for: str = ""
+    """Types that the checkpoint was made for, where its cache has others."""
 
     @property
     def name(self) -> str:
@@ -58,7 +60,8 @@ class Way:
         basis = " in its basis" if self.prepared else ""
         types = "" if self.types == "f16" else f"{self.types}{basis}"
         what = " × ".join(part for part in (heads, types) if part) or "16 bits"
-        return f"{what}, {self.recovery}" if self.recovery else what
+        what = f"{what}, {self.recovery}" if self.recovery else what
+        return f"{what} for {self.made_for}" if self.made_for else what
 
     @property
     def before(self) -> Way:
@@ -96,7 +99,13 @@ RECOVERED = tuple(
     )
     for recovery in STAGES[1:]
 )
-WAYS = (*UNTRAINED, *RECOVERED)
+WIDER_CACHE = tuple(
+    Way(TRAINED, ratio, "f16", recovery=recovery, made_for="iq4_nl+h")
+    for ratio in (2 / 3, 1 / 2, 1 / 3)
+    for recovery in STAGES[2:]
+)
+"""Heads alone, with the weights that were trained beside fewer bits."""
+WAYS = (*UNTRAINED, *RECOVERED, *WIDER_CACHE)
 
 
 class Bench:
@@ -116,6 +125,8 @@ class Bench:
 
     def checkpoint(self, way: Way) -> Path:
         """The source, or a conversion of it: merged, in the basis for its types, both; repaired, distilled."""
+        if way.made_for:
+            return self.checkpoint(replace(way, types=way.made_for, prepared=True, made_for=""))
         if way.kv_ratio == 1 and not way.prepared:
             return self.source.path
         out = self.work / way.name.replace("/", "-").replace(" ", "_").replace(",", "")

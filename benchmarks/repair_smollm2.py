@@ -1,6 +1,6 @@
 """Local repair of SmolLM2-135M-Instruct: before and after, at three budgets.
 
-    python benchmarks/repair_smollm2.py [--ratio 1/2]
+    python benchmarks/repair_smollm2.py [--ratio 1/2] [--dtype bfloat16]
 
 Converted with `optimal`, `fold`, `knapsack` and separate maps on WikiText-2 valid, repaired on the same text; scored on
 WikiText-2 test and on the Brown corpus, which neither has read.
@@ -33,6 +33,9 @@ def main() -> None:
     parser.add_argument("--ratio", action="append", help="KV bytes to keep (default: 1/2, 1/3, 2/3)")
     parser.add_argument("--tokens", type=int, default=RepairOptions.tokens, help="tokens to repair on")
     parser.add_argument("--steps", type=int, default=RepairOptions.steps, help="steps per layer")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32", help="of products in repair"
+    )
     given = parser.parse_args()
     bench = Workbench.on_smollm2(given.wikitext, given.work)
     options = RepairOptions(
@@ -40,6 +43,7 @@ def main() -> None:
         text=str(bench.wikitext / "valid.txt"),
         tokens=given.tokens,
         steps=given.steps,
+        dtype=given.dtype,
         evaluate=False,
     )
     windows = [bench.windows("test", 8, 512), brown_windows(bench.tokenizer, 512)]
