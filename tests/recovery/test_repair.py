@@ -6,7 +6,8 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from gqakit.errors import UsageError
 from gqakit.recovery.repair import layers as training
 from gqakit.recovery.repair import repair as repairing
 from gqakit.recovery.repair.fit import FitSchedule
+from gqakit.recovery.repair.layers import RepairJob
 from gqakit.recovery.repair.options import RepairOptions
 
 SIZE = ("--tokens", 1024, "--window", 64, "--steps", 6, "--no-evaluate")
@@ -279,6 +281,15 @@ def test_options_are_checked_at_once() -> None:
         RepairOptions(source="model", steps=0, learning_rate=-1, seed=-1)
     with pytest.raises(UsageError, match="`source` must be given"):
         RepairOptions.of({"steps": 2})
+
+
+def test_a_layer_that_is_near_takes_small_steps() -> None:
+    job = cast(
+        RepairJob, SimpleNamespace(options=RepairOptions(source="model", learning_rate=0.1, window=256))
+    )
+    far, near = (RepairJob.schedule(job, error) for error in (0.09, 0.0001))
+    assert (far.learning_rate, near.learning_rate) == (pytest.approx(0.03), pytest.approx(0.001))
+    assert far.batch == 2
 
 
 def test_every_window_is_seen_once_before_any_comes_again() -> None:
