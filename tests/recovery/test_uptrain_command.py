@@ -53,7 +53,7 @@ def test_json_and_rows(tiny: Pair) -> None:
 
 
 def test_a_training_that_only_did_harm_is_told(tiny: Pair) -> None:
-    harmful = succeeds(*typed(tiny, "out", max_steps=2, learning_rate=0.5), "--json")
+    harmful = succeeds(*typed(tiny, "out", max_steps=2, learning_rate=0.5, slower=0), "--json")
     assert json.loads(harmful.out)["best_step"] == 0
     assert "a --learning-rate below 0.5" in harmful.err
     before, after = all_tensors(tiny.student), all_tensors(Path("out"))
@@ -157,7 +157,7 @@ def test_killed_and_run_again(tiny: Pair) -> None:
     words = [sys.executable, "-m", "gqakit", *typed(tiny, "killed", **how)]
     running = subprocess.Popen(words, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=environment())
     store = work_directory(Path("killed"))
-    until = time.monotonic() + 60
+    until = time.monotonic() + 300  # a busy machine takes its time
     while not list(store.glob("checkpoint-*/whole")) and time.monotonic() < until:
         time.sleep(0.01)
     running.send_signal(signal.SIGKILL)

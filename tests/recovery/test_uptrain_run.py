@@ -140,20 +140,34 @@ def test_no_progress_stops_early_and_keeps_the_start(tiny: Pair) -> None:
 
 
 def test_a_rate_that_does_harm_is_lowered_by_itself(tiny: Pair) -> None:
-    harmful: dict[str, Any] = {"learning_rate": 0.27, "max_steps": 12, "eval_steps": 2}
-    result, kept = tiny.run("out", **harmful), tiny.run("kept", slower=0, **harmful)
-    assert (result.learning_rate, kept.learning_rate) == (pytest.approx(0.09), 0.27)
-    assert result.after["kl"] < kept.after["kl"]
-    by_hand = tiny.run("by hand", learning_rate=result.learning_rate, max_steps=12, eval_steps=2)
+    harmful: dict[str, Any] = {"learning_rate": 2.7, "max_steps": 4, "eval_steps": 2}
+    assert tiny.run("kept", slower=0, **harmful).best_step == 0
+    said: list[int] = []
+    result = tiny.run("out", slower=4, notice=lambda step, scores: said.append(step), **harmful)
+    assert result.learning_rate == pytest.approx(0.1)
+    assert said == [
+        0,
+        2,
+        0,
+        2,
+        0,
+        2,
+        4,
+        0,
+        2,
+        4,
+    ]  # far off at once, far off at once, no better at the end, better
+    assert result.after["kl"] < result.before["kl"]
+    by_hand = tiny.run("by hand", learning_rate=result.learning_rate, max_steps=4, eval_steps=2)
     assert by_hand.after == result.after
     record = json.loads((Path("out") / "gqakit-uptrain.json").read_text())
-    assert record["options"]["learning_rate"] == 0.27
+    assert record["options"]["learning_rate"] == 2.7
     assert record["result"]["learning_rate"] == result.learning_rate
     assert f"learning rate {result.learning_rate:g}" in (Path("out") / "README.md").read_text()
 
 
 def test_an_interrupted_run_knows_that_it_began_again(tiny: Pair) -> None:
-    harmful: dict[str, Any] = {"learning_rate": 0.27, "max_steps": 6, "eval_steps": 2, "slower": 5}
+    harmful: dict[str, Any] = {"learning_rate": 2.7, "max_steps": 4, "eval_steps": 2, "slower": 4}
     whole = tiny.run("whole", **harmful)
     evaluations = 0
 
@@ -163,7 +177,7 @@ def test_an_interrupted_run_knows_that_it_began_again(tiny: Pair) -> None:
         if evaluations > 2:
             raise Killed
 
-    for _ in range(2):  # before the second attempt's first save, and after it
+    for _ in range(3):  # before an attempt's first save, twice, and after one
         evaluations = 0
         with pytest.raises(Killed):
             tiny.run("killed", notice=kill_second, **harmful)

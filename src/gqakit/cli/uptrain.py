@@ -30,7 +30,9 @@ def uptrain(screen: Screen, model: Model, output: Output, options: UptrainOption
 
     def notice(step: int, scores: Mapping[str, float]) -> None:
         if step == 0 and evaluated:
-            screen.remark("That was worse than the start: from it again, with a third of the learning rate.")
+            screen.remark(
+                "That was no better than the start: from it again, with a third of the learning rate."
+            )
         evaluated.append(step)
         said = ", ".join(f"{name} {number(value)}" for name, value in scores.items())
         screen.remark(f"step {step:,}, held out: {said}")

@@ -153,8 +153,8 @@ class UptrainOptions(TrainOptions, TextOptions, DeviceOptions):
     )
 
     slower: int = option(
-        2, "Where the first evaluation is worse than the start, begin again from it with a third of the rate; at most "
-        "this number of times.",
+        2, "Where no step does better than the start, begin again from it with a third of the rate; at most this "
+        "number of times.",
         panel=STEPS, at_least=0,
     )  # fmt: skip
 

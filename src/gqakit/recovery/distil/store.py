@@ -32,6 +32,8 @@ RUN_FILE, METRICS_FILE, WEIGHTS_FILE = "run.json", "metrics.jsonl", "model.safet
 STATE_FILE, WHOLE_FILE, SLOWER_FILE = "trainer_state.json", "whole", "slower.json"
 RUN_FILES = (RUN_FILE, METRICS_FILE, SLOWER_FILE, "checkpoint-[0-9]*")
 """Patterns of what a run writes into its directory, folders and all."""
+FAR = 1.5
+"""Times the start's loss after the first steps, above which a run is not expected to come back."""
 
 
 @dataclass(frozen=True)
@@ -84,14 +86,15 @@ class Progress:
         )
 
     def harmed(self, schedule: StepSchedule) -> bool:
-        """Whether the first evaluation, before the last step, was worse than the start."""
-        if (
-            not (self.first and self.last)
-            or self.step != schedule.eval_steps
-            or self.step >= schedule.max_steps
-        ):
+        """Whether the learning rate was too large: far from the start at once, or never better than it until the end.
+
+        Somewhat worse at once says nothing: a rate at its height stirs up what has settled, and calms down as it falls.
+        """
+        if self.step >= schedule.max_steps or self.stopped:
+            return self.best_step == 0
+        if self.step != schedule.eval_steps or not (self.first and self.last):
             return False
-        return self.last["loss"] > self.first["loss"]
+        return self.last["loss"] > FAR * self.first["loss"]
 
 
 class RunStore:

@@ -38,7 +38,7 @@ class Training:
         student: what trains has `requires_grad`. teacher: stays as it is; None where the task needs none.
         task: what they learn. options, schedule: how.
         store: begun. device: "cpu" or "cuda".
-        harm_ends: the first evaluation after the start ends the run if it is worse.
+        harm_ends: the first evaluation after the start ends the run if it is far worse.
         advance: called with the items just trained on, in the first process. notice: see `Notice`, likewise.
     """
 

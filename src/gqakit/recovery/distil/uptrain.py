@@ -199,7 +199,7 @@ class _Uptraining:
     def trained(
         self, store: RunStore, here: Any, progress: Reporter, notice: Notice
     ) -> tuple[Progress, float]:
-        """Train from where the store is to the end; from the start again, slower, where the first evaluation is worse.
+        """Train from where the store is to the end; again from the start, slower, where no step did better than it.
 
         Args:
             store: begun. here: accelerate's `PartialState`. progress, notice: see `uptrain`.
