@@ -110,11 +110,11 @@ class RunStore:
     def attempt(self) -> int:
         """How many times the run began again with a smaller learning rate."""
         path = self.directory / SLOWER_FILE
-        return int(_read_json(path)) if path.is_file() else 0
+        return _read_json(path)["attempt"] if path.is_file() else 0
 
     def begin_again(self, attempt: int) -> None:
         """Drop what was trained, for an attempt of that number with a smaller learning rate."""
-        write_bytes(self.directory / SLOWER_FILE, pretty(attempt))
+        write_bytes(self.directory / SLOWER_FILE, pretty({"attempt": attempt}))
         self._remove(set())
 
     def begin(self, job: Mapping[str, Any], restart: bool) -> Progress:
