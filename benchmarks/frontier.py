@@ -2,7 +2,7 @@
 
     python benchmarks/frontier.py [--model smollm2] [--windows 8] [--tokens 49152] [--only NAME ...] [--plot FILE]
 
-Calibrated, repaired and distilled on the mixture of texts.py, then distilled on its wider one. Scored on the first windows
+Calibrated, repaired and distilled on the mixture of texts.py. Scored on the first windows
 of 512 of WikiText-2 test and of three texts that are in nothing before. Each row is printed as soon as it is known and is in
 `--work`, so that an interrupted run goes on. Ends with a table, the lower envelope of the first text marked, and a plot.
 """
@@ -19,14 +19,13 @@ import torch
 
 import gqakit
 from common import Kept, arguments, environment
-from gqakit.data.text import Text
 from gqakit.evaluation.drawing import COLOURS, axes_of, figure
 from gqakit.evaluation.language import score_language
 from gqakit.models.load import load
 from gqakit.models.rounding import check_cache_types, rounded_cache
 from gqakit.models.running import load_tokenizer
 from gqakit.models.source import Source
-from texts import UNSEEN, mixture, scored_windows, wider_mixture
+from texts import UNSEEN, mixture, scored_windows
 from zoo import SMOLLM2, fetch
 from zoo.qwen import QWEN_CODER
 
@@ -35,9 +34,7 @@ SCORED = ("WikiText-2 test", *UNSEEN)
 Row = dict[str, float]
 
 
-STAGES = ("", "repaired", "distilled", "distilled twice")
-SAMPLED = 49152
-"""Tokens of its own that the model writes for the second distillation."""
+STAGES = ("", "repaired", "distilled")
 
 
 @dataclass(frozen=True)
@@ -100,9 +97,7 @@ RECOVERED = tuple(
     for recovery in STAGES[1:]
 )
 WIDER_CACHE = tuple(
-    Way(TRAINED, ratio, "f16", recovery=recovery, made_for="iq4_nl+h")
-    for ratio in (2 / 3, 1 / 2, 1 / 3)
-    for recovery in STAGES[2:]
+    Way(TRAINED, ratio, "f16", recovery="distilled", made_for="iq4_nl+h") for ratio in (2 / 3, 1 / 2, 1 / 3)
 )
 """Heads alone, with the weights that were trained beside fewer bits."""
 WAYS = (*UNTRAINED, *RECOVERED, *WIDER_CACHE)
@@ -131,7 +126,7 @@ class Bench:
             return self.source.path
         out = self.work / way.name.replace("/", "-").replace(" ", "_").replace(",", "")
         if not (out / "config.json").is_file():
-            {"": self._convert, "repaired": self._repair}.get(way.recovery, self._distil)(way, out)
+            {"": self._convert, "repaired": self._repair, "distilled": self._distil}[way.recovery](way, out)
         return out
 
     def _convert(self, way: Way, out: Path) -> None:
@@ -159,9 +154,8 @@ class Bench:
 
     def _distil(self, way: Way, out: Path) -> None:
         options = self.options
-        text = self._wider() if options.wider or way.recovery == STAGES[3] else self.text
         gqakit.uptrain(
-            self.checkpoint(way.before), out, teacher=str(self.source.path), text=text, kl=1.0,
+            self.checkpoint(way.before), out, teacher=str(self.source.path), text=self.text, kl=1.0,
             train="attention", learning_rate=options.learning_rate, max_steps=options.steps,
             warmup_steps=max(1, options.steps // 20), gradient_accumulation_steps=4,
             eval_steps=max(1, options.steps // 4), save_steps=max(1, options.steps // 8), kv_cache=way.types,
@@ -173,15 +167,6 @@ class Bench:
             f"step {result['best_step']}",
             flush=True,
         )
-
-    def _wider(self) -> Text:
-        """The wider mixture, for which the source writes its part once."""
-        samples = self.work / f"samples-{SAMPLED}.txt"
-        if not samples.is_file():
-            started = time.monotonic()
-            gqakit.sample(self.source.path, samples, tokens=SAMPLED, dtype=self.options.dtype, progress=False)
-            print(f"own samples: {time.monotonic() - started:,.0f} s", flush=True)
-        return wider_mixture(samples, self.options.wikitext)
 
     def measure(self, way: Way) -> Row:
         """Share of the 16-bit bytes under "bytes", and perplexity on every text."""
@@ -205,7 +190,6 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=49152, help="to calibrate on")
     parser.add_argument("--steps", type=int, default=60, help="of distillation, 2,048 tokens each")
-    parser.add_argument("--wider", action="store_true", help="distil on the wider mixture the first time too")
     parser.add_argument("--learning-rate", type=float, default=5e-4, help="of distillation")
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16"), default="float32", help="of products in recovery"

@@ -33,7 +33,6 @@ UNSEEN = ("Brown", "Emma", "Python library")
 """Scored, and never calibrated, repaired or trained on."""
 LIBRARY = ("argparse", "ast", "asyncio/base_events", "configparser", "difflib", "heapq", "inspect", "tarfile")
 PACKAGED = ("sympy", "networkx", "numba")
-LIBRARIES = ("torch", "transformers", "scipy", "sklearn", "pandas", "matplotlib", "joblib", "accelerate")
 
 
 def scored(name: str, wikitext: Path = SIBLING) -> Text:
@@ -65,13 +64,6 @@ def mixture(wikitext: Path = SIBLING) -> Text:
     return Text.mixed([text_of(wikitext, "valid"), _novel(), _speeches(), _packaged_code()])
 
 
-def wider_mixture(samples: Path, wikitext: Path = SIBLING) -> Text:
-    """The mixture with more kinds of code and with what the model wrote itself (a file of `gqakit sample`), in turns."""
-    own = Text("its own samples", samples.read_text("utf-8"))
-    code = Text("Python of libraries", _joined(_pieces(LIBRARIES, tests=False)))
-    return Text.mixed([*mixture(wikitext).parts, code, own])
-
-
 def _joined(parts: Iterable[str]) -> str:
     return "\n\n".join(parts)
 
@@ -93,20 +85,16 @@ def _speeches() -> Text:
 
 def _packaged_code() -> Text:
     """Python of packages that are installed, a piece of each file."""
-    return Text("Python of packages", _joined(_pieces(PACKAGED, tests=True)))
-
-
-def _pieces(packages: Sequence[str], tests: bool) -> list[str]:
-    """Beginnings of every 25th file of installed packages, with or without those of tests, of all packages in any part."""
     pieces: list[str] = []
-    for package in packages:
+    for package in PACKAGED:
         spec = find_spec(package)
         if spec is None or not spec.submodule_search_locations:
             raise SystemExit(f"{package} is not installed: pip install {package}")
         files = sorted(Path(spec.submodule_search_locations[0]).rglob("*.py"))
-        chosen = [file for file in files if tests or "test" not in str(file)]
-        pieces += [text[:8000] for file in chosen[::25] if len(text := file.read_text("utf-8")) > 4000]
-    return sorted(pieces, key=lambda piece: hashlib.sha256(piece.encode()).digest())
+        pieces += [text[:8000] for file in files[::25] if len(text := file.read_text("utf-8")) > 4000]
+    # From all packages in any beginning of the whole.
+    order = sorted(range(len(pieces)), key=lambda n: hashlib.sha256(pieces[n].encode()).digest())
+    return Text("Python of packages", _joined(pieces[n] for n in order))
 
 
 def _members(name: str, sha256: str, suffix: str) -> dict[str, str]:
