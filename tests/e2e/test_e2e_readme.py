@@ -82,8 +82,9 @@ def test_commands_run(
             arguments += ["--steps", "2"] if arguments[0] == "repair" else []
             if arguments[0] == "compare":
                 arguments += ["--ways", "neighbour-mean", "--kv-ratios", "1/2", "--max-new-tokens", "2"]
-        if name != "README" and arguments[0] in ("convert", "repair", "uptrain"):
-            arguments += ["--overwrite"]  # several ways to the same place
+        if name in ("recovery", "kv-cache"):  # several ways to the same place
+            arguments += ["--overwrite"] if arguments[0] in ("convert", "repair", "uptrain") else []
+            arguments += ["--no-evaluate"] if arguments[0] in ("convert", "repair") else []
         result = CliRunner().invoke(app, arguments)
         assert result.exit_code == 0, f"{line}\n{result.output}\n{result.exception!r}"
 
