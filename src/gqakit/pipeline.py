@@ -318,7 +318,7 @@ class Conversion:
         options, source = self.options, self.source
         if options.dry_run:
             return None, []
-        if not options.repair or not isinstance(self.content, Text):
+        if not options.repair:
             return self._convert(plan, statistics, self.out), []
         # What the writer puts into a claimed directory it adds to the list of what may be removed from it.
         with claimed_directory(self.out, ".unrepaired", ()) as target:
