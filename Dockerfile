@@ -1,4 +1,5 @@
 # gqakit on a CPU, with every extra that converting, evaluating and exporting take.
+# The workflow builds and starts it (.github/workflows/tests.yml); `make test` does not.
 #   docker build -t gqakit .
 #   docker run --rm -v "$PWD:/work" gqakit inspect MODEL
 FROM python:3.12-slim

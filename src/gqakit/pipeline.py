@@ -52,6 +52,8 @@ STEPS = logging.getLogger("gqakit.steps")
 """Says what is about to be done, and how long it will take; the command line shows it."""
 LONG = 60.0
 """Seconds of a step that are worth a word beforehand."""
+_WITH_GRADIENTS = 4
+"""What a calibration takes in runs forwards: one, and where losses are predicted one backwards, as long as three."""
 
 
 @dataclass(frozen=True)
@@ -234,7 +236,7 @@ class Conversion:
         return [*steps, f"measure the loss on {self.held_out.name}"] if self.held_out else steps
 
     def _say_time(self, tokens: int, seconds: float) -> None:
-        """From the time of the calibration, what measuring losses will take: half of the layers run, on average."""
+        """From the time of a run over the tokens, what measuring losses will take: half of the layers run, on average."""
         count = 0 if self.request is None else self.request.measured_candidates
         rest = seconds / max(tokens, 1) * min(self.options.measure_tokens, tokens) * count / 2
         if rest > LONG:
@@ -284,7 +286,8 @@ class Conversion:
         )
         started = time.monotonic()
         made = calibrate_source(self.source, self.statistics_file, self.content, how, self.progress)
-        self._say_time(made.header.tokens, time.monotonic() - started)
+        runs = _WITH_GRADIENTS if predicts else 1  # forwards
+        self._say_time(made.header.tokens, (time.monotonic() - started) / runs)
         return made
 
     def planned(self, statistics: StatisticsFile | None) -> Plan:
@@ -315,7 +318,7 @@ class Conversion:
         options, source = self.options, self.source
         if options.dry_run:
             return None, []
-        if not options.repair or not isinstance(self.content, Text):
+        if not options.repair:
             return self._convert(plan, statistics, self.out), []
         # What the writer puts into a claimed directory it adds to the list of what may be removed from it.
         with claimed_directory(self.out, ".unrepaired", ()) as target:

@@ -47,7 +47,7 @@ def test_every_dtype_and_empty_shapes(tmp_path):
 def test_describes_shards(tmp_path):
     opened = Checkpoint.open(sharded(tmp_path))
     assert tuple(shard.name for shard in opened.shards) == SHARDS
-    assert opened.index_metadata == {"total_size": opened.nbytes}
+    assert opened.index.metadata == {"total_size": opened.nbytes}
     assert opened.config == CONFIG
     assert opened.config_bytes == (tmp_path / "config.json").read_bytes()
     for shard in opened.shards:

@@ -200,4 +200,4 @@ def test_total_parameters_are_counted_again(tmp_path):
     run(source, tmp_path / "out")
     count = sum(value.numel() for value in tensors().values())
     written = Checkpoint.open(tmp_path / "out")
-    assert written.index_metadata == {"total_parameters": count, "total_size": source.nbytes, "other": "kept"}
+    assert written.index.metadata == {"total_parameters": count, "total_size": source.nbytes, "other": "kept"}

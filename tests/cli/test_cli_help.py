@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import typer
 from command import gqakit, succeeds
+from typer.testing import CliRunner
 
 from gqakit import __version__
 from gqakit.cli.app import app
@@ -123,6 +124,19 @@ def test_a_wrong_choice_is_refused_before_torch_is_imported(line: tuple[str, ...
     assert (code, heavy) == (2, [])
     assert says in err
     assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("typed", "completed"),
+    [(("gqakit", "eval"), "evaluate"), (("gqakit", "convert", "MODEL", "--merge", "fo"), "fold")],
+)
+def test_a_shell_completes_commands_and_choices(
+    typed: tuple[str, ...], completed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("_GQAKIT_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", " ".join(typed))
+    monkeypatch.setenv("COMP_CWORD", str(len(typed) - 1))
+    assert CliRunner().invoke(app, [], prog_name="gqakit").output.split() == [completed]
 
 
 def test_help_names_every_command_and_every_exit_code() -> None:

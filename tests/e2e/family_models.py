@@ -186,6 +186,12 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "siglip": {"text_config": {**_ENCODER, "projection_size": HIDDEN}, "vision_config": _IMAGE},
 }
+ALONE = [
+    *((family, stack) for family in ("bart", "mbart", "marian") for stack in ("encoder", "decoder", "cross")),
+    *(("whisper", "decoder"), ("whisper", "cross"), ("t5", "encoder"), ("t5", "cross")),
+    *(("clip", "text"), ("clip", "vision"), ("siglip", "text")),
+]
+"""Families of several stacks with one of them converted, the others left as they are."""
 _PLAIN_FALCON = {"new_decoder_architecture": False, "multi_query": False, "num_kv_heads": None}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     **{family: (family, {}) for family in CONFIGS},
@@ -197,6 +203,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "whisper_encoder": ("whisper", {}),
     "t5_everything": ("t5", {}),
     "glm4_moe_norm": ("glm4_moe", {"use_qk_norm": True}),
+    **{f"{family}_{stack}": (family, {}) for family, stack in ALONE},
 }
 SAMPLE = (
     *("llama", "qwen3", "olmo2", "phi3", "gemma2", "gpt2", "codegen", "falcon", "falcon_alibi", "gpt_oss"),
@@ -211,7 +218,10 @@ def in_matrix(variants: Iterable[str]) -> list[Any]:
     return [pytest.param(variant, marks=marks[variant in SAMPLE]) for variant in variants]
 
 
-STACKS = {"whisper_encoder": ("encoder",), "t5_everything": ("encoder", "decoder", "cross")}
+STACKS = {
+    **{"whisper_encoder": ("encoder",), "t5_everything": ("encoder", "decoder", "cross")},
+    **{f"{family}_{stack}": (stack,) for family, stack in ALONE},
+}
 
 
 def build_family(folder: Path, variant: str, seed: int = 0) -> Path:

@@ -1,10 +1,11 @@
-"""Shell commands of README and tutorials run as printed, on a tiny model; those of other machines are understood."""
+"""Commands and Python of README and docs run as printed, on a tiny model; all commands are understood as they stand."""
 
 from __future__ import annotations
 
 import json
 import re
 import shlex
+import shutil
 import sys
 import types
 from collections.abc import Callable
@@ -15,50 +16,104 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+import gqakit
 from gqakit.cli.app import app
 from gqakit.demonstration import packaged
 
 README = Path(__file__).parents[2] / "README.md"
-TUTORIALS = README.parent / "docs" / "tutorials"
-NOTEBOOK = TUTORIALS / "first-steps.ipynb"
+DOCS = README.parent / "docs"
+NOTEBOOK = DOCS / "tutorials" / "first-steps.ipynb"
 
 
-def commands(page: Path) -> list[str]:
-    """Every `gqakit` line of a page's shell blocks, comments cut off."""
-    blocks = re.findall(r"```sh\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
-    lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
-    return [line for line in lines if line.startswith("gqakit ")]
+def commands(page: Path, blocks_of: str = "sh|text") -> list[str]:
+    """Every command of a page's blocks and of its indented lines, without comments and what launches it."""
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    blocks = re.findall(rf"```(?:{blocks_of})\n(.*?)```", text, flags=re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines()]
+    lines += [line.strip() for line in re.findall(r"^    gqakit .*$", text, flags=re.MULTILINE)]
+    found = [
+        re.fullmatch(r"(?:(?:torchrun|accelerate launch) .*-m )?(gqakit .*?)(?:  #.*)?", line)
+        for line in lines
+    ]
+    return [re.sub(r"(?<=\w)…|[\[\]]", "", match[1]).strip() for match in found if match]
 
 
-@pytest.mark.parametrize(
-    ("page", "most"), [(README, 12), (TUTORIALS / "laptop.md", 8)], ids=["README", "laptop"]
-)
-def test_commands_run(model: Callable[..., Path], tmp_path: Path, page: Path, most: int) -> None:
-    text = tmp_path / "text.txt"
+PAGES = {"README": README, **{page.stem: page for page in sorted(DOCS.rglob("*.md")) if commands(page)}}
+RUN = {"README": 12, "laptop": 8, "index": 3, "recovery": 3, "kv-cache": 6}
+"""Pages whose commands run, and how many they have at least; the others need other machines, models or tasks."""
+
+
+def test_pages_with_commands_are_found() -> None:
+    assert {*RUN, "serving", "scale", "tasks", "one-gpu", "many-gpus", "key-driven", "engines"} <= set(PAGES)
+
+
+@pytest.mark.parametrize("name", RUN)
+def test_commands_run(
+    model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("work").mkdir()
+    text = Path("my.txt")
     text.write_text("The cat sat on the mat and looked at the rain. " * 400, encoding="utf-8")
-    values = {"MODEL": str(model()), "OUT": str(tmp_path / "out"), "TEXT": str(text), "WORK": str(tmp_path)}
-    found = commands(page)
-    assert len(found) >= most, found
+    source = str(model("mistral", head_dim=64, kv_heads=4))
+    values = {
+        "MODEL": source,
+        "OUT": "out",
+        "TEXT": str(text),
+        "WORK": "work",
+        "FILE": str(text),
+        "NEW": "new",
+    }
+    if name in ("recovery", "kv-cache"):  # they begin with a conversion that is there
+        gqakit.convert(
+            source, "CONVERTED", kv_ratio=0.5, text=str(text), tokens=256, window=64, progress=False
+        )
+        values["OUT"] = "CONVERTED"
+    found = commands(PAGES[name], "sh")
+    assert len(found) >= RUN[name], found
     for line in found:
-        arguments = [re.sub(r"\$([A-Z]+)", lambda m: values[m[1]], word) for word in shlex.split(line)[1:]]
+        words = [re.sub(r"\$([A-Z]+)", lambda m: values[m[1]], word) for word in shlex.split(line)[1:]]
+        arguments = [values.get(word, word) for word in words]
         if (
-            arguments[0] in ("calibrate", "convert", "repair", "evaluate", "uptrain")
+            arguments[0] in ("calibrate", "convert", "repair", "evaluate", "uptrain", "compare")
             and "--plan" not in arguments
         ):
             arguments += ["--tokens", "256", "--window", "64"]
             arguments += ["--steps", "2"] if arguments[0] == "repair" else []
+            if arguments[0] == "compare":
+                arguments += ["--ways", "neighbour-mean", "--kv-ratios", "1/2", "--max-new-tokens", "2"]
+        if name in ("recovery", "kv-cache"):  # several ways to the same place
+            arguments += ["--overwrite"] if arguments[0] in ("convert", "repair", "uptrain") else []
+            arguments += ["--no-evaluate"] if arguments[0] in ("convert", "repair") else []
         result = CliRunner().invoke(app, arguments)
         assert result.exit_code == 0, f"{line}\n{result.output}\n{result.exception!r}"
 
 
-@pytest.mark.parametrize("name", ["one-gpu", "many-gpus"])
-def test_commands_for_other_machines_are_understood(name: str) -> None:
+@pytest.mark.parametrize("name", PAGES)
+def test_commands_are_understood(name: str) -> None:
     known = getattr(typer.main.get_command(app), "commands", {})
-    found = commands(TUTORIALS / f"{name}.md")
-    assert found
-    for line in found:
+    for line in commands(PAGES[name]):
         _, command, *arguments = shlex.split(line)
-        known[command].make_context(command, arguments)  # raises for an option that is none
+        known[command].make_context(command, arguments)  # raises for an option or a choice that is none
+
+
+def test_python_blocks_run(
+    model: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """README's, then how formats.md loads what it made."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(model(), "path/to/model")
+    Path("my.txt").write_text("The cat sat on the mat and looked at the rain. " * 400, encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", README.read_text("utf-8"), flags=re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(code.replace('text="my.txt"', 'text="my.txt", tokens=256, window=64, format="grouped"'), names)
+    assert capsys.readouterr().out.count("smaller") == 1
+    (code,) = re.findall(r"```python\n(.*?)```", (DOCS / "formats.md").read_text("utf-8"), flags=re.DOTALL)
+    exec(code.replace('"OUT"', '"smaller"'), names)
+    assert type(names["model"]).__name__ == type(gqakit.load("smaller")).__name__
 
 
 def test_the_notebook_runs(

@@ -284,10 +284,8 @@ def test_options_are_checked_at_once() -> None:
 
 
 def test_a_layer_that_is_near_takes_small_steps() -> None:
-    job = cast(
-        RepairJob, SimpleNamespace(options=RepairOptions(source="model", learning_rate=0.1, window=256))
-    )
-    far, near = (RepairJob.schedule(job, error) for error in (0.09, 0.0001))
+    job = cast(RepairJob, SimpleNamespace(options=RepairOptions(source="model", learning_rate=0.1)))
+    far, near = (RepairJob.schedule(job, 256, error) for error in (0.09, 0.0001))
     assert (far.learning_rate, near.learning_rate) == (pytest.approx(0.03), pytest.approx(0.001))
     assert far.batch == 2
 

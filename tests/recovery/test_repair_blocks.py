@@ -30,7 +30,7 @@ def check(target: Checkpoint, spec: ModelSpec, windows: torch.Tensor) -> list[bo
         )
     whole(input_ids=windows, use_cache=False)
     blocks = RepairBlocks(target, spec, "cpu")
-    (hidden,) = blocks.entering(windows)
+    ((_, hidden),) = blocks.entering(0, {0: {"input_ids": windows, "use_cache": False}})
     for layer in range(spec.num_layers):
         with blocks.block(layer) as block:
             added, after = block.run(hidden)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from gqakit.errors import CheckpointError
 
 from .index import INDEX_NAME, SINGLE_NAME, listed
 from .manifest import MANIFEST_NAME
-from .sidefiles import check_side_files
+from .sidefiles import check_side_files, matches
 
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _BESIDE = {
@@ -72,7 +71,7 @@ def check_weights_named(directory: Path, config: Mapping[str, Any]) -> None:
 
 
 def _without_weights(directory: Path, names: list[str]) -> CheckpointError:
-    pickled = [n for n in names if _matches(n, _PICKLED) and not _matches(n, _NO_WEIGHTS)]
+    pickled = [n for n in names if matches(n, _PICKLED) and not matches(n, _NO_WEIGHTS)]
     gguf = [n for n in names if n.endswith(".gguf")]
     other = [n for n in names if n.endswith(".safetensors")]
     if variant := _variant(names):
@@ -144,12 +143,8 @@ def _saving_again(directory: Path, variant: str | None = None) -> str:
     except (OSError, ValueError, AttributeError):
         named = []
     names = [path.name for path in directory.iterdir()]
-    beside = [each for each, patterns in _BESIDE.items() if any(_matches(name, patterns) for name in names)]
+    beside = [each for each, patterns in _BESIDE.items() if any(matches(name, patterns) for name in names)]
     classes = ", ".join([*named[:1], *beside] if named else ["AutoModel", *beside])
     which = f"{str(directory)!r}" + (f", variant={variant!r}" if variant else "")
     code = f"from transformers import {classes}; [X.from_pretrained({which}).save_pretrained('OUT')"
     return f'python -c "{code} for X in [{classes}]]"'
-
-
-def _matches(name: str, patterns: tuple[str, ...]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)

@@ -69,11 +69,6 @@ class Checkpoint:
         return cls(path, config, config_bytes, shards, tensors, index)
 
     @property
-    def index_metadata(self) -> dict[str, Any] | None:
-        """The `metadata` of the index, None without one."""
-        return None if self.index is None else self.index.metadata
-
-    @property
     def nbytes(self) -> int:
         """Bytes of all tensors, headers not counted."""
         return sum(info.nbytes for info in self.tensors.values())

@@ -60,9 +60,9 @@ _MAY_REFER_TO_CODE = ("config.json", "tokenizer_config.json", "*processor_config
 def is_side_file(name: str) -> bool:
     """Whether only checkpoints have a file of this name at their top (custom code apart)."""
     lower = name.lower()
-    if lower.startswith(".") or _matches(lower, _NEVER):
+    if lower.startswith(".") or matches(lower, _NEVER):
         return False
-    return _matches(lower, _KNOWN)
+    return matches(lower, _KNOWN)
 
 
 def side_files(source_dir: Path) -> tuple[str, ...]:
@@ -85,14 +85,14 @@ def _candidates(source_dir: Path, has_code: bool) -> Iterator[str]:
         if not at_top and inside.as_posix() not in modules and _holds_weights(names):
             folders[:] = []  # another model: an adapter, an export, a state of the training
             continue
-        folders[:] = [name for name in folders if not _matches(name.lower(), _NO_FOLDERS)]
+        folders[:] = [name for name in folders if not matches(name.lower(), _NO_FOLDERS)]
         never = [".*", *(_NEVER if inside.as_posix() not in modules else ())]
         never += [*(_NEVER_AT_TOP if at_top else ()), *(() if at_top and has_code else ("*.py",))]
-        yield from ((inside / name).as_posix() for name in names if not _matches(name.lower(), never))
+        yield from ((inside / name).as_posix() for name in names if not matches(name.lower(), never))
 
 
 def _holds_weights(names: Iterable[str]) -> bool:
-    return any(_matches(name.lower(), (*_WEIGHTS, "*.distcp")) for name in names)
+    return any(matches(name.lower(), (*_WEIGHTS, "*.distcp")) for name in names)
 
 
 def _may_be_copied(path: Path, name: str, home: Path) -> bool:
@@ -146,11 +146,12 @@ def copy_side_files(source_dir: Path, out_dir: Path, names: Iterable[str]) -> No
 
 def _refers_to_code(source_dir: Path) -> bool:
     names = sorted(entry.name for entry in source_dir.iterdir() if entry.is_file())
-    configs = [name for name in names if _matches(name, _MAY_REFER_TO_CODE)]
+    configs = [name for name in names if matches(name, _MAY_REFER_TO_CODE)]
     return any(
         "auto_map" in parse_object(read_bytes(source_dir / name), str(source_dir / name)) for name in configs
     )
 
 
-def _matches(name: str, patterns: Iterable[str]) -> bool:
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    """Whether a name is like one of the patterns of a shell."""
     return any(fnmatchcase(name, pattern) for pattern in patterns)

@@ -49,6 +49,8 @@ def convert(screen: Screen, model: Model, output: Output, options: ConvertOption
 
 def _rows(result: ConvertResult, options: ConvertOptions) -> list[tuple[str, str]]:
     """What a person wants to know of a conversion."""
+    from gqakit.models.memory import in_words
+
     plan, made = result.plan, result.plan.budget
     rows = [
         (plan.sized, f"{made.kv_bytes_per_token_before:,} → {made.kv_bytes_per_token:,} bytes per token"),
@@ -72,7 +74,7 @@ def _rows(result: ConvertResult, options: ConvertOptions) -> list[tuple[str, str
     written = f"{result.bytes_written / 2**20:,.0f} MiB to {result.out}"
     rows.append(("written", "nothing (dry run)" if options.dry_run else written))
     rows += [
-        ("beside it", f"{path.name}, {path.stat().st_size / 2**20:,.1f} MiB; a second run uses it")
+        ("beside it", f"{path.name}, {in_words(path.stat().st_size)}; a second run uses it")
         for path in result.beside
     ]
     return [*rows, ("time", duration(result.seconds))]

@@ -21,7 +21,7 @@ from gqakit.core.budget import CacheShape
 from gqakit.core.rope import Channels
 from gqakit.data.samples import Batch
 from gqakit.evaluation.cache import measure_cache
-from gqakit.models.families.base import EQUAL_GROUPS
+from gqakit.models.families.base import EQUAL_GROUPS, ROLES
 from gqakit.models.grouped_config import grouped_config
 from gqakit.models.layers import parameters_of_layer, tensors_of_layer
 from gqakit.models.outputs import Output
@@ -59,10 +59,12 @@ def check_tensors(
     progress: Callable[[int], None] = lambda n: None,
     *,
     trained: bool = False,
+    repaired: bool = False,
 ) -> Iterator[Check]:
     """Names, shapes and types as planned; every value finite; every untouched tensor equal to the source's.
 
-    Where the checkpoint was `trained` after its conversion, any tensor may differ; their number is stated.
+    Where the checkpoint was `trained` after its conversion, any tensor may differ; where it was `repaired`, those of
+    attention may, as biases of the output are fitted too. Their number is stated.
 
     Holds one tensor of each checkpoint at a time.
     """
@@ -84,11 +86,18 @@ def check_tensors(
         progress(info.nbytes)
     yield Check("finite", not broken, f"NaN or infinity in {broken[:3]}" if broken else "no NaN, no infinity")
     equal = len(out.tensors) - len(planned) - len(changed)
+    fitted = _projections(source.spec) if repaired else set()
     kept = f"{equal} tensors equal the source's, bit for bit" + (
         f"; {len(changed)} others were trained" if changed else ""
     )
-    wrong = changed and not trained
-    yield Check("untouched tensors", not wrong, f"changed: {changed[:3]}" if wrong else kept)
+    wrong = [] if trained else [name for name in changed if name not in fitted]
+    yield Check("untouched tensors", not wrong, f"changed: {wrong[:3]}" if wrong else kept)
+
+
+def _projections(spec: ModelSpec) -> set[str]:
+    """Names of the weights and biases of queries, keys, values and output of all layers."""
+    layers, kinds = range(spec.num_layers), ("weight", "bias")
+    return {spec.tensor(layer, role, kind) for layer in layers for role in ROLES for kind in kinds}
 
 
 def check_structure(source: Source, plan: Plan, out: Checkpoint) -> Check:

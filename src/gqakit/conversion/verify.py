@@ -11,6 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 from gqakit.checkpoint import Checkpoint
+from gqakit.checkpoint.jsonio import parse_object, read_bytes
 from gqakit.conversion.checks import (
     Check,
     attention_errors,
@@ -24,7 +25,7 @@ from gqakit.conversion.checks import (
     comparing_attention,
 )
 from gqakit.conversion.convert import converted_cache
-from gqakit.conversion.files import PLAN_FILE, UPTRAIN_FILE
+from gqakit.conversion.files import PLAN_FILE, REPAIR_FILE, UPTRAIN_FILE
 from gqakit.conversion.options import VerifyOptions
 from gqakit.data.batches import batches_of, noise_batch
 from gqakit.data.samples import Batch, positions_of
@@ -87,16 +88,19 @@ def verify(
     plan = Plan.load(target.path / PLAN_FILE)
     source = Source.open(model, plan.source.stacks)
     plan.check_source(source.fingerprint_like(plan.source.fingerprint), source.name)
-    trained = (target.path / UPTRAIN_FILE).is_file()
+    trained, repaired = ((target.path / name).is_file() for name in (UPTRAIN_FILE, REPAIR_FILE))
     checks = [check_config(source, plan, target)]
     with progress("verify tensors", target.nbytes, "bytes") as advance:
-        checks += check_tensors(source, plan, target, advance, trained=trained)
+        checks += check_tensors(source, plan, target, advance, trained=trained, repaired=repaired)
     checks.append(check_checksums(target))
     if not all(check.passed for check in checks):
         return Verification(tuple(checks), ())
     batch = batch or _batch(source, options)
     running = Running.of(options, source.checkpoint)
-    run = _Run(source, target, plan, batch, running, progress, trained)
+    rounded = repaired and (
+        plan.cache or "kv_cache" in parse_object(read_bytes(target.path / REPAIR_FILE), REPAIR_FILE)
+    )
+    run = _Run(source, target, plan, batch, running, progress, bool(trained or rounded))
     ran, errors = None, []
     if not running.whole(source.checkpoint, target):
         try:

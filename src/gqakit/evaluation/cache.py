@@ -53,6 +53,21 @@ def bytes_of_cache(cache: Any, spec: ModelSpec, pair: CachePair | None = None) -
     return total
 
 
+def with_stacks_of(spec: ModelSpec, source: ModelSpec) -> ModelSpec:
+    """A conversion's layers, and behind them the source's of the kinds that it left as they were, to be counted together.
+
+    Args:
+        spec: of the conversion, with the stacks that were converted. source: of what it was made of, with those that count.
+    """
+    left = [layer for layer, site in enumerate(source.sites) if site.stack.name not in spec.stacks]
+    return replace(
+        spec,
+        sites=(*spec.sites, *(source.sites[layer] for layer in left)),
+        key_heads=(*spec.key_heads, *(source.key_heads[layer] for layer in left)),
+        value_heads=(*spec.value_heads, *(source.value_heads[layer] for layer in left)),
+    )
+
+
 HALVES = cache_pair("f16")
 """What a cache is compared with: 16 bits for each number."""
 

@@ -68,10 +68,10 @@ def figure(
 
 def shades(count: int) -> Sequence[Any]:
     """Colours of an ordered quantity, from little to much. Only inside `figure`."""
-    from matplotlib import colormaps
+    from matplotlib.colors import LinearSegmentedColormap
 
-    # Neither end of the map: the dark one is lost on a dark page, the light one on a light page.
-    return [colormaps["viridis"](0.3 + 0.48 * index / max(1, count - 1)) for index in range(count)]
+    between = LinearSegmentedColormap.from_list("blue to amber", (COLOURS[0], COLOURS[2]))
+    return [between(index / max(1, count - 1)) for index in range(count)]
 
 
 def colours_of(names: Sequence[str]) -> dict[str, str]:

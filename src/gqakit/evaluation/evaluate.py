@@ -22,7 +22,7 @@ from gqakit.evaluation.agreement import (
     head_outputs,
     head_scores,
 )
-from gqakit.evaluation.cache import HALVES, CacheSizes, runs_of
+from gqakit.evaluation.cache import HALVES, CacheSizes, runs_of, with_stacks_of
 from gqakit.evaluation.language import LanguageScores, score_language
 from gqakit.evaluation.options import EvaluateOptions
 from gqakit.evaluation.runners import InSequence, Remembered, Runner, Whole
@@ -81,8 +81,8 @@ def evaluate(
     """
     named = [others] if isinstance(others, str | Path) else others
     conversions = [Source.open(name) for name in named]
-    converted = {conversion.spec.stacks for conversion in conversions}  # a grouped checkpoint names them
-    source = Source.open(model, converted.pop() if len(converted) == 1 else ())
+    # A grouped checkpoint names what was converted: sizes are told over all that any of them did.
+    source = Source.open(model, sorted({name for each in conversions for name in each.spec.stacks}))
     if options.tasks:
         _check_vocabulary(source, conversions)
         return evaluate_tasks(source, conversions, options, progress)
@@ -169,11 +169,12 @@ class Evaluation:
             own.enter_context(runner.ready())
             scores = self.scores(runner, self.reference, advance)
             counted = (pair or HALVES) if self.halves else None
-            size = CacheSizes(each.spec.cache, self.source.spec.cache, self.running.dtype.itemsize, counted)
-            cached = bool(self.batches) and each.spec.is_cached
+            spec = with_stacks_of(each.spec, self.source.spec)
+            size = CacheSizes(spec.cache, self.source.spec.cache, self.running.dtype.itemsize, counted)
+            cached = bool(self.batches) and spec.is_cached
             return EvaluationRow(
                 name=each.short_name,
-                **size.columns(runner.cache(each.spec, self.batches[0], counted) if cached else None),
+                **size.columns(runner.cache(spec, self.batches[0], counted) if cached else None),
                 scores=scores,
                 kv_cache=None if pair is None else pair.name,
             )
@@ -201,7 +202,7 @@ class Evaluation:
                     self.progress(
                         f"evaluate {called}", total * runner.blocks.count, f"{unit} x blocks"
                     ) as advance,
-                    rounded_cache(runner.model, each.spec, pair),
+                    rounded_cache(runner.model, with_stacks_of(each.spec, self.source.spec), pair),
                 ):
                     runner.pass_through(self.batches, advance)
                 return runner, lambda count: None
@@ -209,7 +210,7 @@ class Evaluation:
                 LOG.warning("%s runs whole and not block by block, as %s", each.name, error)
         model = load_model(each.checkpoint, self.running.dtype, self.running.device)
         advance = own.enter_context(self.progress(f"evaluate {called}", total, unit))
-        own.enter_context(rounded_cache(model, each.spec, pair))
+        own.enter_context(rounded_cache(model, with_stacks_of(each.spec, self.source.spec), pair))
         return Whole(model), advance
 
     def _in_sequence(self, each: Source, pair: CachePair | None, stack: ExitStack) -> InSequence:

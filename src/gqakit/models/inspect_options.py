@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gqakit.models.run_options import PRECISIONS
-from gqakit.options import Options, option
+from gqakit.models.run_options import PRECISIONS, StackOptions
+from gqakit.options import option
 
 
 @dataclass(frozen=True)
-class InspectOptions(Options):
+class InspectOptions(StackOptions):
     """How large a cache to reckon with."""
 
     context: int | None = option(
@@ -20,10 +20,6 @@ class InspectOptions(Options):
     batch: int = option(1, "Sequences at a time.", at_least=1)
     dtype: str | None = option(
         None, "Precision of the cache. Default: the checkpoint's own.", choices=tuple(PRECISIONS)
-    )
-    stacks: tuple[str, ...] = option(
-        (),
-        "Kinds of attention layers, such as decoder,cross (see `gqakit families`). Default: what is cached.",
     )
 
     @property

@@ -24,12 +24,17 @@ class States:
         memory: bytes that may be kept in memory; None for all.
         folder: where the others go; a directory that exists. Each file says which run it is of.
         run: what tells this run from others.
+        prefix: what file names begin with, where others' files lie in the same folder.
     """
 
     def __init__(
-        self, memory: int | None = None, folder: Path | None = None, run: Mapping[str, Any] | None = None
+        self,
+        memory: int | None = None,
+        folder: Path | None = None,
+        run: Mapping[str, Any] | None = None,
+        prefix: str = "",
     ) -> None:
-        self._memory, self._folder, self._run = memory, folder, dict(run or {})
+        self._memory, self._folder, self._run, self._prefix = memory, folder, dict(run or {}), prefix
         self._kept: dict[str, Tensor] = {}
         self._held = 0
 
@@ -89,4 +94,4 @@ class States:
 
     def _file(self, key: str) -> Path:
         assert self._folder is not None
-        return self._folder / f"{key}.hidden"
+        return self._folder / f"{self._prefix}{key}.hidden"

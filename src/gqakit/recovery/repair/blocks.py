@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +12,11 @@ from torch import Tensor, nn
 
 from gqakit.checkpoint import Checkpoint
 from gqakit.core.cache_types import CachePair
-from gqakit.models.blockwise.blocks import Block, Blocks
+from gqakit.data.samples import Batch
+from gqakit.models.blockwise.blocks import Block, Blocks, Stage
 from gqakit.models.blockwise.calls import parts
+from gqakit.models.blockwise.states import States
+from gqakit.models.blockwise.stream import entering_key
 from gqakit.models.families.base import ROLES
 from gqakit.models.rounding import rounded_cache
 from gqakit.models.spec import ModelSpec
@@ -21,29 +24,32 @@ from gqakit.models.spec import ModelSpec
 
 @dataclass(frozen=True)
 class RepairBlock:
-    """One block with its weights. It runs one window at a time: all are of one length, so masks and positions are one's.
+    """One block with its weights.
 
     Attributes:
-        block: that runs. attention: the attention module in it.
-        projections: weights and biases of q, k, v and o, and maps behind normalisations, by the
+        block: that runs. attention: the attention module in it; None where it has several, as a decoder with an encoder.
+        projections: weights and biases of q, k, v and o of the attention to fit, and maps behind normalisations, by the
             checkpoint's names.
         dtype: that products are computed in.
     """
 
     block: Block
-    attention: nn.Module
+    attention: nn.Module | None
     projections: dict[str, nn.Parameter]
     dtype: torch.dtype = torch.float32
 
-    def run(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """What attention puts out, and what leaves the block; both as `hidden`, `[1, T, D]`."""
+    def run(self, hidden: Tensor, window: int = 0) -> tuple[Tensor | None, Tensor]:
+        """What attention puts out, where the block has one, and what leaves the block; both as `hidden`, `[B, T, D]`."""
+        if self.attention is None:
+            return None, self._out(hidden, window)
         outputs: list[Tensor] = []
         with _hook(self.attention, lambda module, args, output: outputs.append(parts(output)[0])):
-            out = self._out(hidden)
+            out = self._out(hidden, window)
         return outputs[0].float(), out
 
-    def attend(self, hidden: Tensor) -> Tensor:
-        """What attention puts out; the rest of the block is not run."""
+    def attend(self, hidden: Tensor, window: int = 0) -> Tensor:
+        """What attention puts out, of a block that has one; the rest of the block is not run."""
+        assert self.attention is not None
         outputs: list[Tensor] = []
 
         def stop(module: nn.Module, args: Any, output: Any) -> None:
@@ -51,16 +57,16 @@ class RepairBlock:
             raise _Stopped
 
         with _hook(self.attention, stop), suppress(_Stopped):
-            self._out(hidden)
+            self._out(hidden, window)
         return outputs[0].float()
 
-    def _out(self, hidden: Tensor) -> Tensor:
+    def _out(self, hidden: Tensor, window: int) -> Tensor:
         """What leaves the block. Its weights and the stream are in float32, whatever the products are computed in."""
         with torch.autocast(hidden.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            return self.block(hidden, 0).float()
+            return self.block(hidden, window).float()
 
-    def adds_attention(self, hidden: Tensor) -> bool:
-        """Whether the block adds the attention's output to the stream as it is, and goes on from the sum.
+    def adds_attention(self, hidden: Tensor, window: int = 0) -> bool:
+        """Whether the block adds the output of its one attention to the stream as it is, and goes on from the sum.
 
         Not so where the output is normalised first, or where attention and MLP run side by side. The sum is looked
         for among the inputs of the modules in the block.
@@ -72,11 +78,11 @@ class RepairBlock:
 
         handles = [child.register_forward_pre_hook(look) for child in self.block.module.children()]
         try:
-            added, _ = self.run(hidden)
+            added, _ = self.run(hidden, window)
         finally:
             for handle in handles:
                 handle.remove()
-        if added.shape != hidden.shape:
+        if added is None or added.shape != hidden.shape:
             return False
         stream = hidden + added
         alike = (each.reshape(stream.shape) for each in inputs if each.numel() == stream.numel())
@@ -84,13 +90,14 @@ class RepairBlock:
 
 
 class RepairBlocks:
-    """The blocks of a language model, in float32. Memory is one block, or the embeddings while `entering` runs.
+    """The blocks of a model, in float32. Memory is one block, or the embeddings while `entering` runs.
 
     Args:
-        checkpoint: of a language model, stock or grouped.
-        spec: of the source; its module paths hold for what was made of it too.
+        checkpoint: stock or grouped.
+        spec: of the source, with all stacks; its module paths hold for what was made of it too.
         device: that it runs on. dtype: that products are computed in.
         pair: the types of a cache that its keys and values go through; None rounds nothing.
+        states: where hidden states are kept.
     """
 
     def __init__(
@@ -100,24 +107,54 @@ class RepairBlocks:
         device: str,
         dtype: torch.dtype = torch.float32,
         pair: CachePair | None = None,
+        states: States | None = None,
     ) -> None:
         self._spec, self._dtype, self._pair = spec, dtype, pair
-        self._blocks = Blocks(checkpoint, spec, torch.float32, device)
+        self._blocks = Blocks(checkpoint, spec, torch.float32, device, states)
+        self.states = self._blocks.states
 
-    def entering(self, windows: Tensor) -> Iterator[Tensor]:
-        """What enters the first block, `[1, T, D]` for each window. Only after this `block` can be used."""
-        batches = {n: {"input_ids": window[None], "use_cache": False} for n, window in enumerate(windows)}
-        return (hidden for _, hidden in self._blocks.entering(0, batches))
+    @property
+    def stages(self) -> list[Stage]:
+        """See `Blocks`."""
+        return self._blocks.stages
+
+    def layers_of(self, block: int) -> list[int]:
+        """The attention layers in a block, as the spec counts them."""
+        return self._blocks.layers_of(block)
+
+    def entering(self, stage: int, batches: Mapping[int, Batch]) -> Iterator[tuple[int, Tensor]]:
+        """What enters the first block of a stage, `[B, T, D]`, by window. Only after this its blocks can be used."""
+        return self._blocks.entering(stage, batches)
+
+    def leave(self, block: int, window: int, hidden: Tensor) -> None:
+        """Keep what leaves a block for what comes after it."""
+        stage = self._blocks.stage_of(block)
+        if block == stage.first + len(stage.blocks) - 1:
+            self._blocks.end(self.stages.index(stage), window, hidden)
+        else:
+            self.states.put(entering_key(block + 1, window), hidden)
 
     @contextmanager
-    def block(self, layer: int) -> Iterator[RepairBlock]:
-        """One block; its weights go when the context ends."""
+    def block(self, block: int, fitted: Sequence[int] | None = None) -> Iterator[RepairBlock]:
+        """One block; its weights go when the context ends.
+
+        Args:
+            block: its number.
+            fitted: the attention layers in it whose projections are wanted; all by default.
+        """
+        layers = self.layers_of(block)
         with (
-            self._blocks.block(layer) as block,
-            rounded_cache(self._blocks.model, self._spec, self._pair, (layer,)),
+            self._blocks.block(block) as running,
+            rounded_cache(self._blocks.model, self._spec, self._pair, self._cached(layers)),
         ):
-            attention = self._spec.attention_module(self._blocks.model, layer)
-            yield RepairBlock(block, attention, self._projections(layer), self._dtype)
+            alone = len(layers) == 1
+            attention = self._spec.attention_module(self._blocks.model, layers[0]) if alone else None
+            wanted = layers if fitted is None else fitted
+            projections = {name: p for layer in wanted for name, p in self._projections(layer).items()}
+            yield RepairBlock(running, attention, projections, self._dtype)
+
+    def _cached(self, layers: Sequence[int]) -> list[int]:
+        return [layer for layer in layers if self._spec.sites[layer].stack.cached]
 
     def _projections(self, layer: int) -> dict[str, nn.Parameter]:
         found: dict[str, nn.Parameter] = {}

@@ -1,4 +1,4 @@
-"""One converted attention layer, fitted so that the residual stream behind it is the source's again."""
+"""The converted attention of one block, fitted so that the residual stream behind it is the source's again."""
 
 from __future__ import annotations
 
@@ -59,19 +59,19 @@ class FitSchedule:
 
 @dataclass(frozen=True)
 class LayerFit:
-    """What is fitted of one layer, and to what.
+    """What is fitted of one block, and to what.
 
     Attributes:
         layer: its index, for the order of windows and for messages.
         parameters: of the block's attention; frozen again afterwards.
-        stream: of what enters the block, `[1, T, D]`, the stream that is fitted, likewise.
-        read: of a window, what enters and the stream that is wanted, `[1, T, D]` each.
+        stream: of what enters the block, `[B, T, D]`, and its window, the stream that is fitted, likewise.
+        read: of a window, what enters and the stream that is wanted, `[B, T, D]` each.
         windows: number of windows to fit on.
     """
 
     layer: int
     parameters: list[torch.nn.Parameter]
-    stream: Callable[[Tensor], Tensor]
+    stream: Callable[[Tensor, int], Tensor]
     read: Callable[[int], tuple[Tensor, Tensor]]
     windows: int
 
@@ -106,7 +106,7 @@ def fit(
             for window in processes.mine(chosen.tolist()):
                 entering, wanted = job.read(window)
                 with torch.enable_grad():
-                    error = relative_error(job.stream(entering), wanted) / len(chosen)
+                    error = relative_error(job.stream(entering, window), wanted) / len(chosen)
                 if not bool(torch.isfinite(error.detach())):
                     raise GqakitError(
                         f"layer {job.layer}, step {step}: the error is {float(error.detach())}; try a smaller "

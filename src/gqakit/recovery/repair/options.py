@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gqakit.data.options import DATA, WINDOW, TextOptions
-from gqakit.models.run_options import REPORT, UPLOAD, MemoryOptions
+from gqakit.data.options import DATA, WINDOW, DataOptions
+from gqakit.models.run_options import REPORT, UPLOAD, MemoryOptions, StackOptions
 from gqakit.options import REQUIRED, Options, option
 
 HOW = "How"
@@ -37,13 +37,16 @@ class FitOptions(Options):
 
 
 @dataclass(frozen=True)
-class RepairOptions(FitOptions, TextOptions, MemoryOptions):
+class RepairOptions(FitOptions, StackOptions, DataOptions, MemoryOptions):
     """Everything that `repair` takes besides the conversion and the output."""
 
     source: str = option(REQUIRED, "The model that it was made of: directory or hub name.", panel=HOW)
+    stacks: tuple[str, ...] = option(
+        (), "Of the kinds of attention layers that were converted, those to repair. Default: all.", panel=HOW
+    )
     evaluate: bool = option(
-        True, "Measure the loss before and after, and state it in the model card.", panel=AFTER,
-        flags=("--evaluate/--no-evaluate",),
+        True, "Measure the loss before and after, and state it in the model card, where the model runs on text.",
+        panel=AFTER, flags=("--evaluate/--no-evaluate",),
     )  # fmt: skip
     evaluate_text: Any = option(
         None, "Text to measure on; may be repeated. Default: the held-out text that comes with gqakit.",

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from gqakit import __version__
 from gqakit.checkpoint import (
@@ -27,14 +26,17 @@ from gqakit.conversion.checks import check_config, check_structure
 from gqakit.conversion.files import CARD_FILE, CHECKSUM_FILE, PLAN_FILE, REPAIR_FILE
 from gqakit.conversion.model_card import model_card
 from gqakit.conversion.report import write_report
-from gqakit.data.batches import Content, batches_of
+from gqakit.data.batches import IMAGES_AT_ONCE, Content, batches_of
 from gqakit.data.options import WINDOW, read_named
+from gqakit.data.samples import positions_of
 from gqakit.data.text import Text
-from gqakit.errors import DataError, PlanError, UsageError
+from gqakit.errors import DataError, PlanError, UsageError, unknown_name
 from gqakit.evaluation.evaluate import evaluate_sources
 from gqakit.evaluation.options import EvaluateOptions
 from gqakit.evaluation.page.charts import altair
 from gqakit.evaluation.table import EvaluationRow
+from gqakit.models.blockwise.blocks import RUN_WHOLE
+from gqakit.models.blockwise.calls import NotByBlocks
 from gqakit.models.processes import Processes
 from gqakit.models.rounding import check_cache_types
 from gqakit.models.run_options import MemoryOptions, RunOptions
@@ -89,7 +91,8 @@ def repair(
         progress: True, False or a `gqakit.progress.Reporter`.
 
     Raises:
-        PlanError: `converted` is no conversion, or none of this source. UsageError: it was repaired already.
+        PlanError: `converted` is no conversion, or none of this source. UsageError: it was repaired already, or the model
+            cannot be run block by block.
         GqakitError: when a fit diverges; layers before it stay done.
         GqakitError: one of CheckpointError, FamilyError, DataError, OutputError.
     """
@@ -102,8 +105,9 @@ def repair(
         check_upload(options.push_to_hub)
     if options.report is not None:
         altair()
-    held_out = read_named(options.evaluate_text, "evaluation") if options.evaluate else None
-    job = repair_job(source, target, plan, options.read(), options, options)
+    measured = options.evaluate and (source.spec.family.data == "text" or options.evaluate_text is not None)
+    held_out = read_named(options.evaluate_text, "evaluation") if measured else None
+    job = repair_job(source, target, plan, options.read(), options, options, options.stacks)
     running = asdict(options.part(MemoryOptions))
     types = _types(plan, options)
     scoring = EvaluateOptions(window=min(options.window, WINDOW), **running, kv_cache=types)
@@ -155,37 +159,58 @@ def check_conversion(source: Source, converted: Checkpoint, plan: Plan) -> None:
             raise PlanError(f"{converted.path} is not what its plan says: {check.detail}; convert again")
 
 
-def repair_windows(source: Source, content: Content, options: FitOptions) -> Tensor:
-    """The windows to fit and decide on, `[windows, window]`.
+def repair_windows(source: Source, content: Content, options: FitOptions) -> list[dict[str, Any]]:
+    """The windows to fit and decide on: pieces of text, recordings, some images at a time.
 
     Raises:
-        UsageError: the model is none that predicts text. DataError: there are fewer than two windows.
+        UsageError: the model cannot be run block by block, or takes other data. DataError: there are fewer than two.
     """
-    if source.spec.family.task != "text" or not isinstance(content, Text):
-        raise UsageError(f"repair is for language models; {source.path} is a {source.spec.family.model_type}")
+    family = source.spec.family
+    if reason := RUN_WHOLE.get(family.model_type):
+        raise UsageError(_not_by_blocks(source, reason))
+    if family.task != "text":  # what a block is called with differs from window to window
+        Processes.of_launch().alone(f"repair of a {family.model_type}")
     batches = batches_of(source, content, window=options.window, tokens=options.tokens)
-    windows = torch.cat([batch["input_ids"] for batch in batches])
-    if len(windows) < 2:
-        raise DataError(
-            f"repair needs two windows of text, one to fit on and one held out; {content.name} gives one of "
-            f"{windows.shape[1]} tokens: give more text, more `tokens` or a smaller `window`"
+    if len(batches) < 2:
+        more = (
+            "more text, more `tokens` or a smaller `window`" if isinstance(content, Text) else "more of them"
         )
-    return windows
+        raise DataError(
+            f"repair needs two windows of text, two recordings or more than {IMAGES_AT_ONCE} images, to fit on and to hold "
+            f"out; {content.name} gives one: give {more}"
+        )
+    return batches
+
+
+def _not_by_blocks(source: Source, reason: object) -> str:
+    return f"repair goes block by block, and {source.path} cannot be run so: {reason}"
 
 
 def repair_job(
-    source: Source, converted: Checkpoint, plan: Plan, content: Content, options: FitOptions, how: RunOptions
+    source: Source,
+    converted: Checkpoint,
+    plan: Plan,
+    content: Content,
+    options: FitOptions,
+    how: RunOptions,
+    stacks: tuple[str, ...] = (),
 ) -> RepairJob:
-    """What is repaired, with the text cut into windows; see `repair_windows` for what is raised."""
+    """What is repaired, with the data cut into windows; see `repair_windows` for what is raised.
+
+    Raises:
+        UsageError: one of `stacks` was not converted.
+    """
+    for name in stacks:
+        if name not in source.spec.stacks:
+            raise unknown_name("kind of attention layers that was converted", name, source.spec.stacks)
     windows = repair_windows(source, content, options)
-    assert isinstance(content, Text)
     fit_options = options.part(FitOptions)
     processes = Processes.of_launch()
     device = check_device(processes.device(how.device))
     dtype = precision_of(source.checkpoint, how.precision, device)
     types = check_cache_types(_types(plan, fit_options), source.spec)
     where = (device, dtype, processes)
-    return RepairJob(source, converted, plan, content, windows, fit_options, *where, types)
+    return RepairJob(source, converted, plan, content, windows, fit_options, stacks, *where, types)
 
 
 def _types(plan: Plan, options: FitOptions) -> str | None:
@@ -214,8 +239,9 @@ def run_repair(
         "converted": converted.fingerprint(),
         "text": job.content.name,
         "text_sha256": job.content.sha256,
-        "tokens_used": job.windows.numel(),
+        "tokens_used": sum(map(positions_of, job.batches)),
         **{name: value for name, value in asdict(job.options).items() if value is not None},
+        **({"stacks": list(job.stacks)} if job.stacks else {}),
         **({} if job.dtype == torch.float32 else {"dtype": str(job.dtype).removeprefix("torch.")}),
     }
     processes.agree(asked)
@@ -226,11 +252,15 @@ def run_repair(
         if processes.is_first:
             stack.enter_context(claimed_directory(out, SUFFIX, FILES))
         work = out.with_name(out.name + SUFFIX)
-        store = RepairStore(work, job.windows.shape[1], source.spec.hidden_size)
+        store = RepairStore(work)
         done = processes.every(store.open(asked, overwrite) if processes.is_first else 0)[0]
         reporter = progress if processes.is_first else silent
-        with reporter("repair", job.options.steps * sum(job.changed), "steps") as advance:
-            layers = repair_layers(job, store, done, advance)
+        blocks = {site.stack.block.format(layer=site.index) for site in job.changed}
+        with reporter("repair", job.options.steps * len(blocks), "steps") as advance:
+            try:
+                layers = repair_layers(job, store, done, advance)
+            except NotByBlocks as error:
+                raise UsageError(_not_by_blocks(source, error)) from error
         if processes.is_first:
             _write(job, out, asked, layers, store, overwrite=overwrite, progress=progress)
         processes.wait()
