@@ -178,6 +178,49 @@ def test_bad_input_is_one_line(source: Path, tmp_path: Path, given: tuple[str, .
     assert says.lower() in refused(2, "compare", source, "-o", tmp_path / "out", *given).lower()
 
 
+def test_tasks_are_measures_like_others(source: Path, tmp_path: Path) -> None:
+    """Of every checkpoint in every cache, as `evaluate --tasks` has them."""
+    pytest.importorskip("lm_eval")
+    questions, out = tmp_path / "questions.jsonl", tmp_path / "compared"
+    lines = [
+        {
+            "question": f"The cat {n}",
+            "choices": {"text": ["sat", "the mat"], "label": ["A", "B"]},
+            "answerKey": "AB"[n % 2],
+        }
+        for n in range(6)
+    ]
+    questions.write_text("\n".join(map(json.dumps, lines)))
+    asked = ("--tasks", questions, "--limit", 4)
+    small = (
+        *SMALL[:8],
+        "--ways",
+        "neighbour-mean",
+        "--kv-ratios",
+        "1/2",
+        "--kv-cache",
+        "int8/4",
+        "--max-new-tokens",
+        0,
+    )
+    ran = succeeds("compare", source, "-o", out, "--keep", *small, *asked)
+    found = cells(out)
+    for metric in ("acc on questions", "acc_norm on questions"):
+        assert metric in ran.out.replace("\n", " ")
+        assert all(0 <= cell["scores"][metric] <= 1 for cell in found.values())
+    rows = json.loads(
+        succeeds("evaluate", source, out / "neighbour-mean-1-of-2", *asked, "--json", "-q").out
+    )["checkpoints"]
+    for row, name in zip(rows, ("original", "neighbour-mean 1/2"), strict=True):
+        for each in row["results"]:
+            assert found[name]["scores"][f"{each['metric']} on questions"] == pytest.approx(each["value"])
+    _, _, behind = (out / PAGE).read_text().partition('id="data">')
+    data = json.loads(behind.partition("</script>")[0])
+    assert [each["name"] for each in data["measures"]][-2:] == ["acc on questions", "acc_norm on questions"]
+    refused(7, "compare", source, "-o", out, *small, says=("other settings", "--overwrite"))
+    refused(2, "compare", source, "-o", out, *small, "--limit", 4, says=("--limit", "--tasks"))
+
+
 def test_a_model_without_a_cache_has_no_types_of_one(tmp_path: Path) -> None:
     encoder = build_family(tmp_path / "bert", "bert")
     tokenizer().save_pretrained(encoder)

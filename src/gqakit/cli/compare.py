@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         "compare MODEL --ways neighbour-mean,fold --kv-ratios 1/2,1/4 -o compared",
         "compare MODEL --kv-cache q8_0 --kv-cache q8_0,q4_0+h -o compared",
         "compare MODEL --text my.txt --evaluate-text held-out.txt --repair -o compared",
+        "compare MODEL --text my.txt --tasks arc_easy,questions.jsonl --limit 200 -o compared",
     ),
     resumes="the same command goes on at the next conversion",
 )

@@ -31,6 +31,7 @@ from gqakit.evaluation.page.charts import altair
 from gqakit.evaluation.page.content import scores_of
 from gqakit.evaluation.page.write import write_page
 from gqakit.evaluation.table import EvaluationRow
+from gqakit.evaluation.tasks import TaskScoring
 from gqakit.grouping_methods.qcqa.evolution import check_pymoo
 from gqakit.models.agreement import check_convertible
 from gqakit.models.generate import generate
@@ -115,6 +116,7 @@ class _Run:
     content: Content
     held_out: Content
     caches: tuple[CachePair, ...]
+    tasks: TaskScoring | None
     progress: Reporter
 
     @classmethod
@@ -127,7 +129,8 @@ class _Run:
         check_content(source.spec, held_out)
         if options.repair and not isinstance(content, Text):
             raise UsageError("`repair` runs on text, and this comparison is calibrated on something else")
-        return cls(source, out, options, content, held_out, caches, progress)
+        tasks = options.questions and TaskScoring.of(source, (), options.questions, progress)
+        return cls(source, out, options, content, held_out, caches, tasks, progress)
 
     @property
     def page(self) -> Path:
@@ -137,6 +140,7 @@ class _Run:
     def settings(self) -> dict[str, object]:
         """What all cells share: other settings are another comparison."""
         options, scored = self.options, self.options.scored_on
+        first = f", the first {options.limit:,} questions of each" if options.limit else ""
         return {
             "model": self.source.name,
             "fingerprint": self.source.fingerprint,
@@ -152,6 +156,7 @@ class _Run:
             "seed": options.seed,
             "prompt": options.prompt,
             "new tokens": options.max_new_tokens,
+            **({"tasks": f"{', '.join(options.tasks)}{first}"} if options.tasks else {}),
         }
 
     @property
@@ -226,7 +231,9 @@ class _Run:
                 "command": scoring_command(self.source.name, directory, pair, self.options),
             }  # fmt: skip
             text = self._continued(each.path, pair)
-            scored = {**_sizes(row), "text": text, "seconds": time.monotonic() - started}
+            answered = {} if self.tasks is None else self.tasks.scores_of(each, pair)
+            scores = {**scores_of(row), **answered}
+            scored = {**_sizes(row), "scores": scores, "text": text, "seconds": time.monotonic() - started}
             cells.add(made.model_copy(update={**scored, **rounded}))
             started = time.monotonic()
 
@@ -283,5 +290,5 @@ def _named(content: Content) -> dict[str, Any]:
 
 
 def _sizes(row: EvaluationRow) -> dict[str, Any]:
-    """What a cell notes of a scored checkpoint."""
-    return {"kv_bytes": row.kv_bytes_per_token, "kv_ratio": row.kv_ratio, "scores": scores_of(row)}
+    """What a cell notes of the cache of a checkpoint."""
+    return {"kv_bytes": row.kv_bytes_per_token, "kv_ratio": row.kv_ratio}

@@ -55,6 +55,13 @@ class CompareOptions(StackOptions, LossOptions, DataOptions):
     repair: bool = option(
         False, "Also each conversion by fold, repaired layer by layer (minutes each).", panel=COMPARED
     )
+    tasks: tuple[str, ...] = option(
+        (), "Also score on these tasks of lm-eval, by name or as files (.jsonl, .yaml), with commas between.",
+        panel=COMPARED,
+    )  # fmt: skip
+    limit: int | None = option(
+        None, "Most questions of each task, from its beginning.", panel=COMPARED, at_least=1
+    )
     prompt: str = option(PROMPT, "Continued by each checkpoint that writes text.", panel=COMPARED)
     max_new_tokens: int = option(40, "Most tokens of a continuation; 0 for none.", panel=COMPARED, at_least=0)
 
@@ -93,6 +100,8 @@ class CompareOptions(StackOptions, LossOptions, DataOptions):
                 good = False
             if not good:
                 yield f"`kv_ratios` has {ratio!r}, expected shares above 0 and at most 1, such as 1/2 or 0.25"
+        if self.limit is not None and not self.tasks:
+            yield "`limit` counts questions of `tasks`, which are not given"
         if not self.ways or not self.kv_ratios:
             yield "`ways` and `kv_ratios` need one entry at least"
 
@@ -104,6 +113,11 @@ class CompareOptions(StackOptions, LossOptions, DataOptions):
             samples=self.samples, image_size=self.image_size, tokens=self.evaluate_tokens,
             window=min(self.window, WINDOW), device=self.device,
         )  # fmt: skip
+
+    @property
+    def questions(self) -> EvaluateOptions | None:
+        """Which tasks, where there are any."""
+        return EvaluateOptions(tasks=self.tasks, limit=self.limit, device=self.device) if self.tasks else None
 
     @property
     def chosen(self) -> tuple[Way, ...]:

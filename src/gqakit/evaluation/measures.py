@@ -70,12 +70,31 @@ MEASURES: dict[type, tuple[Measure, ...]] = {
 """The measures of each kind of scores, the one that matters most first."""
 
 
+_ON = " on "
+_LOW = ("perplexity", "bits_per_byte")
+"""Parts of the names of lm-eval's metrics of which less is better."""
+
+
+def on_task(task: str, metric: str) -> str:
+    """What a score on a task is called."""
+    return f"{metric}{_ON}{task}"
+
+
 def measures_named(scores: Mapping[str, float | None]) -> tuple[Measure, ...]:
-    """The measures that such scores have."""
+    """The measures that such scores have, those of tasks last."""
+    tasks = tuple(_of_task(name) for name in scores if _ON in name)
     for measures in MEASURES.values():
         if all(each.name in scores for each in measures):
-            return tuple(each for each in measures if scores[each.name] is not None)
+            return tuple(each for each in (*measures, *tasks) if scores[each.name] is not None)
     raise ValueError(f"scores of no known kind: {sorted(scores)}")
+
+
+def _of_task(name: str) -> Measure:
+    metric = name.partition(_ON)[0]
+    lower = any(part in metric for part in _LOW)
+    better = "lower" if lower else "higher"
+    share = metric.startswith("acc")
+    return Measure(name, name, f"{name} ({better} is better)", lower, form=".1%" if share else "")
 
 
 def number(value: float) -> str:

@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from gqakit.core.cache_types import CachePair
 from gqakit.errors import UsageError
 from gqakit.evaluation.cache import HALVES, CacheSizes, measure_cache, runs_of
+from gqakit.evaluation.measures import on_task
 from gqakit.evaluation.options import EvaluateOptions
 from gqakit.evaluation.table import TaskRow
 from gqakit.evaluation.task_names import load_tasks, unremarked
@@ -38,13 +40,9 @@ def evaluate_tasks(
         UsageError: a model is no causal language model, does not fit into memory, or several processes were launched.
         CheckpointError, DataError, MissingDependencyError: see `load_tasks` and `load_model`.
     """
-    Processes.of_launch().alone("evaluate with `tasks`")
-    running = Running.of(options, source.checkpoint)
-    for each in (source, *conversions):
-        _check(each, running)
     types = check_cache_types(options.kv_cache, source.spec)
-    tokenizer = load_tokenizer(source.checkpoint)
-    scoring = TaskScoring(load_tasks(options.tasks), tokenizer, options, progress)
+    scoring = TaskScoring.of(source, conversions, options, progress)
+    running = scoring.running
     rows: list[TaskRow] = []
     for each, pair in runs_of(source, conversions, types):
         model = load_model(each.checkpoint, running.dtype, running.device)
@@ -82,14 +80,37 @@ class TaskScoring:
 
     Attributes:
         tasks: see `load_tasks`. tokenizer: of the source. options: how many questions, and answers at a time.
+        running: what runs the models.
         source: what the source scored on each question, which others are compared with: the first model that is scored.
     """
 
     tasks: dict[str, Any]
     tokenizer: Any
     options: EvaluateOptions
+    running: Running
     progress: Reporter
     source: QuestionValues | None = None
+
+    @classmethod
+    def of(
+        cls, source: Source, conversions: Sequence[Source], options: EvaluateOptions, progress: Reporter
+    ) -> TaskScoring:
+        """For a source and its conversions.
+
+        Raises: as `evaluate_tasks`.
+        """
+        Processes.of_launch().alone("evaluate with `tasks`")
+        running = Running.of(options, source.checkpoint)
+        for each in (source, *conversions):
+            _check(each, running)
+        tokenizer = load_tokenizer(source.checkpoint)
+        return cls(load_tasks(options.tasks), tokenizer, options, running, progress)
+
+    def scores_of(self, each: Source, pair: CachePair | None) -> dict[str, float | None]:
+        """The scores of a checkpoint by measure, with keys and values rounded as a cache of these types holds them."""
+        model = load_model(each.checkpoint, self.running.dtype, self.running.device)
+        with rounded_cache(model, each.spec, pair):
+            return {on_task(r.task, r.metric): r.value for r in self.scores(model, each.short_name)}
 
     def scores(self, model: Any, name: str) -> tuple[TaskScore, ...]:
         """The scores of a model; those of the source come first."""
