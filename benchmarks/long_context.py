@@ -32,8 +32,8 @@ from texts import scored
 LONGEST = 8192
 PARTS = (0, 512, 1024, 2048, 4096, LONGEST)
 """Positions between which perplexity is averaged."""
-CONTEXTS = (1024, 2048, 4096, LONGEST)
-DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
+CONTEXTS = (1024, 4096, LONGEST)
+DEPTHS = (0.1, 0.5, 0.9)
 DEFAULT = (
     "16 bits",
     "q4_0+h",
