@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, fields
+from dataclasses import MISSING
 from typing import Any
 
 MARK = "<!-- options of every command -->"
@@ -23,7 +23,12 @@ def options() -> str:
         kind = getattr(getattr(gqakit, name), "options", None)
         if kind is None:
             continue
-        parts += [f"## {name.replace('_', '-')}", "", "| keyword | flag | default | what |", "| --- | --- | --- | --- |"]
+        parts += [
+            f"## {name.replace('_', '-')}",
+            "",
+            "| keyword | flag | default | what |",
+            "| --- | --- | --- | --- |",
+        ]
         for each in _in_order(kind):
             default = "required" if each.default is MISSING else _shown(each.default)
             chosen = ", ".join(f"`{choice}`" for choice in each.metadata["choices"])
