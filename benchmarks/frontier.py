@@ -66,7 +66,8 @@ class Way:
         return replace(self, recovery=STAGES[STAGES.index(self.recovery) - 1])
 
 
-ALONE, MERGED, BOTH, TRAINED = "fewer bits", "fewer heads", "both", "trained"
+ALONE, MERGED, BOTH, TRAINED = "fewer bits", "fewer heads", "both", "both, trained"
+HEADS_TRAINED = "fewer heads, trained"
 MEAN = "unseen, mean"
 LARGEST = 2.7
 """Times the original's perplexity, at the top of the plot."""
@@ -97,7 +98,8 @@ RECOVERED = tuple(
     for recovery in STAGES[1:]
 )
 WIDER_CACHE = tuple(
-    Way(TRAINED, ratio, "f16", recovery="distilled", made_for="iq4_nl+h") for ratio in (2 / 3, 1 / 2, 1 / 3)
+    Way(HEADS_TRAINED, ratio, "f16", recovery="distilled", made_for="iq4_nl+h")
+    for ratio in (2 / 3, 1 / 2, 1 / 3)
 )
 """Heads alone, with the weights that were trained beside fewer bits."""
 WAYS = (*UNTRAINED, *RECOVERED, *WIDER_CACHE)
@@ -260,7 +262,7 @@ def draw(path: Path, found: list[tuple[Way, Row]], model: str) -> None:
         for axes, text, shown in zip(
             both, (SCORED[0], MEAN), (SCORED[0], "mean of unseen texts"), strict=True
         ):
-            for kind, colour in zip((MERGED, ALONE, BOTH, TRAINED), COLOURS, strict=False):
+            for kind, colour in zip((MERGED, ALONE, BOTH, TRAINED, HEADS_TRAINED), COLOURS, strict=True):
                 rows = [(row["bytes"], ratios(row, whole)[text]) for way, row in found if way.kind == kind]
                 if rows:
                     axes.plot(*zip(*sorted(rows), strict=True), "o", color=colour, label=kind)
