@@ -1,10 +1,11 @@
 """Long contexts: perplexity by position, and a pass key found at several depths, for SmolLM2 and its smaller caches.
 
-    python benchmarks/long_context.py [--dtype bfloat16] [--windows 3] [--keys 2] [--only NAME ...]
+    python benchmarks/long_context.py [--dtype bfloat16] [--windows 3] [--keys 2] [--only NAME ...] [--calibrated 512 …]
 
 The ways, and their checkpoints under `--work`, are those of frontier.py, which makes them. Perplexity is of windows of 8,192
 tokens of Emma, which nothing was fitted to. A pass key of five digits stands somewhere in text of the same novel, and is
-found where every digit is the most likely token after the question. Each row is printed as soon as it is known and kept.
+found where every digit is the most likely token after the question. `--calibrated` are windows to calibrate two of three heads in
+every layer in. Each row is printed as soon as it is known and kept.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import gqakit
 from common import Kept, Table, arguments, environment
-from frontier import WAYS, Bench, Way
+from frontier import WAYS, Bench
 from gqakit.data.samples import as_batches
 from gqakit.data.text import token_windows
 from gqakit.evaluation.runners import as_runner
@@ -42,6 +44,8 @@ DEFAULT = (
     "0.667 of the heads × iq4_nl+h in its basis, distilled",
     "0.333 of the heads × iq4_nl+h in its basis, distilled",
 )
+CALIBRATED = 32768
+"""Tokens that windows of several lengths are calibrated on."""
 OPENING = "There is a pass key hidden in the following text. Find it and remember it.\n\n"
 KEY = "\n\nThe pass key is {key}. Remember it. {key} is the pass key.\n\n"
 QUESTION = "\n\nWhat is the pass key? The pass key is"
@@ -110,7 +114,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=49152, help="that the ways are calibrated on")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.set_defaults(layer_loss="corrected")
-    parser.add_argument("--only", nargs="+", default=list(DEFAULT), help="names of ways")
+    parser.add_argument("--only", nargs="*", default=list(DEFAULT), help="names of ways")
+    parser.add_argument("--calibrated", nargs="*", type=int, default=[], help="tokens per window")
     options = parser.parse_args()
     print(environment(), options.dtype)
     by_name = {way.name: way for way in WAYS}
@@ -120,22 +125,41 @@ def main() -> None:
     spans = [f"{start}-{end}" for start, end in pairwise(PARTS)]
     found = [f"found {context}" for context in CONTEXTS]
     table = Table("Emma", "KV bytes of 16 bit", "what", *spans, *found)
-    for name in options.only:
-        way = by_name[name]
+    dtype = getattr(torch, options.dtype)
+    for name in [*options.only, *(f"2 of 3 heads, calibrated in {size:,}" for size in options.calibrated)]:
         if name not in known:
-            known[name] = _measured(bench, text, way, getattr(torch, options.dtype))
+            way, size = (
+                by_name.get(name),
+                int(name.split()[-1].replace(",", "")) if name not in by_name else 0,
+            )
+            path = _calibrated(bench, size) if way is None else bench.checkpoint(way)
+            known[name] = _measured(bench, text, path, way.types if way else "f16", dtype)
         row = known[name]
         cells = (*(f"{row[span]:.2f}" for span in spans), *(f"{row[each]:.0%}" for each in found))
         table.row(f"{row['bytes']:.1%}", name, *cells)
 
 
-def _measured(bench: Bench, text: Long, way: Way, dtype: torch.dtype) -> dict[str, float]:
-    source = Source.open(bench.checkpoint(way))
-    pair = check_cache_types(way.types, source.spec)
+def _calibrated(bench: Bench, window: int) -> Path:
+    """Two of three heads in every layer, keys and values apart, by statistics of windows of a length."""
+    out = bench.work / f"calibrated-in-{window}"
+    if not (out / "config.json").is_file():
+        statistics = out.with_suffix(".safetensors")
+        how: dict[str, Any] = {"text": bench.text, "tokens": CALIBRATED, "window": window, "gradients": False}
+        gqakit.calibrate(bench.source.path, statistics, progress=False, **how)
+        gqakit.convert(
+            bench.source.path, out, kv_heads=2, allocation="uniform", kv_maps="separate", statistics=statistics,
+            evaluate=False, progress=False,
+        )  # fmt: skip
+    return out
+
+
+def _measured(bench: Bench, text: Long, path: Path, types: str, dtype: torch.dtype) -> dict[str, float]:
+    source = Source.open(path)
+    pair = check_cache_types(types, source.spec)
     assert pair is not None
     model = load(source.path, dtype=dtype)
     halves = 2 * source.spec.head_dim * 2 * sum(bench.spec.key_heads)
-    with rounded_cache(model, source.spec, None if way.types == "f16" else pair):
+    with rounded_cache(model, source.spec, None if types == "f16" else pair):
         return {"bytes": source.spec.cache.bytes_in(pair) / halves, **text.measure(model)}
 
 

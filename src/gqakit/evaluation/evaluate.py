@@ -81,7 +81,7 @@ def evaluate(
     """
     named = [others] if isinstance(others, str | Path) else others
     conversions = [Source.open(name) for name in named]
-    # A grouped checkpoint names what was converted: sizes are told over all that any of them did.
+    # A grouped checkpoint names what was converted: sizes count all that any of them did.
     source = Source.open(model, sorted({name for each in conversions for name in each.spec.stacks}))
     if options.tasks:
         _check_vocabulary(source, conversions)
