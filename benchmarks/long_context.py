@@ -4,8 +4,8 @@
 
 The ways, and their checkpoints under `--work`, are those of frontier.py, which makes them. Perplexity is of windows of 8,192
 tokens of Emma, which nothing was fitted to. A pass key of five digits stands somewhere in text of the same novel, and is
-found where every digit is the most likely token after the question. `--calibrated` are windows to calibrate two of three heads in
-every layer in. Each row is printed as soon as it is known and kept.
+found where every digit is the most likely token after the question. `--calibrated` are windows to calibrate 2 of 3 heads in.
+Each row is printed as soon as it is known and kept.
 """
 
 from __future__ import annotations
