@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from family_models import VARIANTS, build_family, inputs_of
+from family_models import ALONE, VARIANTS, build_family, inputs_of
 
 import gqakit
 from gqakit.errors import OutputError
@@ -30,7 +30,13 @@ def windows(variant: str) -> dict[int, dict[str, Any]]:
     return {window: {**each, **cached} for window, each in parts.items()}
 
 
-@pytest.mark.parametrize("variant", sorted(set(VARIANTS) - {"whisper_encoder", "t5_everything", *RUN_WHOLE}))
+WHOLE = sorted(
+    {*RUN_WHOLE} & {*VARIANTS} | {f"{family}_{stack}" for family, stack in ALONE if family in RUN_WHOLE}
+)
+"""Those that are not run block by block, one kind of layers or one tower alone among them."""
+
+
+@pytest.mark.parametrize("variant", sorted(set(VARIANTS) - {"whisper_encoder", "t5_everything", *WHOLE}))
 def test_blocks_are_the_model(tmp_path: Path, variant: str) -> None:
     source = Source.open(build_family(tmp_path / "m", variant)).with_all_stacks()
     blocks, batches = Blocks(source.checkpoint, source.spec), windows(variant)
@@ -46,7 +52,7 @@ def test_blocks_are_the_model(tmp_path: Path, variant: str) -> None:
     _repeats(blocks, batches)
 
 
-@pytest.mark.parametrize("variant", sorted({*RUN_WHOLE} & {*VARIANTS}))
+@pytest.mark.parametrize("variant", WHOLE)
 def test_families_that_run_whole_say_so(tmp_path: Path, variant: str) -> None:
     source = Source.open(build_family(tmp_path / "m", variant)).with_all_stacks()
     with pytest.raises(NotByBlocks, match="its "):

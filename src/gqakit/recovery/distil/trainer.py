@@ -38,8 +38,8 @@ class Training:
         student: what trains has `requires_grad`. teacher: stays as it is; None where the task needs none.
         task: what they learn. options, schedule: how.
         store: begun. device: "cpu" or "cuda".
-        harm_ends: the first evaluation after the start ends the run if it is far worse.
         advance: called with the items just trained on, in the first process. notice: see `Notice`, likewise.
+        harm_ends: the first evaluation after the start ends the run if it is far worse.
     """
 
     student: nn.Module
@@ -49,9 +49,9 @@ class Training:
     schedule: StepSchedule
     store: RunStore
     device: str
-    harm_ends: bool = False
     advance: Advance = lambda items: None
     notice: Notice = lambda step, scores: None
+    harm_ends: bool = False
 
 
 def train(training: Training) -> Progress:

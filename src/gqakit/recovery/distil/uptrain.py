@@ -243,7 +243,6 @@ class _Uptraining:
             rounded_cache(plain, spec, check_cache_types(options.kv_cache, spec)),
             progress("uptrain", left, "tokens") as advance,
         ):
-            harm_ends = attempt < options.slower
             return train(
                 Training(
                     student,
@@ -253,9 +252,9 @@ class _Uptraining:
                     schedule,
                     store,
                     self.device,
-                    harm_ends,
                     advance,
                     notice,
+                    harm_ends=attempt < options.slower,
                 )
             )
 
