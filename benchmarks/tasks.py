@@ -23,10 +23,9 @@ from gqakit.calibration.store import StatisticsFile
 from gqakit.comparison.ways import NAMED
 from gqakit.conversion.convert import convert_checkpoint
 from gqakit.evaluation.options import EvaluateOptions
-from gqakit.evaluation.task_names import load_tasks
 from gqakit.evaluation.task_scores import TaskScore
 from gqakit.evaluation.tasks import TaskScoring
-from gqakit.models.running import load_model, load_tokenizer
+from gqakit.models.running import load_model
 from gqakit.models.source import Source
 from gqakit.planning.layer_loss.predict import Prediction
 from gqakit.planning.options import BudgetOptions, PlanOptions
@@ -135,10 +134,8 @@ class Bench:
             text=given.wikitext / "valid.txt",
             tokens=given.tokens,
         )
-        scoring = TaskScoring(
-            load_tasks([str(path) for path in files.values()]), load_tokenizer(source.checkpoint),
-            EvaluateOptions(tasks=tuple(map(str, files.values())), batch_size=16), silent,
-        )  # fmt: skip
+        asked = EvaluateOptions(tasks=tuple(map(str, files.values())), batch_size=16)
+        scoring = TaskScoring.of(source, (), asked, silent)
         file = given.work / f"tasks-{given.arc_easy}-{given.others}-{given.tokens}-{given.dtype}.json"
         return cls(given, source, statistics, scoring, Kept(file))
 
