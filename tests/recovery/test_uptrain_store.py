@@ -62,6 +62,26 @@ def test_a_half_written_state_is_never_continued(tmp_path: Path) -> None:
     assert kept(store) == ["checkpoint-2"]
 
 
+def test_killed_as_it_begins_again_a_run_leaves_no_attempt_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = RunStore(tmp_path / "run")
+    store.begin({"seed": 0}, restart=False)
+    saved(store, 2)
+
+    def killed(path: Path, content: bytes) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("gqakit.recovery.distil.store.write_bytes", killed)
+        with pytest.raises(KeyboardInterrupt):
+            store.begin_again(1)
+    assert (kept(store), store.attempt()) == ([], 0)
+    assert store.begin({"seed": 0}, restart=False) == Progress()
+    store.begin_again(1)
+    assert (kept(store), store.attempt()) == ([], 1)
+
+
 def test_patience_is_counted_from_the_best(tmp_path: Path) -> None:
     store = RunStore(tmp_path, patience=2)
     store.begin({}, restart=False)

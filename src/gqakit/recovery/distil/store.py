@@ -114,8 +114,8 @@ class RunStore:
 
     def begin_again(self, attempt: int) -> None:
         """Drop what was trained, for an attempt of that number with a smaller learning rate."""
+        self._remove(set())  # first: a run that is killed here repeats an attempt, and leaves none out
         write_bytes(self.directory / SLOWER_FILE, pretty({"attempt": attempt}))
-        self._remove(set())
 
     def begin(self, job: Mapping[str, Any], restart: bool) -> Progress:
         """Start or continue: how far the run is.

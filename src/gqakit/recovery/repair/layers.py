@@ -109,7 +109,7 @@ class RepairJob:
         return len(self.batches) - -(-len(self.batches) // HELD_OUT)
 
     def schedule(self, positions: int, error: float) -> FitSchedule:
-        """How a block is fitted whose windows have so many positions and whose relative squared error is `error`.
+        """How a block is fitted, whose windows have that number of positions, from a relative squared error.
 
         The weights are about the root of the error away from good ones, and steps are as large.
         """
