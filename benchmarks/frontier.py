@@ -2,9 +2,9 @@
 
     python benchmarks/frontier.py [--model smollm2] [--windows 8] [--tokens 49152] [--only NAME ...] [--plot FILE]
 
-Calibrated, repaired and distilled on the mixture of texts.py. Scored on the first windows
-of 512 of WikiText-2 test and of three texts that are in nothing before. Each row is printed as soon as it is known and is in
-`--work`, so that an interrupted run goes on. Ends with a table, the lower envelope of the first text marked, and a plot.
+Calibrated, repaired and distilled on the mixture of texts.py, scored on the first windows of 512 of WikiText-2 test and of
+three texts that are in nothing before. Each row is printed as soon as it is known and kept in `--work`, so that an
+interrupted run goes on. Ends with a table, the lower envelope of the first text marked, and a plot.
 """
 
 from __future__ import annotations

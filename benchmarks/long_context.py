@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import random
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -126,14 +127,12 @@ def main() -> None:
     found = [f"found {context}" for context in CONTEXTS]
     table = Table("Emma", "KV bytes of 16 bit", "what", *spans, *found)
     dtype = getattr(torch, options.dtype)
-    for name in [*options.only, *(f"2 of 3 heads, calibrated in {size:,}" for size in options.calibrated)]:
+    asked = {name: (by_name[name].types, partial(bench.checkpoint, by_name[name])) for name in options.only}
+    for size in options.calibrated:
+        asked[f"2 of 3 heads, calibrated in {size:,}"] = "f16", partial(_calibrated, bench, size)
+    for name, (types, checkpoint) in asked.items():
         if name not in known:
-            way, size = (
-                by_name.get(name),
-                int(name.split()[-1].replace(",", "")) if name not in by_name else 0,
-            )
-            path = _calibrated(bench, size) if way is None else bench.checkpoint(way)
-            known[name] = _measured(bench, text, path, way.types if way else "f16", dtype)
+            known[name] = _measured(bench, text, checkpoint(), types, dtype)
         row = known[name]
         cells = (*(f"{row[span]:.2f}" for span in spans), *(f"{row[each]:.0%}" for each in found))
         table.row(f"{row['bytes']:.1%}", name, *cells)

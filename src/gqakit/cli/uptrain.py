@@ -49,11 +49,11 @@ def uptrain(screen: Screen, model: Model, output: Output, options: UptrainOption
         screen.json(result)
         return
     rows = [(name, number(result.before[name]), number(value)) for name, value in result.after.items()]
-    early = ", stopped early" if result.stopped_early else ""
+    how = ", stopped early" if result.stopped_early else ""
     if result.learning_rate < options.learning_rate:
-        early += f" at a learning rate of {result.learning_rate:.2g}"
+        how += f" at a learning rate of {result.learning_rate:.2g}"
     title = (
-        f"Uptrained: {result.step:,} steps{early}, {result.tokens:,} tokens; the best, after step "
+        f"Uptrained: {result.step:,} steps{how}, {result.tokens:,} tokens; the best, after step "
         f"{result.best_step:,}, is in {output}"
     )
     screen.table(title, ("held out", "before", "after"), rows)

@@ -12,7 +12,7 @@ from gqakit.comparison.ways import NAMED, Way, way
 from gqakit.data.options import DATA, WINDOW, DataOptions
 from gqakit.errors import UsageError
 from gqakit.evaluation.options import TOKENS as SCORED
-from gqakit.evaluation.options import EvaluateOptions
+from gqakit.evaluation.options import EvaluateOptions, TaskOptions
 from gqakit.options import option
 from gqakit.planning.allocation import ALLOCATIONS
 from gqakit.planning.options import HOW, LossOptions, StackOptions
@@ -23,7 +23,7 @@ PROMPT = "The best way to learn how to cook is"
 
 
 @dataclass(frozen=True)
-class CompareOptions(StackOptions, LossOptions, DataOptions):
+class CompareOptions(StackOptions, TaskOptions, LossOptions, DataOptions):
     """Ways × budgets, on what data, and what else is made of each."""
 
     tokens: int = option(TOKENS, "Most tokens to calibrate on, in whole windows.", panel=DATA, at_least=1)
@@ -54,13 +54,6 @@ class CompareOptions(StackOptions, LossOptions, DataOptions):
     )  # fmt: skip
     repair: bool = option(
         False, "Also each conversion by fold, repaired layer by layer (minutes each).", panel=COMPARED
-    )
-    tasks: tuple[str, ...] = option(
-        (), "Also score on these tasks of lm-eval, by name or as files (.jsonl, .yaml), with commas between.",
-        panel=COMPARED,
-    )  # fmt: skip
-    limit: int | None = option(
-        None, "Most questions of each task, from its beginning.", panel=COMPARED, at_least=1
     )
     prompt: str = option(PROMPT, "Continued by each checkpoint that writes text.", panel=COMPARED)
     max_new_tokens: int = option(40, "Most tokens of a continuation; 0 for none.", panel=COMPARED, at_least=0)
@@ -100,8 +93,6 @@ class CompareOptions(StackOptions, LossOptions, DataOptions):
                 good = False
             if not good:
                 yield f"`kv_ratios` has {ratio!r}, expected shares above 0 and at most 1, such as 1/2 or 0.25"
-        if self.limit is not None and not self.tasks:
-            yield "`limit` counts questions of `tasks`, which are not given"
         if not self.ways or not self.kv_ratios:
             yield "`ways` and `kv_ratios` need one entry at least"
 

@@ -21,9 +21,9 @@ from gqakit.core.budget import CacheShape
 from gqakit.core.rope import Channels
 from gqakit.data.samples import Batch
 from gqakit.evaluation.cache import measure_cache
-from gqakit.models.families.base import EQUAL_GROUPS, ROLES
+from gqakit.models.families.base import EQUAL_GROUPS
 from gqakit.models.grouped_config import grouped_config
-from gqakit.models.layers import parameters_of_layer, tensors_of_layer
+from gqakit.models.layers import parameters_of_layer, projection_tensors, tensors_of_layer
 from gqakit.models.outputs import Output
 from gqakit.models.remote_code.modeling import model_class
 from gqakit.models.source import Source
@@ -86,18 +86,12 @@ def check_tensors(
         progress(info.nbytes)
     yield Check("finite", not broken, f"NaN or infinity in {broken[:3]}" if broken else "no NaN, no infinity")
     equal = len(out.tensors) - len(planned) - len(changed)
-    fitted = _projections(source.spec) if repaired else set()
+    fitted = projection_tensors(source.spec) if repaired else set()
     kept = f"{equal} tensors equal the source's, bit for bit" + (
         f"; {len(changed)} others were trained" if changed else ""
     )
     wrong = [] if trained else [name for name in changed if name not in fitted]
     yield Check("untouched tensors", not wrong, f"changed: {wrong[:3]}" if wrong else kept)
-
-
-def _projections(spec: ModelSpec) -> set[str]:
-    """Names of the weights and biases of queries, keys, values and output of all layers."""
-    layers, kinds = range(spec.num_layers), ("weight", "bias")
-    return {spec.tensor(layer, role, kind) for layer in layers for role in ROLES for kind in kinds}
 
 
 def check_structure(source: Source, plan: Plan, out: Checkpoint) -> Check:

@@ -29,10 +29,10 @@ from gqakit.models.shipping import shipped_code
 from gqakit.models.source import Source
 from gqakit.options import takes
 from gqakit.progress import Reporter, silent
+from gqakit.recovery.distil.launch import launched, versions
 from gqakit.recovery.distil.options import StepSchedule
 from gqakit.recovery.distil.store import Progress, RunStore
 from gqakit.recovery.distil.trainer import Training, evaluate, put_weights, train
-from gqakit.recovery.distil.uptrain import launched, versions
 
 RECORD_FILE, METRICS_FILE = "gqakit-vision.json", "gqakit-vision-metrics.jsonl"
 FEATURE_IMAGES = 128

@@ -184,6 +184,14 @@ def gain_shapes(spec: ModelSpec, layer: int, norm: str, count: int) -> dict[str,
     return {spec.gain(layer, norm): shape}
 
 
+def projection_tensors(spec: ModelSpec) -> set[str]:
+    """Names of the weights and biases of queries, keys, values and output of all layers."""
+    layers, kinds = range(spec.num_layers), ("weight", "bias")
+    return {
+        spec.tensor(layer, role, kind) for layer in layers for role in (*_QKV, "output") for kind in kinds
+    }
+
+
 def parameters_of_layer(spec: ModelSpec, model: PreTrainedModel, layer: int) -> dict[str, nn.Parameter]:
     """A loaded model's parameters by the names of `tensors_of_layer`; paths in a model may differ from those."""
     found: dict[str, nn.Parameter] = {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields, replace
@@ -17,7 +16,7 @@ from gqakit.checkpoint import MANIFEST_NAME, Checkpoint, check_output, claimed_d
 from gqakit.checkpoint.jsonio import pretty
 from gqakit.conversion.files import CARD_FILE, METRICS_FILE, UPTRAIN_FILE
 from gqakit.data.text import Text, token_windows
-from gqakit.errors import CheckpointError, DataError, MissingDependencyError, OutputError, UsageError
+from gqakit.errors import CheckpointError, DataError, OutputError, UsageError
 from gqakit.models.architectures import is_causal_model
 from gqakit.models.load import load
 from gqakit.models.rounding import check_cache_types, rounded_cache
@@ -30,6 +29,7 @@ from gqakit.recovery.distil.arguments import check_trackers
 from gqakit.recovery.distil.data import split_windows
 from gqakit.recovery.distil.export import Trained, read_card, write_trained
 from gqakit.recovery.distil.language import LanguageTask
+from gqakit.recovery.distil.launch import launched, versions
 from gqakit.recovery.distil.model_card import uptrained_card
 from gqakit.recovery.distil.options import StepSchedule, UptrainOptions
 from gqakit.recovery.distil.store import RUN_FILES, Progress, RunStore
@@ -243,20 +243,8 @@ class _Uptraining:
             rounded_cache(plain, spec, check_cache_types(options.kv_cache, spec)),
             progress("uptrain", left, "tokens") as advance,
         ):
-            return train(
-                Training(
-                    student,
-                    teacher,
-                    self.task,
-                    options,
-                    schedule,
-                    store,
-                    self.device,
-                    advance,
-                    notice,
-                    harm_ends=attempt < options.slower,
-                )
-            )
+            run = (student, teacher, self.task, options, schedule, store, self.device, advance, notice)
+            return train(Training(*run, harm_ends=attempt < options.slower))
 
     def models(self) -> tuple[Any, Any, Any]:
         """Student and teacher, loaded; what trains of the student is marked. Last the student without what LoRA adds."""
@@ -307,40 +295,6 @@ class _Uptraining:
             "result": {**asdict(ended), "learning_rate": rate},
             "versions": versions(),
         }
-
-
-def launched(device: str, alone: str = "") -> Any:
-    """accelerate's `PartialState`: the processes of the launch.
-
-    Args:
-        device: "cpu" or "cuda". alone: the command, where it runs in one process alone.
-
-    Raises:
-        MissingDependencyError: accelerate is not installed. UsageError: there are several processes.
-    """
-    try:
-        from accelerate import PartialState
-    except ImportError as error:
-        raise MissingDependencyError(
-            "training needs the 'train' extra: pip install 'gqakit[train]'"
-        ) from error
-    found = PartialState(cpu=device == "cpu")
-    if alone and found.num_processes > 1:
-        raise UsageError(f"{alone} runs in one process; start it without a launcher")
-    return found
-
-
-def versions() -> dict[str, str]:
-    """Of what a training's result depends on."""
-    import accelerate
-    import transformers
-
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "accelerate": accelerate.__version__,
-    }
 
 
 def check_fit(start: Checkpoint, master: Checkpoint, options: UptrainOptions) -> None:
