@@ -17,6 +17,7 @@ from gqakit.recovery.repair.options import RepairOptions
     examples=(
         "repair CONVERTED --source MODEL --text my.txt",
         "repair CONVERTED --source MODEL -o repaired --steps 320",
+        "repair CONVERTED --source WHISPER --audio recordings --stacks decoder,cross",
     ),
     resumes="the same command continues behind the last layer that was done",
 )
@@ -35,7 +36,7 @@ def repair(
     *,
     options: RepairOptions,
 ) -> None:  # fmt: skip
-    """Fit a conversion's attention to the source's, layer by layer, on some text: minutes, no end-to-end training.
+    """Fit a conversion's attention to the source's, layer by layer, on some data: minutes, no end-to-end training.
 
     Interrupted, the same command continues behind the last layer that was done.
     """
