@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.gqakit-ready
 
-.PHONY: demo test matrix lint ruff format mutation clean
+.PHONY: demo test matrix lint ruff format docs mutation clean
 
 demo: $(READY)
 	$(BIN)/gqakit demo

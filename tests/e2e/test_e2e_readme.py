@@ -149,3 +149,11 @@ def test_make_targets_exist() -> None:
     makefile = (README.parent / "Makefile").read_text(encoding="utf-8")
     for target in re.findall(r"^make (\w+)", README.read_text(encoding="utf-8"), flags=re.MULTILINE):
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
+
+
+def test_targets_of_make_are_no_files() -> None:
+    """A target that is also a folder, such as docs, would be up to date once and for all."""
+    content = README.with_name("Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z]+):", content, flags=re.MULTILINE))
+    (phony,) = re.findall(r"^\.PHONY: (.*)$", content, flags=re.MULTILINE)
+    assert targets == set(phony.split())
