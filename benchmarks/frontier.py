@@ -1,4 +1,4 @@
-"""Perplexity against bytes: types of the cache alone, fewer heads alone, both, and both trained.
+"""Perplexity against bytes: types of the cache alone, heads aligned or folded into fewer, both, and both trained.
 
     python benchmarks/frontier.py [--model smollm2] [--windows 8] [--tokens 49152] [--only NAME ...] [--plot FILE]
 
@@ -10,6 +10,7 @@ interrupted run goes on. Ends with a table, the lower envelope of the first text
 from __future__ import annotations
 
 import json
+import re
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ import torch
 
 import gqakit
 from common import Kept, arguments, environment
-from gqakit.evaluation.drawing import COLOURS, axes_of, figure
+from gqakit.evaluation.drawing import BASELINE, COLOURS, FOLD, INK, axes_of, figure
 from gqakit.evaluation.language import score_language
 from gqakit.models.load import load
 from gqakit.models.rounding import check_cache_types, rounded_cache
@@ -41,7 +42,6 @@ STAGES = ("", "repaired", "distilled")
 class Way:
     """One way to spend: heads, types as an engine holds them, whether heads are in the basis for these types, training."""
 
-    kind: str
     kv_ratio: float
     types: str
     prepared: bool = False
@@ -49,11 +49,14 @@ class Way:
     """One of `STAGES`: each starts from the checkpoint of the one before."""
     made_for: str = ""
     """Types that the checkpoint was made for, where its cache has others."""
+    merge: str = "fold"
+    """The merge rule, where there are fewer heads."""
 
     @property
     def name(self) -> str:
         """For tables."""
-        heads = "" if self.kv_ratio == 1 else f"{self.kv_ratio:.3g} of the heads"
+        rule = "" if self.merge == "fold" else f" {self.merge}"
+        heads = "" if self.kv_ratio == 1 else f"{self.kv_ratio:.3g} of the heads{rule}"
         basis = " in its basis" if self.prepared else ""
         types = "" if self.types == "f16" else f"{self.types}{basis}"
         what = " × ".join(part for part in (heads, types) if part) or "16 bits"
@@ -61,47 +64,66 @@ class Way:
         return f"{what} for {self.made_for}" if self.made_for else what
 
     @property
+    def weights(self) -> str:
+        """What made its weights, as the plot's colours have it."""
+        return self.recovery or ("original" if self.kv_ratio == 1 else self.merge)
+
+    @property
     def before(self) -> Way:
         """The checkpoint that recovery starts from."""
         return replace(self, recovery=STAGES[STAGES.index(self.recovery) - 1])
 
 
-ALONE, MERGED, BOTH, TRAINED = "fewer bits", "fewer heads", "both", "both, trained"
-HEADS_TRAINED = "fewer heads, trained"
 MEAN = "unseen, mean"
 LARGEST = 2.7
 """Times the original's perplexity, at the top of the plot."""
+MADE_BY = {
+    "original": (INK, "original"),
+    "aligned": (BASELINE, "heads aligned"),
+    "fold": (FOLD, "heads folded"),
+    "repaired": (COLOURS[2], "folded, repaired"),
+    "distilled": (COLOURS[0], "folded, distilled"),
+}
+"""Colour and name of what made the weights."""
+CACHES = {
+    "16": ("o", "16 bits"),
+    "8": ("s", "8 bits"),
+    "84": ("D", "8 for keys, 4 for values"),
+    "4": ("^", "4 bits"),
+    "3": ("v", "3 bits"),
+}
+"""Mark and name of a cache by the bits of its numbers."""
+SHARES = (2 / 3, 1 / 2, 1 / 3)
 UNTRAINED = (
-    Way(ALONE, 1, "f16"),
-    Way(ALONE, 1, "q8_0"),
-    Way(ALONE, 1, "fp8"),
-    Way(ALONE, 1, "q8_0+h,q4_0+h"),
-    Way(ALONE, 1, "q4_0"),
-    Way(ALONE, 1, "q4_0+h"),
-    Way(ALONE, 1, "q4_0+h", True),
-    Way(ALONE, 1, "q4_0", True),
-    Way(ALONE, 1, "iq4_nl+h"),
-    Way(ALONE, 1, "iq4_nl+h", True),
-    Way(ALONE, 1, "int3/32+h", True),
-    Way(MERGED, 2 / 3, "f16"),
-    Way(MERGED, 1 / 2, "f16"),
-    Way(MERGED, 1 / 3, "f16"),
-    Way(BOTH, 2 / 3, "q8_0"),
-    *(Way(BOTH, ratio, types, True) for types in ("q4_0+h", "iq4_nl+h") for ratio in (2 / 3, 1 / 2, 1 / 3)),
+    Way(1, "f16"),
+    Way(1, "q8_0"),
+    Way(1, "fp8"),
+    Way(1, "q8_0+h,q4_0+h"),
+    Way(1, "q4_0"),
+    Way(1, "q4_0+h"),
+    Way(1, "q4_0+h", True),
+    Way(1, "q4_0", True),
+    Way(1, "iq4_nl+h"),
+    Way(1, "iq4_nl+h", True),
+    Way(1, "int3/32+h", True),
+    *(Way(share, types) for types in ("f16", "q8_0") for share in SHARES),
+    *(Way(share, types, True) for types in ("q4_0+h", "iq4_nl+h") for share in SHARES),
+    *(Way(share, types, merge="aligned") for types in ("f16", "q8_0", "iq4_nl+h") for share in SHARES),
 )
 RECOVERED = tuple(
-    Way(TRAINED, ratio, types, types != "f16", recovery)
+    Way(ratio, types, types != "f16", recovery)
     for ratio, types in (
-        *((ratio, types) for types in ("q4_0+h", "iq4_nl+h", "f16") for ratio in (2 / 3, 1 / 3, 1 / 2)),
+        *((ratio, types) for types in ("q4_0+h", "iq4_nl+h", "f16") for ratio in SHARES),
         *((1, types) for types in ("q4_0+h", "iq4_nl+h")),
     )
     for recovery in STAGES[1:]
 )
 WIDER_CACHE = tuple(
-    Way(HEADS_TRAINED, ratio, "f16", recovery="distilled", made_for="iq4_nl+h")
-    for ratio in (2 / 3, 1 / 2, 1 / 3)
+    Way(ratio, types, recovery="distilled", made_for="iq4_nl+h")
+    for types in ("f16", "q8_0")
+    for ratio in SHARES
 )
-"""Heads alone, with the weights that were trained beside fewer bits."""
+"""The weights that were trained beside fewer bits, with more bits."""
 WAYS = (*UNTRAINED, *RECOVERED, *WIDER_CACHE)
 
 
@@ -124,6 +146,8 @@ class Bench:
         """The source, or a conversion of it: merged, in the basis for its types, both; repaired, distilled."""
         if way.made_for:
             return self.checkpoint(replace(way, types=way.made_for, prepared=True, made_for=""))
+        if not way.prepared:  # the same weights whatever holds their cache
+            way = replace(way, types="f16")
         if way.kv_ratio == 1 and not way.prepared:
             return self.source.path
         out = self.work / way.name.replace("/", "-").replace(" ", "_").replace(",", "")
@@ -142,7 +166,8 @@ class Bench:
         share = pair.nbytes(1, 1, self.spec.head_dim) / (4 * self.spec.head_dim) if way.prepared else 1.0
         gqakit.convert(
             self.source.path, out, kv_ratio=way.kv_ratio * share, kv_cache=way.types if way.prepared else "f16",
-            kv_maps="separate", statistics=self.statistics, losses=self.work / "losses.jsonl", text=self.text,
+            kv_maps="separate", statistics=self.statistics, text=self.text, merge=way.merge,
+            losses=self.work / ("losses.jsonl" if way.merge == "fold" else f"losses-{way.merge}.jsonl"),
             layer_loss=self.options.layer_loss, dtype=self.weights, evaluate=False, progress=False,
         )  # fmt: skip
 
@@ -253,8 +278,7 @@ def table(found: list[tuple[Way, Row]]) -> str:
 
 
 def draw(path: Path, found: list[tuple[Way, Row]], model: str) -> None:
-    """How many times the original's perplexity against bytes, one colour for each kind of row; the envelope marked."""
-    whole = found[0][1]
+    """Times the original's perplexity against bytes: colours for what made the weights, marks for the cache."""
     made_by = (
         "benchmarks/frontier.py: 8 windows of 512 tokens of each text; unseen: Brown, Emma, Python's library"
     )
@@ -262,14 +286,7 @@ def draw(path: Path, found: list[tuple[Way, Row]], model: str) -> None:
         for axes, text, shown in zip(
             both, (SCORED[0], MEAN), (SCORED[0], "mean of unseen texts"), strict=True
         ):
-            for kind, colour in zip((MERGED, ALONE, BOTH, TRAINED, HEADS_TRAINED), COLOURS, strict=True):
-                rows = [(row["bytes"], ratios(row, whole)[text]) for way, row in found if way.kind == kind]
-                if rows:
-                    axes.plot(*zip(*sorted(rows), strict=True), "o", color=colour, label=kind)
-            low = sorted(
-                (row["bytes"], ratios(row, whole)[text]) for _, row in found if best(row, found, text)
-            )
-            axes.plot(*zip(*low, strict=True), "-", color="0.6", zorder=0, label="lower envelope")
+            _points(axes, found, text)
             axes.set_xscale("log")
             axes.set_yscale("log")
             axes.minorticks_off()
@@ -282,7 +299,47 @@ def draw(path: Path, found: list[tuple[Way, Row]], model: str) -> None:
                 "KV bytes, share of 16 bits",
                 "times the original's perplexity",
             )
-        both[0].legend(loc="upper right", frameon=False)
+        _legends(both, [way for way, _ in found])
+
+
+def _points(axes: Any, found: list[tuple[Way, Row]], text: str) -> None:
+    """The rows, the lower envelope behind them; what is above the plot at its edge, with its value."""
+    whole = found[0][1]
+    for way, row in found:
+        times, mark = ratios(row, whole)[text], CACHES[bits(way)][0]
+        at, colour = (row["bytes"], min(times, LARGEST)), MADE_BY[way.weights][0]
+        axes.plot(*at, mark, color=colour, clip_on=False)
+        if times > LARGEST and bits(way) == "16":
+            axes.annotate(
+                f"{times:.3g} ×", at, (5, -11), textcoords="offset points", color=colour, fontsize=8
+            )
+    low = sorted((row["bytes"], ratios(row, whole)[text]) for _, row in found if best(row, found, text))
+    axes.plot(*zip(*low, strict=True), "-", color="0.6", zorder=0)
+
+
+def _legends(both: Any, ways: list[Way]) -> None:
+    """Colours in the one, marks in the other."""
+    from matplotlib.lines import Line2D
+
+    colours = [
+        Line2D([], [], color=colour, marker="o", linestyle="", label=label)
+        for name, (colour, label) in MADE_BY.items()
+        if any(way.weights == name for way in ways)
+    ]
+    marks = [
+        Line2D([], [], color=INK, marker=mark, linestyle="", label=label)
+        for name, (mark, label) in CACHES.items()
+        if any(bits(way) == name for way in ways)
+    ]
+    envelope = Line2D([], [], color="0.6", label="lower envelope")
+    for axes, handles in zip(both, ([*colours, envelope], marks), strict=True):
+        axes.legend(handles=handles, loc="upper right", frameon=False, fontsize=8)
+
+
+def bits(way: Way) -> str:
+    """The bits of the numbers of its cache, of keys and of values where these differ: a key of `CACHES`."""
+    found = [re.findall(r"\d+", types)[0] for types in way.types.split(",")]
+    return "".join(dict.fromkeys(found))
 
 
 if __name__ == "__main__":

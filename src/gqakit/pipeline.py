@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from gqakit.calibration.calibrate import calibrate_source
+from gqakit.calibration.calibrate import WITH_GRADIENTS, calibrate_source
 from gqakit.calibration.options import CalibrateOptions
 from gqakit.calibration.store import StatisticsFile
 from gqakit.checkpoint import (
@@ -52,8 +52,6 @@ STEPS = logging.getLogger("gqakit.steps")
 """Says what is about to be done, and how long it will take; the command line shows it."""
 LONG = 60.0
 """Seconds of a step that are worth a word beforehand."""
-_WITH_GRADIENTS = 4
-"""What a calibration takes in runs forwards: one, and where losses are predicted one backwards, as long as three."""
 
 
 @dataclass(frozen=True)
@@ -286,7 +284,7 @@ class Conversion:
         )
         started = time.monotonic()
         made = calibrate_source(self.source, self.statistics_file, self.content, how, self.progress)
-        runs = _WITH_GRADIENTS if predicts else 1  # forwards
+        runs = WITH_GRADIENTS if predicts else 1  # forwards
         self._say_time(made.header.tokens, (time.monotonic() - started) / runs)
         return made
 

@@ -14,13 +14,21 @@ from command import refused, succeeds
 from family_models import build_family
 from tiny_models import tokenizer
 
+from gqakit.calibration.calibrate import calibrate_source
+from gqakit.calibration.options import CalibrateOptions
 from gqakit.comparison import compare as comparison
 from gqakit.comparison.caches import cache_points
 from gqakit.comparison.compare import PAGE, WORK
+from gqakit.comparison.forecast import making_times
+from gqakit.comparison.trials import Trial
 from gqakit.comparison.ways import way
+from gqakit.conversion.options import ConvertOptions
+from gqakit.data.text import read_text
 from gqakit.errors import UsageError
 from gqakit.evaluation.page.content import Similarity
 from gqakit.models.source import Source
+from gqakit.planning.layers import looking_once
+from gqakit.progress import silent
 
 SMALL = (
     *("--tokens", 256, "--window", 64, "--evaluate-tokens", 128, "--measure-tokens", 64),
@@ -118,7 +126,8 @@ def test_only_what_is_missing_is_made_again(
     caplog.set_level("INFO", "gqakit.steps")
     succeeds("compare", source, "-o", out, *SMALL)
     assert conversions == ["neighbour-mean-0.25", "neighbour+aligned-1-of-2"], "one for all its caches"
-    assert "3 points of 2 conversions" in caplog.text
+    assert "3 points of 2 conversions will take about" in caplog.text
+    assert "calibrating" not in caplog.text, "which is there"
     found, before = cells(out), cells(compared[0])
     assert sorted(name for name, cell in found.items() if cell["seconds"] >= 0) == sorted(gone)
     for name in gone:
@@ -126,6 +135,36 @@ def test_only_what_is_missing_is_made_again(
     conversions.clear()
     succeeds("compare", source, "-o", out, *SMALL)
     assert not conversions
+
+
+def test_time_is_foreseen_for_what_conversions_take(source: Path, tmp_path: Path) -> None:
+    """Of the first budget of a way, whose layers are looked at once; more where that is repaired; none of what cannot be."""
+    text = read_text(["calibration"])
+    how = CalibrateOptions(tokens=256, window=64, gradients=True)
+    opened = Source.open(source)
+    statistics = calibrate_source(opened, tmp_path / "statistics.safetensors", text, how, silent)
+    fold = way("fold")
+    asked = [
+        (
+            Trial(fold, name, ratio, repaired),
+            ConvertOptions(kv_ratio=ratio, text=text, measure_tokens=64, repair=repaired, repair_tokens=64),
+        )
+        for name, ratio, repaired in (
+            ("1/2", 0.5, False),
+            ("1/4", 0.25, False),
+            ("x", 0.01, False),
+            ("1/2", 0.5, True),
+        )
+    ]
+    with looking_once():
+        first, second, impossible, repaired = making_times(opened, statistics, asked, 1.0, silent)
+        assert impossible is None
+        # At a second per token: two groupings of each of 4 layers are measured, by running half of the layers.
+        measured = 2 * 4 * 64 / 2
+        assert first == pytest.approx(measured, abs=20)
+        assert second == pytest.approx(measured, abs=1)
+        assert repaired is not None
+        assert repaired > 160 * 512 * 0.5
 
 
 def test_another_comparison_is_not_mixed_in(compared: tuple[Path, str], source: Path) -> None:
@@ -217,6 +256,9 @@ def test_tasks_are_measures_like_others(source: Path, tmp_path: Path) -> None:
     _, _, behind = (out / PAGE).read_text().partition('id="data">')
     data = json.loads(behind.partition("</script>")[0])
     assert [each["name"] for each in data["measures"]][-2:] == ["acc on questions", "acc_norm on questions"]
+    with questions.open("a") as file:  # what is asked is compared, not how the file is called
+        file.write("\n" + json.dumps(lines[0]))
+    refused(7, "compare", source, "-o", out, "--keep", *small, *asked, says=("other settings", "task data"))
     refused(7, "compare", source, "-o", out, *small, says=("other settings", "--overwrite"))
     refused(2, "compare", source, "-o", out, *small, "--limit", 4, says=("--limit", "--tasks"))
 

@@ -17,7 +17,7 @@ from gqakit.planning import layers
 from gqakit.planning.layers import look_at_layer
 from gqakit.planning.options import BudgetOptions, PlanOptions
 from gqakit.planning.plan import Plan, diff_plans, is_uniform
-from gqakit.planning.planner import make_plan, statistics_record
+from gqakit.planning.planner import make_plan, statistics_record, time_of_layers
 from gqakit.planning.request import Request
 
 
@@ -294,3 +294,8 @@ def test_plans_that_differ_in_their_budget_alone_look_at_each_layer_once(opened,
     assert looked == [(layer, merge) for merge in ("fold", "mean", "mean") for layer in range(4)]
     make_plan(opened, asked[0], moments)
     assert len(looked) == 16  # kept no longer than it was asked for
+    with layers.looking_once():  # nor twice where the first tells how long all will take
+        assert time_of_layers(opened, asked[0], moments) > 0
+        assert len(looked) == 17
+        assert make_plan(opened, asked[0], moments).plan == alone[0]
+    assert len(looked) == 20

@@ -234,6 +234,14 @@ def test_shipped_code_alone_gives_the_same_logits(tmp_path):
     assert done.stdout.count("transformers_modules.") == 4
 
 
+def test_layers_that_differ_are_nothing_to_remark_on(tmp_path):
+    path = checkpoint_with_logits(tmp_path / "written", "llama")
+    assert json.loads((path / "config.json").read_text())["per_layer_config"]
+    done = run_without_gqakit("trust", path, home=tmp_path / "home")
+    assert done.returncode == 0, done.stderr
+    assert "heterogeneous" not in done.stderr
+
+
 def test_older_shipped_code_and_the_package_run_in_one_process(tmp_path):
     path = with_code_of_november_2026(checkpoint_with_logits(tmp_path / "older", "llama"))
     done = run(BOTH_CODES, str(path), home=tmp_path / "home", path=Path(gqakit.__file__).parents[1])

@@ -30,6 +30,8 @@ from gqakit.options import takes
 from gqakit.progress import Reporter, silent
 
 LOG = logging.getLogger("gqakit")
+WITH_GRADIENTS = 4
+"""What a calibration with gradients takes in runs forwards: one, and one backwards, as long as three."""
 
 
 @takes(CalibrateOptions)

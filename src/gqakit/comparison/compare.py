@@ -10,20 +10,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from gqakit.calibration.calibrate import calibrate_source
+from gqakit.calibration.calibrate import WITH_GRADIENTS, calibrate_source
 from gqakit.calibration.options import CalibrateOptions
 from gqakit.calibration.store import StatisticsFile
 from gqakit.checkpoint.atomic import output_errors
 from gqakit.checkpoint.workspace import claim, output_lock, remove_claimed
 from gqakit.comparison.caches import cache_points, called
 from gqakit.comparison.cells import Cell, Cells
+from gqakit.comparison.forecast import making_times
 from gqakit.comparison.options import CompareOptions
 from gqakit.comparison.trials import Trial, scoring_command, trials
 from gqakit.conversion.options import ConvertOptions
 from gqakit.conversion.report import ORIGINAL, layers_of, page_of
 from gqakit.core.cache_types import CachePair
 from gqakit.data.batches import Content, check_content
-from gqakit.data.samples import Images, Speech
+from gqakit.data.samples import Images, Speech, positions_of
 from gqakit.data.text import Text
 from gqakit.errors import BudgetError, UsageError
 from gqakit.evaluation.evaluate import Evaluation, evaluation_of
@@ -157,6 +158,7 @@ class _Run:
             "prompt": options.prompt,
             "new tokens": options.max_new_tokens,
             **({"tasks": f"{', '.join(options.tasks)}{first}"} if options.tasks else {}),
+            **({"task data": self.tasks.sha256} if self.tasks else {}),
         }
 
     @property
@@ -180,33 +182,48 @@ class _Run:
             return
         started, scored_on = time.monotonic(), self.options.scored_on
         with evaluation_of(self.source, self.held_out, scored_on, self.progress, halves=True) as scoring:
+            tokens = sum(map(positions_of, scoring.batches.values()))
+            per_token = (time.monotonic() - started) / max(tokens, 1)
             self._score(cells, scoring, self.source, Cell(name=ORIGINAL, way=ORIGINAL, budget=""), started)
             missing = [trial for trial in trials(self.options) if self.unscored(trial.name, cells)]
             if missing:
-                self._foresee(cells, missing)
                 with looking_once():
-                    self._convert(cells, scoring, missing)
+                    self._convert(cells, scoring, missing, self._foreseen(cells, missing, per_token))
 
-    def _foresee(self, cells: Cells, missing: Sequence[Trial]) -> None:
-        """Say what the whole will take, from what the source took."""
-        longest = max(cells.found[called(ORIGINAL, pair)].seconds for pair in (None, *self.caches))
-        points = sum(len(self.unscored(trial.name, cells)) for trial in missing)
+    def _foreseen(self, cells: Cells, missing: Sequence[Trial], per_token: float) -> list[float]:
+        """Calibrate, and say what the whole will take: scoring as the source took, the rest as `making_times` has it."""
+        scoring = max(cells.found[called(ORIGINAL, pair)].seconds for pair in (None, *self.caches))
+        points = [len(self.unscored(trial.name, cells)) for trial in missing]
+        runs = WITH_GRADIENTS if self.weighs else 1
+        if self._known_statistics is None:
+            STEPS.info(
+                "Scoring %d points will take about %s, calibrating before it about %s; a look at one layer then tells what "
+                "plans take.",
+                sum(points), duration(scoring * sum(points)), duration(per_token * self.options.tokens * runs),
+            )  # fmt: skip
+        statistics, asked = self.statistics(), [(trial, self._asked(trial)) for trial in missing]
+        times = making_times(self.source, statistics, asked, per_token, self.progress)
+        points = [0 if each is None else count for each, count in zip(times, points, strict=True)]
+        making = [each or 0.0 for each in times]
         STEPS.info(
-            "Scoring took %s a point at most; %d points of %d conversions will take about %s, after a calibration and what "
-            "plans take. %d are there.",
-            duration(longest), points, len(missing), duration(longest * points), len(cells.found),
+            "%d points of %d conversions will take about %s: scoring %s, plans%s %s. %d are there.",
+            sum(points), len(missing) - times.count(None), duration(scoring * sum(points) + sum(making)),
+            duration(scoring * sum(points)), " and repairs" if self.options.repair else "", duration(sum(making)),
+            len(cells.found),
         )  # fmt: skip
+        return [scoring * count + each for count, each in zip(points, making, strict=True)]
 
-    def _convert(self, cells: Cells, scoring: Evaluation, missing: Sequence[Trial]) -> None:
+    def _convert(
+        self, cells: Cells, scoring: Evaluation, missing: Sequence[Trial], foreseen: Sequence[float]
+    ) -> None:
         """Make each conversion, score it in every cache, and throw it away."""
         work = self.out / WORK
         claim(work, ("*/*",))  # what conversions leave in their own directories
-        self.statistics()
         began = time.monotonic()
         for done, trial in enumerate(missing):
             started = time.monotonic()
             if done:
-                left = (started - began) / done * (len(missing) - done)
+                left = sum(foreseen[done:]) * (started - began) / max(sum(foreseen[:done]), 1e-9)
                 STEPS.info("%s: about %s left for all.", trial.name, duration(left))
             target = (self.out if self.options.keep else work) / trial.slug
             cell = self._made(trial, target)
@@ -237,39 +254,58 @@ class _Run:
             cells.add(made.model_copy(update={**scored, **rounded}))
             started = time.monotonic()
 
+    @property
+    def weighs(self) -> bool:
+        """Whether budgets are spent by losses, which are predicted from gradients."""
+        return self.options.allocation != "uniform"
+
     def statistics(self) -> StatisticsFile:
         """The calibration that all cells share, made once."""
         return self._statistics
 
+    @property
+    def _known_statistics(self) -> StatisticsFile | None:
+        """The calibration, where an earlier run has made it."""
+        path, options = self._statistics_file, self.options
+        if not path.is_file():
+            return None
+        found = StatisticsFile.open(path)
+        fingerprint = self.source.fingerprint_like(found.header.fingerprint)
+        same = found.matches(fingerprint, self.content.sha256, options.tokens, options.window)
+        return found if same else None
+
+    @property
+    def _statistics_file(self) -> Path:
+        return self.out / "statistics.safetensors"
+
     @cached_property
     def _statistics(self) -> StatisticsFile:
-        path, options = self.out / "statistics.safetensors", self.options
-        if path.is_file():
-            found = StatisticsFile.open(path)
-            fingerprint = self.source.fingerprint_like(found.header.fingerprint)
-            if found.matches(fingerprint, self.content.sha256, options.tokens, options.window):
-                return found
-        weighed = options.allocation != "uniform"  # by losses, which are predicted from gradients
-        how = CalibrateOptions(
-            tokens=options.tokens, window=options.window, gradients=weighed, device=options.device
-        )
-        return calibrate_source(self.source, path, self.content, how, self.progress)
-
-    def _made(self, trial: Trial, target: Path) -> Cell:
-        """Convert; where the budget cannot be met, the cell says why."""
+        if (found := self._known_statistics) is not None:
+            return found
         options = self.options
-        cell = Cell(
-            name=trial.name, way=trial.label, budget=trial.budget, command=trial.command(self.source.name, options),
-        )  # fmt: skip
+        how = CalibrateOptions(
+            tokens=options.tokens, window=options.window, gradients=self.weighs, device=options.device
+        )
+        return calibrate_source(self.source, self._statistics_file, self.content, how, self.progress)
+
+    def _asked(self, trial: Trial) -> ConvertOptions:
+        """What `convert` is asked for."""
+        options = self.options
         asked: dict[str, Any] = dict(
             kv_ratio=trial.ratio, **trial.way.options, stacks=options.stacks,
             statistics=self._statistics.path, losses=self.out / f"losses-{trial.way.merge}.jsonl",
             measure_tokens=options.measure_tokens, workers=options.workers, device=options.device,
-            window=options.window, **_named(self.content),
-            repair=trial.repaired, evaluate=False, overwrite=target.exists(),
+            window=options.window, **_named(self.content), repair=trial.repaired, evaluate=False,
         )  # fmt: skip
+        return ConvertOptions.of(asked)
+
+    def _made(self, trial: Trial, target: Path) -> Cell:
+        """Convert; where the budget cannot be met, the cell says why."""
+        command = trial.command(self.source.name, self.options)
+        cell = Cell(name=trial.name, way=trial.label, budget=trial.budget, command=command)
+        asked = self._asked(trial).changed(overwrite=target.exists())
         try:
-            made = convert(self.source.path, target, options=ConvertOptions.of(asked), progress=self.progress)
+            made = convert(self.source.path, target, options=asked, progress=self.progress)
         except BudgetError as error:
             return cell.model_copy(update={"why_not": str(error)})
         layers = tuple(map(astuple, layers_of(self.source.spec, made.plan)))

@@ -28,7 +28,7 @@ def load_tasks(names: Sequence[str]) -> dict[str, Any]:
             one needs more than a language model.
         DataError: a file is missing or malformed, or data cannot be fetched.
     """
-    files = {name: Path(name) for name in map(str, names) if _is_file(name)}
+    files = {name: Path(name) for name in map(str, names) if is_file(name)}
     missing = next((path for path in files.values() if not path.is_file()), None)
     if missing is not None:
         raise DataError(f"task file {missing} does not exist")
@@ -63,7 +63,8 @@ def unremarked() -> Iterator[None]:
         logger.setLevel(before)
 
 
-def _is_file(name: str) -> bool:
+def is_file(name: str) -> bool:
+    """Whether the name of a task is that of a local file."""
     path = Path(name)
     return path.suffix in CHOICES + CONFIGS or path.name != str(name)
 

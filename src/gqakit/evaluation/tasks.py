@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,7 @@ from gqakit.evaluation.cache import HALVES, CacheSizes, measure_cache, runs_of
 from gqakit.evaluation.measures import on_task
 from gqakit.evaluation.options import EvaluateOptions
 from gqakit.evaluation.table import TaskRow
-from gqakit.evaluation.task_names import load_tasks, unremarked
+from gqakit.evaluation.task_names import is_file, load_tasks, unremarked
 from gqakit.evaluation.task_scores import QuestionValues, TaskScore, task_scores, values_by_question
 from gqakit.models.architectures import architecture, is_causal_model
 from gqakit.models.processes import Processes
@@ -105,6 +107,19 @@ class TaskScoring:
             _check(each, running)
         tokenizer = load_tokenizer(source.checkpoint)
         return cls(load_tasks(options.tasks), tokenizer, options, running, progress)
+
+    @property
+    def sha256(self) -> str:
+        """Of what is asked: the questions of every task, and local files that define tasks."""
+        digest = hashlib.sha256()
+        for name in sorted(map(str, self.options.tasks)):
+            if is_file(name):
+                digest.update(Path(name).read_bytes())
+        for name, task in sorted(self.tasks["tasks"].items()):
+            digest.update(name.encode())
+            for question in task.eval_docs:
+                digest.update(repr(question).encode())
+        return digest.hexdigest()
 
     def scores_of(self, each: Source, pair: CachePair | None) -> dict[str, float | None]:
         """The scores of a checkpoint by measure, with keys and values rounded as a cache of these types holds them."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -82,18 +83,26 @@ def make_plan(
     source.check_not_grouped()
     if statistics is not None:
         statistics.check_source(source.fingerprint_like(statistics.header.fingerprint), str(source.path))
-    behind = request.merges_behind_norm(statistics)
-    read = LayerReader(source, statistics, behind_norm=behind)
-    predict = None
-    if statistics is not None and request.loss in ("predicted", "corrected"):
-        predict = Prediction(statistics, request.options.merge)
-    work = _Work(source.spec, request, read, progress, predict)
+    work = _Work.of(source, request, statistics, progress)
     candidates, front, layers = _decide(work, measure, whole_front)
     errors = None
-    if request.could_merge_behind_norm(statistics) and not behind:
+    if request.could_merge_behind_norm(statistics) and not work.read.behind_norm:
         errors = key_errors(layers, work.read, work.rule)
     plan = _record(source, request, statistics, layers, errors)
     return Planned(plan, tuple(candidates), tuple(front))
+
+
+def time_of_layers(source: Source, request: Request, statistics: StatisticsFile | None) -> float:
+    """Seconds that it will take to look at every layer for a plan, as the first takes.
+
+    Args:
+        source, request, statistics: see `make_plan`. Within `looking_once` the plan will not look at that layer again.
+    """
+    work = _Work.of(source, request, statistics)
+    started = time.monotonic()
+    for _ in look_at_layers(work.read, work.tasks(work.shapes(whole_front=False), compare=False)[:1], 1):
+        pass
+    return (time.monotonic() - started) * source.spec.num_layers / request.workers
 
 
 @dataclass(frozen=True)
@@ -104,6 +113,21 @@ class _Work:
     progress: Callable[[], None]
     predict: Prediction | None
 
+    @classmethod
+    def of(
+        cls,
+        source: Source,
+        request: Request,
+        statistics: StatisticsFile | None,
+        progress: Callable[[], None] = lambda: None,
+    ) -> _Work:
+        """What the layers of a plan are looked at with."""
+        read = LayerReader(source, statistics, behind_norm=request.merges_behind_norm(statistics))
+        predict = None
+        if statistics is not None and request.loss in ("predicted", "corrected"):
+            predict = Prediction(statistics, request.options.merge)
+        return cls(source.spec, request, read, progress, predict)
+
     @property
     def rule(self) -> MergeRule:
         return RULES[self.request.options.merge]
@@ -113,12 +137,27 @@ class _Work:
         rng = random.Random(f"{self.request.options.seed}/allocation")
         return self.request.allocation.front(entries, tied=self.request.tied, rng=rng)
 
-    def task(self, shapes: Sequence[EntryShape], compare: bool) -> LayerTask:
-        """What there is to do for the entries of one layer."""
-        options = self.request.options
-        return LayerTask(
-            tuple(shapes), self.request.method, options.merge, options.seed, compare, self.predict
-        )
+    def shapes(self, whole_front: bool) -> Sequence[EntryShape]:
+        """Every layer entry with the numbers of heads to look at.
+
+        Where nothing depends on what a candidate costs, the split is settled first, and that is one number per entry.
+        """
+        request, shapes = self.request, self.request.shapes
+        if request.loss != "none" or whole_front:
+            return shapes
+        entries = [shape.entry for shape in shapes]
+        return request.with_one_count(pick(self.front(entries), entries, request.share).counts)
+
+    def tasks(self, shapes: Sequence[EntryShape], compare: bool) -> list[LayerTask]:
+        """What there is to do for the entries of each layer."""
+        request, options = self.request, self.request.options
+        return [
+            LayerTask(
+                tuple(shape for shape in shapes if shape.layer == layer),
+                request.method, options.merge, options.seed, compare, self.predict,
+            )
+            for layer in range(self.spec.num_layers)
+        ]  # fmt: skip
 
     def layer_plans(self, candidates: Sequence[EntryCandidates], counts: Sequence[int]) -> list[LayerPlan]:
         """The layers of the plan, when these numbers of heads are chosen for these entries."""
@@ -135,18 +174,10 @@ def _decide(
     work: _Work, measure: Measure | None, whole_front: bool
 ) -> tuple[list[EntryCandidates], list[FrontPoint], list[LayerPlan]]:
     """Every entry's candidates first, then the split of the budget."""
-    request, shapes = work.request, work.request.shapes
-    if request.loss == "none" and not whole_front:
-        # Nothing depends on what a candidate costs: the split is settled first, and one number per layer looked at.
-        entries = [shape.entry for shape in shapes]
-        settled = pick(work.front(entries), entries, request.share)
-        shapes = request.with_one_count(settled.counts)
+    request = work.request
     candidates: list[EntryCandidates] = []
     layers: list[LayerPlan] = []
-    tasks = [
-        work.task([shape for shape in shapes if shape.layer == layer], whole_front)
-        for layer in range(work.spec.num_layers)
-    ]
+    tasks = work.tasks(work.shapes(whole_front), whole_front)
     for here, settled in look_at_layers(work.read, tasks, request.workers):
         candidates += here
         layers += settled

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from gqakit.errors import MissingDependencyError
+from gqakit.evaluation.drawing import COLOURS, INK, colours_of
 
-PALETTE = ("#2a6fb0", "#c44e52", "#4c9f70", "#8172b3", "#cc8b3c", "#3aa6b9", "#9c5b8f", "#7a8450")
-"""Told apart in light and in dark, and by the commonest kinds of colour blindness together with the shapes."""
-
+KEYS, VALUES = COLOURS[0], COLOURS[2]
 FULL = "16 bit"
 """What the page calls a cache that rounds nothing."""
 DASHES = ([1, 0], [6, 3], [2, 3], [8, 3, 2, 3])
@@ -31,9 +30,9 @@ def altair() -> Any:
 def quality(ways: list[str], caches: list[str]) -> dict[str, Any]:
     """Quality against bytes: a line per way and type of cache, the frontier behind them, values on hover.
 
-    Colours tell ways apart, marks and dashes the types of cache, or ways too where there is one type; a click in the
-    legend singles a way out. Fields of a datum: `kib`, `bytes`, `score`, `way`, `cache`, `name`, `ratio`, `shown` and
-    `frontier`.
+    `ways` begin with the source. Colours tell ways apart, marks and dashes the types of cache, or ways too where there is
+    one type; a click in the legend singles a way out. Fields of a datum: `kib`, `bytes`, `score`, `way`, `cache`, `name`,
+    `ratio`, `shown` and `frontier`.
     """
     alt = altair()
     chosen = alt.selection_point(fields=["way"], bind="legend", name="way_chosen")
@@ -41,7 +40,8 @@ def quality(ways: list[str], caches: list[str]) -> dict[str, Any]:
         "kib:Q", title="KV cache per token (KiB)", scale=alt.Scale(zero=True, nice=True), axis=alt.Axis(tickCount=8),
     )  # fmt: skip
     y = alt.Y("score:Q", title="", scale=alt.Scale(zero=False))
-    colours = alt.Scale(domain=ways, range=[PALETTE[i % len(PALETTE)] for i in range(len(ways))])
+    made_by = {ways[0]: INK, **colours_of(ways[1:])}  # as in every plot
+    colours = alt.Scale(domain=ways, range=[made_by[name] for name in ways])
     base = alt.Chart(alt.NamedData("points")).encode(x=x, y=y)
     coloured = {
         "color": alt.Color("way:N", title="made by", scale=colours, sort=ways),
@@ -105,7 +105,7 @@ def groups() -> dict[str, Any]:
 
 def kept() -> dict[str, Any]:
     """The heads that each layer keeps. Fields of a datum: `layer`, `order`, `side`, `kept`, `error`."""
-    return _by_layer("kept", "KV heads kept")
+    return _by_layer("kept", "KV heads kept", tickMinStep=1)
 
 
 def errors() -> dict[str, Any]:
@@ -113,9 +113,9 @@ def errors() -> dict[str, Any]:
     return _by_layer("error", "relative error")
 
 
-def _by_layer(name: str, title: str) -> dict[str, Any]:
+def _by_layer(name: str, title: str, **axis: Any) -> dict[str, Any]:
     alt = altair()
-    colours = alt.Scale(domain=["keys", "values"], range=list(PALETTE[:2]))
+    colours = alt.Scale(domain=["keys", "values"], range=[KEYS, VALUES])
     bars = (
         alt.Chart(alt.NamedData("layers"))
         .mark_bar()
@@ -124,7 +124,7 @@ def _by_layer(name: str, title: str) -> dict[str, Any]:
                 "layer:N", title="layer", sort=alt.EncodingSortField("order"), axis=alt.Axis(labelAngle=0)
             ),
             xOffset=alt.XOffset("side:N"),
-            y=alt.Y(f"{name}:Q", title=title, axis=alt.Axis(tickCount=4)),
+            y=alt.Y(f"{name}:Q", title=title, axis=alt.Axis(tickCount=4, **axis)),
             color=alt.Color("side:N", title=None, scale=colours),
             tooltip=["layer:N", "side:N", "kept:Q", alt.Tooltip("error:Q", format=".3g")],
         )
@@ -160,7 +160,7 @@ def tree() -> dict[str, Any]:
     )  # the names of heads stand between
     lines = (
         alt.Chart(alt.NamedData("brackets"))
-        .mark_line(interpolate="linear", strokeWidth=1.5, color=PALETTE[0])
+        .mark_line(interpolate="linear", strokeWidth=1.5, color=INK)
         .encode(
             x=alt.X("at:Q", title="KV heads, alike beside each other", axis=bare),
             y=alt.Y("distance:Q", title="1 - similarity"),

@@ -21,10 +21,7 @@ EAGER = "gqakit_eager"  # what "eager" means to a grouped model: the same with a
 
 
 class GroupedConfig:
-    """What a grouped configuration adds to its family's: the checked `gqakit` section.
-
-    The base of the family's config class must come second, as `__post_init__` runs the family's first.
-    """
+    """What a grouped configuration adds to its family's class, which comes second: the checked `gqakit` section."""
 
     model_type: str
     gqakit: dict | None
@@ -43,6 +40,8 @@ class GroupedConfig:
             self.model_type = self.gqakit["base_model_type"]
             if "vllm" in sys.modules:
                 self._set_padded_heads(layers)
+            # Layers that differ are meant: no remark of transformers where the number for all is read.
+            (getattr(self, "per_layer_attributes", None) or set()).clear()
 
     def _set_attention(self, name: Any) -> None:
         attention: Any = transformers.PreTrainedConfig._attn_implementation
