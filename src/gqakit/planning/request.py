@@ -24,8 +24,8 @@ from gqakit.planning.candidates import EntryShape
 from gqakit.planning.layer_features import Side
 from gqakit.planning.options import MEASURING, BudgetOptions, PlanOptions
 
-ROUNDS = 2
-"""How often predicted losses are corrected by measuring what the allocation chooses by them."""
+ROUNDS = 8
+"""How often predicted losses are corrected, at most, by measuring what the allocation chooses by them."""
 
 
 @dataclass(frozen=True)
@@ -240,9 +240,8 @@ class Request:
     @property
     def measured_candidates(self) -> int:
         """The most candidates that are measured."""
-        if self.loss == "corrected":
-            return ROUNDS * len(self.shapes)
-        return sum(len(shape.counts) - 1 for shape in self.shapes) if self.loss == "measured" else 0
+        every = sum(len(shape.counts) - 1 for shape in self.shapes)
+        return {"measured": every, "corrected": min(every, ROUNDS * len(self.shapes))}.get(self.loss, 0)
 
     @property
     def tied(self) -> bool:

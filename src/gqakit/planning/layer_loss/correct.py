@@ -16,9 +16,13 @@ from gqakit.planning.request import ROUNDS
 
 @dataclass(frozen=True)
 class Correction:
-    """Predicts all candidates, measures what the allocation then chooses or what is next to it, corrects the others alike.
+    """Predicts all candidates, and measures those that the allocation could choose: what it chooses was measured.
 
-    So `ROUNDS` candidates of each entry are measured at most.
+    First one candidate of each entry is measured, the one that is chosen by the predictions. From then on predictions are
+    corrected by what was measured, and taken to be too large by one standard deviation of their logarithmic errors where
+    nothing was measured: what is chosen even so and was not measured is measured next. A candidate is passed over for good
+    only where it loses more than another even by that low estimate. Ends when all that is chosen was measured, or after
+    `ROUNDS` rounds.
 
     Attributes:
         predict, measure: give losses.
@@ -40,33 +44,49 @@ class Correction:
         predicted = self.predict(candidates, read)
         measured: list[dict[int, float]] = [{} for _ in candidates]
         losses = predicted
-        for _ in range(ROUNDS):
+        for turn in range(ROUNDS):
             weighed = [
                 replace(each.entry, losses=tuple(loss[n] for n in each.entry.counts))
                 for each, loss in zip(candidates, losses, strict=True)
             ]
+            nearest = _nearest if turn == 0 else _itself
             chosen = [
-                replace(each, by_count={n: each.by_count[n] for n in _next(each, count, known)})
+                replace(each, by_count={n: each.by_count[n] for n in nearest(each, count) if n not in known})
                 for each, count, known in zip(candidates, self.choose(weighed), measured, strict=True)
             ]
+            if not any(each.by_count for each in chosen):
+                break
             for known, found in zip(measured, self.measure(chosen, read), strict=True):
                 known.update(found)
-            losses = corrected(predicted, measured)
-        return losses
+            losses = corrected(predicted, measured, lowered=True)
+        return corrected(predicted, measured)
 
 
-def _next(entry: EntryCandidates, chosen: int, known: Mapping[int, float]) -> list[int]:
-    """The number of heads nearest to the chosen one that merges something and was not measured; fewer before more."""
-    left = [
-        n for n, candidate in entry.by_count.items() if n not in known and not candidate.partition.is_identity
-    ]
+def _nearest(entry: EntryCandidates, chosen: int) -> list[int]:
+    """The number of heads nearest to the chosen one that merges something; fewer before more."""
+    left = [n for n, candidate in entry.by_count.items() if not candidate.partition.is_identity]
     return [min(left, key=lambda n: (abs(n - chosen), n))] if left else []
 
 
+def _itself(entry: EntryCandidates, chosen: int) -> list[int]:
+    """The chosen number of heads, where it merges something."""
+    return [] if entry.by_count[chosen].partition.is_identity else [chosen]
+
+
 def corrected(
-    predicted: Sequence[Mapping[int, float]], measured: Sequence[Mapping[int, float]]
+    predicted: Sequence[Mapping[int, float]],
+    measured: Sequence[Mapping[int, float]],
+    *,
+    lowered: bool = False,
 ) -> list[dict[int, float]]:
-    """Predictions times how much more was measured: at the nearest number of heads of the same entry, or on average."""
+    """What was measured, and elsewhere predictions times how much more was measured.
+
+    That factor is the one at the nearest number of heads of the same entry, or the geometric mean of all.
+
+    Args:
+        predicted, measured: losses of each entry, by number of heads.
+        lowered: divide what was not measured by the geometric standard deviation of these factors.
+    """
     ratios = [
         {
             count: math.log(loss / of_entry[count])
@@ -77,6 +97,9 @@ def corrected(
     ]
     every = [ratio for of_entry in ratios for ratio in of_entry.values()]
     average = sum(every) / max(len(every), 1)
+    spread = (
+        math.sqrt(sum((ratio - average) ** 2 for ratio in every) / max(len(every), 1)) if lowered else 0.0
+    )
     found: list[dict[int, float]] = []
     for of_entry, known, ratio in zip(predicted, measured, ratios, strict=True):
         losses: dict[int, float] = {}
@@ -84,7 +107,7 @@ def corrected(
             nearest = min(
                 ratio, key=lambda seen, count=count: (abs(math.log(seen / count)), seen), default=None
             )
-            factor = math.exp(average if nearest is None else ratio[nearest])
+            factor = math.exp((average if nearest is None else ratio[nearest]) - spread)
             losses[count] = known.get(count, loss * factor)
         found.append(losses)
     return found

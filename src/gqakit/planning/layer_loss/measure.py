@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -74,6 +74,7 @@ class Measurement:
     replace: bool
     workers: int
     progress: Reporter
+    _loaded: list[Prober] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @classmethod
     def on(
@@ -151,7 +152,11 @@ class Measurement:
     def _run(self, missing: Mapping[int, list[Key]], read: LayerReader) -> Iterator[tuple[Key, float]]:
         layers = sorted(missing)
         if self.workers == 1:
-            prober = Prober(self.bench, read)
+            if (
+                not self._loaded or self._loaded[0].read is not read
+            ):  # the model is loaded once for several rounds
+                self._loaded[:] = [Prober(self.bench, read)]
+            (prober,) = self._loaded
             for layer in layers:
                 yield from prober.measure(layer, missing[layer])
             return

@@ -24,7 +24,7 @@ POSITIONS = 512
 class LayerProbe:
     """A model on some input, stopped before one of its layers.
 
-    Layers are visited in ascending order. What enters the present block is kept, so trying another set of weights there
+    Layers are best visited in ascending order. What enters the present block is kept, so trying another set of weights there
     costs the blocks from it on; blocks before it are replaced by nothing, and everything else (embedding, masks,
     positions, final norm, head) stays the model's own. An encoder that feeds a decoder runs once for all of its layers.
 
@@ -58,7 +58,7 @@ class LayerProbe:
         of what it puts out relative to its energy.
 
         Args:
-            layer: not below that of an earlier call.
+            layer: whose tensors these are.
             weights: by name of the checkpoint's tensors, of the same shapes; and maps behind normalisations.
             merged_keys: where such maps merge keys, the merged head of each.
         """
@@ -109,10 +109,8 @@ class LayerProbe:
         return hook
 
     def _advance(self, layer: int) -> None:
-        if layer < self._layer:
-            raise ValueError(
-                f"layer {layer} comes after layer {self._layer}: probe layers in ascending order"
-            )
+        if layer < self._layer:  # from the beginning again
+            self._layer, self._hidden = 0, None
         if self._hidden is None or self._blocks[layer] is not self._blocks[self._layer]:
             with torch.inference_mode():
                 self._hidden = [self._entering(index, layer) for index in range(len(self._batches))]
