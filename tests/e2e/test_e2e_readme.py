@@ -79,7 +79,9 @@ def test_commands_run(
             and "--plan" not in arguments
         ):
             arguments += ["--tokens", "256", "--window", "64"]
-            arguments += ["--steps", "2"] if arguments[0] == "repair" else []
+            arguments += {"repair": ["--steps", "2"], "uptrain": ["--max-steps", "2"]}.get(arguments[0], [])
+            if "--repair" in arguments:
+                arguments += ["--repair-steps", "2", "--repair-tokens", "256"]
             if arguments[0] == "compare":
                 arguments += ["--ways", "neighbour-mean", "--kv-ratios", "1/2", "--max-new-tokens", "2"]
         if name in ("recovery", "kv-cache"):  # several ways to the same place
