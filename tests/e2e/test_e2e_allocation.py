@@ -30,7 +30,7 @@ def planned(source: Path, moments: Path, *options: Any) -> Plan:
 
 
 @pytest.mark.parametrize(
-    ("loss", "most"), [("predicted", None), ("corrected", 4 * 3 - 1), ("measured", 4 * 3)]
+    ("loss", "most"), [("predicted", None), ("corrected", 4 * 3), ("measured", 4 * 3)]
 )
 def test_convert_weighs_losses_and_spends(model: Models, loss: str, most: int | None) -> None:
     source, asked = model(kv_heads=4), () if loss == "corrected" else ("--layer-loss", loss)

@@ -80,6 +80,7 @@ def test_commands_run(
         ):
             arguments += ["--tokens", "256", "--window", "64"]
             arguments += {"repair": ["--steps", "2"], "uptrain": ["--max-steps", "2"]}.get(arguments[0], [])
+            arguments += ["--measure-tokens", "64"] if arguments[0] == "convert" else []
             if "--repair" in arguments:
                 arguments += ["--repair-steps", "2", "--repair-tokens", "256"]
             if arguments[0] == "compare":

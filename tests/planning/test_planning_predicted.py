@@ -181,8 +181,8 @@ def test_correction_comes_near_to_what_measuring_everything_finds() -> None:
         excess["predicted"].append(made.lost(made.predicted) / made.lost(made.truth) - 1)
         measured.append(len(made.asked))
     mean = {name: sum(values) / len(values) for name, values in excess.items()}
-    assert mean["corrected"] < 0.02 < 0.1 < mean["predicted"]
-    assert sum(measured) / len(measured) < 0.25 * 176
+    assert mean["corrected"] < 0.005 < 0.1 < mean["predicted"]
+    assert sum(measured) / len(measured) < 0.3 * 176
 
 
 def test_a_model_that_cannot_be_differentiated_is_measured(

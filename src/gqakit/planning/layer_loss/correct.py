@@ -63,9 +63,9 @@ class Correction:
 
 
 def _nearest(entry: EntryCandidates, chosen: int) -> list[int]:
-    """The number of heads nearest to the chosen one that merges something; fewer before more."""
+    """The two numbers of heads nearest to the chosen one that merge something; fewer before more."""
     left = [n for n, candidate in entry.by_count.items() if not candidate.partition.is_identity]
-    return [min(left, key=lambda n: (abs(n - chosen), n))] if left else []
+    return sorted(left, key=lambda n: (abs(n - chosen), n))[:2]
 
 
 def _itself(entry: EntryCandidates, chosen: int) -> list[int]:
