@@ -29,9 +29,7 @@ def planned(source: Path, moments: Path, *options: Any) -> Plan:
     return Plan.load(Path("plan.json"))
 
 
-@pytest.mark.parametrize(
-    ("loss", "most"), [("predicted", None), ("corrected", 4 * 3), ("measured", 4 * 3)]
-)
+@pytest.mark.parametrize(("loss", "most"), [("predicted", None), ("corrected", 4 * 3), ("measured", 4 * 3)])
 def test_convert_weighs_losses_and_spends(model: Models, loss: str, most: int | None) -> None:
     source, asked = model(kv_heads=4), () if loss == "corrected" else ("--layer-loss", loss)
     succeeds("convert", source, "-o", "out", "--kv-ratio", 0.5, *QUICK, *asked)
