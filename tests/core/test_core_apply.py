@@ -244,4 +244,14 @@ def test_normalised_keys_are_brought_to_one_length_before_they_are_averaged():
     assert keys.scale.max() > 1.1 * keys.scale.min()
     rows = keys.scale[:, None, None] * layer.weights.key.augmented()
     out = convert(layer, SHARED, "mean").key.augmented()
-    torch.testing.assert_close(out, torch.stack([rows[0] + rows[3], rows[1] + rows[2]]) / 2)
+    groups = [[0, 3], [1, 2]]
+    torch.testing.assert_close(
+        out, torch.stack([rows[each].sum(0) / keys.scale[each].sum() for each in groups])
+    )
+
+
+def test_copies_before_a_normalisation_keep_their_length():
+    """It matters by the constant that the normalisation adds to the mean square."""
+    layer = with_copies(random_layer("locked", biases="qkv"), SHARED.key.labels, SHARED.value.labels, "same")
+    out = convert(layer, SHARED, "mean").key.augmented()
+    torch.testing.assert_close(out, layer.weights.key.augmented()[[0, 1]])

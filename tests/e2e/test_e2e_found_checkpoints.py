@@ -108,6 +108,23 @@ def bias(state: dict[str, torch.Tensor]) -> None:
         state[f"model.layers.{layer}.self_attn.k_proj.bias"] = torch.ones(32)
 
 
+def codes(state: dict[str, torch.Tensor]) -> None:
+    """GPTQ's tensors, of which no config tells."""
+    weight = state.pop("model.layers.0.self_attn.q_proj.weight")
+    for part, shape in (("qweight", (4, 32)), ("qzeros", (1, 4)), ("scales", (1, 32)), ("g_idx", (32,))):
+        dtype = weight.dtype if part == "scales" else torch.int32
+        state[f"model.layers.0.self_attn.q_proj.{part}"] = torch.ones(shape, dtype=dtype)
+
+
+def beside(name: str, *shape: int) -> Change:
+    return tensors(lambda state: state.update({f"model.layers.1.{name}": torch.ones(shape)}))
+
+
+def own_code(folder: Path) -> None:
+    (folder / "modeling_own.py").write_text("raise SystemExit('this is not to be run')\n")
+    edit_json(folder / CONFIG, auto_map={"AutoModelForCausalLM": "modeling_own.LlamaForCausalLM"})
+
+
 YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
 CONVERTED: dict[str, Change] = {
     "theta beside": rope(rope_theta=500000),
@@ -117,6 +134,8 @@ CONVERTED: dict[str, Change] = {
     "torch_dtype, no KV heads": config(dtype=None, torch_dtype="bfloat16", num_key_value_heads=None),
     "NaN in the config": config(comment=float("nan"), quantization_config=None),
     "shards": sharded,
+    "positions that see later ones": config(is_causal=False),
+    "model code of its own": own_code,
     "double precision and stored frequencies": tensors(
         lambda state: state.update(
             {name: value.double() for name, value in state.items()}
@@ -135,7 +154,9 @@ CONVERTED: dict[str, Change] = {
 
 @torch.inference_mode()
 @pytest.mark.parametrize("name", CONVERTED)
-def test_what_transformers_runs_is_converted_exactly(name: str, twins: Path, tmp_path: Path) -> None:
+def test_what_transformers_runs_is_converted_exactly(
+    name: str, twins: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     source = Path(shutil.copytree(twins, tmp_path / "ein Modell é 模型" / "snapshots" / "1a2b"))
     CONVERTED[name](source)
     options = {"method": "neighbour", "merge": "mean", "format": "grouped", "progress": False}
@@ -145,6 +166,7 @@ def test_what_transformers_runs_is_converted_exactly(name: str, twins: Path, tmp
     stock = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     made = gqakit.load("out", dtype=torch.float32)
     assert torch.equal(made(prompt_ids()).logits, stock(prompt_ids()).logits)
+    assert (caplog.text.count("modeling_own.LlamaForCausalLM") > 0) == (CONVERTED[name] is own_code)
 
 
 def quantised(method: str, says: str) -> tuple[Change, int, tuple[str, ...]]:
@@ -190,6 +212,15 @@ REFUSED: dict[str, tuple[Change, int, tuple[str, ...]]] = {
     ),
     "no output matrix": (tensors(lambda s: s.pop("lm_head.weight")), 3, ("lm_head.weight",)),
     "resized embeddings": (config(vocab_size=140), 3, ("[128, 32], expected [140, 32]",)),
+    "codes of which no config tells": (tensors(codes), 3, ("q_proj.qweight", BASE)),
+    "a scale of codes": (beside("self_attn.k_proj.weight_scale", 1), 4, ("k_proj.weight_scale",)),
+    "state of bitsandbytes": (beside("self_attn.v_proj.weight.absmax", 8), 4, ("weight.absmax",)),
+    "what an adapter left": (
+        beside("self_attn.q_proj.lora_A.default.weight", 2, 32),
+        4,
+        ("q_proj.lora_A.default.weight",),
+    ),
+    "a gate beside attention": (beside("attn_gate.weight", 1, 32), 4, ("attn_gate.weight", "no place")),
     "biases that nothing adds": (tensors(bias), 4, ("k_proj.bias", "does not add")),
     "biases that nothing stores": (config(attention_bias=True), 3, ("k_proj.bias", "missing")),
     "dtype misspelt": (config(dtype="float7"), 3, ("float7",)),

@@ -13,7 +13,7 @@ import pytest
 import torch
 import transformers
 from command import SMALL, refused, succeeds
-from family_models import CONFIGS
+from family_models import CONFIGS, build_family
 from tiny_models import edit_json, tokenizer
 
 import gqakit
@@ -163,3 +163,26 @@ def test_a_config_without_a_class_is_the_familys_usual_one() -> None:
     assert architecture(
         {"model_type": "gqakit_vit", "architectures": ["GqakitViTForImageClassification"]}
     ) == ("ViTForImageClassification")
+
+
+@pytest.mark.parametrize(
+    "name", ["LlamaForTokenClassification", "MistralModel", "BertForMaskedLM", "WhisperModel"]
+)
+def test_what_writes_no_text_is_not_asked_to(name: str, tmp_path: Path) -> None:
+    family = {"Llama": "llama", "Mistr": "mistral", "BertF": "bert", "Whisp": "whisper"}[name[:5]]
+    getattr(transformers, name)(
+        getattr(transformers, FAMILIES[family].config)(**CONFIGS[family])
+    ).save_pretrained(tmp_path / "model")
+    tokenizer().save_pretrained(tmp_path / "model")
+    refused(2, "generate", tmp_path / "model", "a cat", says=(name, "writes no text"))
+
+
+def test_the_answer_of_an_encoder_with_a_decoder_is_whole(tmp_path: Path) -> None:
+    """Unlike a decoder's continuation it does not begin with the prompt."""
+    model = gqakit.load(build_family(tmp_path / "model", "t5"))
+    tokenizer().save_pretrained(tmp_path / "model")
+    prompt, kind = "a cat and a dog and a cat", tokenizer()
+    ids = model.generate(**kind(prompt, return_tensors="pt"), max_new_tokens=6, do_sample=False)
+    expected = kind.decode(ids[0], skip_special_tokens=True)
+    assert expected
+    assert gqakit.generate(tmp_path / "model", prompt, max_new_tokens=6) == expected

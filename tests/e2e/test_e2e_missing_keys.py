@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command import SMALL, gqakit, refused
 from family_models import CONFIGS, build_family, in_matrix
 from huggingface_hub.errors import StrictDataclassError
+from tiny_models import tokenizer
 from transformers import AutoConfig
 
 from gqakit.errors import GqakitError
@@ -75,6 +77,31 @@ def test_a_key_left_out_is_what_transformers_takes_for_it(family: str, tmp_path:
         if filled == as_transformers_reads(config) and seen != whole:
             wrong.append(f"{key}, which has its default")
     assert not wrong
+
+
+def test_what_transformers_takes_and_cannot_run_is_one_line(tmp_path: Path) -> None:
+    source = build_family(tmp_path / "source", "cohere")
+    tokenizer().save_pretrained(source)
+    (source / "config.json").write_text(
+        json.dumps({**json.loads((source / "config.json").read_text()), "logit_scale": None})
+    )
+    for command in (("calibrate", source, "-o", "s.safetensors"), ("evaluate", source)):
+        refused(3, *command, *SMALL, says=("does not run this model", "modeling_cohere.py: TypeError"))
+    with pytest.raises(TypeError):
+        gqakit("evaluate", source, *SMALL, "--verbose")
+
+
+def test_errors_that_are_not_transformers_are_not_called_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*args: Any, **kwargs: Any) -> None:
+        raise TypeError("ours")
+
+    monkeypatch.setattr("gqakit.models.attention_hook.Attending", broken)
+    source = build_family(tmp_path / "source", "llama")
+    tokenizer().save_pretrained(source)
+    with pytest.raises(TypeError, match="ours"):
+        gqakit("calibrate", source, "-o", "s.safetensors", *SMALL)
 
 
 @pytest.mark.parametrize("family", PLANNED)

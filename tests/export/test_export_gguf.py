@@ -271,6 +271,8 @@ def test_what_cannot_be(grouped: Models, copy: Models, monkeypatch: pytest.Monke
     refused(4, "export", source, "--to", "gguf", "-o", "y.gguf", says=("yarn",))
     edit_json(source / "config.json", rope_parameters=None, hidden_act="gelu")
     refused(4, "export", source, "--to", "gguf", "-o", "y.gguf", says=("gelu",))
+    edit_json(source / "config.json", hidden_act="silu", is_causal=False)
+    refused(4, "export", source, "--to", "gguf", "-o", "y.gguf", says=("is_causal = False", "llama.cpp"))
     monkeypatch.setitem(sys.modules, "gguf", None)
     refused(10, "export", grouped(), "--to", "gguf", "-o", "y.gguf", says=("gqakit[gguf]",))
 

@@ -88,6 +88,7 @@ def test_groups_of_several_sizes_cost_heads(grouped: Models) -> None:
         ("llama", {"intermediate_size": 48}, "feed-forward width of 48"),
         ("llama", {"head_dim": 16, **WIDE}, "heads of width 16"),
         ("qwen2", WIDE, "grouped qwen2"),
+        ("llama", {"is_causal": False, **WIDE}, "is_causal = False"),
         ("mistral", {"sliding_window": 32, "hidden_size": 72, "head_dim": 8, **WIDE}, "sliding_window is 32"),
     ],
 )

@@ -106,7 +106,7 @@ def test_the_families_that_run_a_switch_take_it(family: str, switches: dict[str,
     ("family", "key", "value"),
     [
         *(("olmo", "clip_qkv", 8.0), ("gemma", "use_bidirectional_attention", True)),
-        ("olmoe", "clip_qkv", 8.0),
+        *(("olmoe", "clip_qkv", 8.0), ("gemma2", "use_bidirectional_attention", True)),
     ],
 )
 def test_a_family_with_a_switch_that_it_does_not_run_refuses_it(family: str, key: str, value: object) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import traceback
+from pathlib import Path
 from typing import Any
 
 from gqakit.errors import GqakitError
@@ -27,8 +29,31 @@ def main() -> None:
         _fail(with_flags(str(error)), error.exit_code)
     except typer.Abort:
         sys.exit(130)
+    except Exception as error:
+        said = _of_transformers(error)
+        if said is None or {"-v", "--verbose"} & {*sys.argv}:
+            raise
+        _fail(said, 3)
     else:
         sys.exit(code if isinstance(code, int) else 0)
+
+
+def _of_transformers(error: Exception) -> str | None:
+    """What to say of an error in transformers' own code, which takes configs that it cannot run; None of any other error."""
+    transformers: Any = sys.modules.get("transformers")
+    if transformers is None:
+        return None
+    ours, theirs = Path(__file__).parents[1], Path(transformers.__file__).parent
+    frames = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
+    inside = frames[max(i for i, file in enumerate(frames) if file.is_relative_to(ours)) + 1 :]
+    where = next((file for file in reversed(inside) if file.is_relative_to(theirs)), None)
+    if where is None:
+        return None
+    return (
+        f"transformers {transformers.__version__} does not run this model: {where.name}: {type(error).__name__}: "
+        f"{str(error)[:300]}. Look at config.json, where transformers takes what its code then cannot compute with; "
+        "--verbose shows where it was"
+    )
 
 
 def _fail(message: str, code: int) -> None:

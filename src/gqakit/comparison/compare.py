@@ -35,6 +35,7 @@ from gqakit.evaluation.table import EvaluationRow
 from gqakit.evaluation.tasks import TaskScoring
 from gqakit.grouping_methods.qcqa.evolution import check_pymoo
 from gqakit.models.agreement import check_convertible
+from gqakit.models.architectures import writes_text
 from gqakit.models.generate import generate
 from gqakit.models.source import Source
 from gqakit.options import takes
@@ -313,7 +314,7 @@ class _Run:
 
     def _continued(self, path: Path, pair: CachePair | None) -> str:
         """The continuation of the prompt, of what writes text."""
-        if not self.options.max_new_tokens or self.source.spec.family.task != "text":
+        if not self.options.max_new_tokens or not writes_text(self.source.checkpoint.config):
             return ""
         types = None if pair is None else pair.name
         return generate(path, self.options.prompt, max_new_tokens=self.options.max_new_tokens, kv_cache=types)

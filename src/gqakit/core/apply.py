@@ -99,9 +99,10 @@ def _merge_projection(
         if merge is None:
             merged.append(rows[group[0]])
             continue
-        combine = (
-            merge.combine * scale[list(group), None, None]
-        )  # [members, d, d] on rows [members, d, width]
+        # The statistics have heads of one length; the weights keep the members' mean length, as a normalisation adds a
+        # constant to what it divides by.
+        length = scale[list(group)] / scale[list(group)].mean()
+        combine = merge.combine * length[:, None, None]  # [members, d, d] on rows [members, d, width]
         merged.append(torch.einsum("hab,hbx->ax", combine, rows[list(group)].double()).to(rows.dtype))
     new = torch.stack(merged)
     if source.gain is None:

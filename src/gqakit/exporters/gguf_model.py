@@ -71,6 +71,7 @@ def describe_gguf(source: ExportSource) -> GgufModel:
     """
     import gguf
 
+    source.check_causal("llama.cpp")
     arrangements = [pad_layer(heads) for heads in source.heads]
     architecture = _architecture(source, arrangements)
     writer = gguf.GGUFWriter(path=None, arch=architecture)

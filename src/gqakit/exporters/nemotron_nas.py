@@ -50,6 +50,7 @@ def describe_nas(source: ExportSource, *, allow_full_cache: bool = False) -> Rea
             f"{source.path}: nemotron-nas has Llama's layers; this is a grouped {source.family}, and what can be written so "
             f"is {', '.join(FAMILIES)}.{' For llama.cpp use `to=gguf`.' if gguf else ''}"
         )
+    source.check_causal("nemotron-nas")
     arrangements = [equalise_layer(heads) for heads in source.heads]
     written = sum(arrangement.num_kv_heads for arrangement in arrangements)
     planned = None if source.plan is None else source.plan.source

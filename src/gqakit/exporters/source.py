@@ -13,7 +13,7 @@ from gqakit.checkpoint import Replacement
 from gqakit.conversion.files import PLAN_FILE
 from gqakit.core.attention import AttentionWeights
 from gqakit.core.budget import CacheShape
-from gqakit.errors import CheckpointError, UsageError
+from gqakit.errors import CheckpointError, FamilyError, UsageError
 from gqakit.models.head_layout import Arrangement
 from gqakit.models.layers import layer_shapes, tensors_of_layer
 from gqakit.models.remote_code.heads import HeadMaps, read_layers
@@ -61,6 +61,14 @@ class ExportSource(Source):
     def is_shared(self) -> bool:
         """Whether keys and values have the same map in every layer."""
         return all(heads.key_head_of_query == heads.value_head_of_query for heads in self.heads)
+
+    def check_causal(self, engine: str) -> None:
+        """Raise `FamilyError` for a decoder that sees later positions too, where an engine would hide them."""
+        if not self.config.get("is_causal", True):
+            raise FamilyError(
+                f"{self.path}: config.json has is_causal = {self.config['is_causal']!r}, so that positions see later ones; "
+                f"{engine} would hide these"
+            )
 
     @cached_property
     def plan(self) -> Plan | None:

@@ -82,6 +82,12 @@ def is_causal_model(config: Mapping[str, Any]) -> bool:
     return family is not None and architecture(config) == family.classes.get("AutoModelForCausalLM")
 
 
+def writes_text(config: Mapping[str, Any]) -> bool:
+    """Whether the class writes text after, or in answer to, a text that it is given."""
+    family = family_of(config)
+    return family is not None and family.task in ("text", "translation") and class_of(config).can_generate()
+
+
 def class_of(config: Mapping[str, Any]) -> Any:
     """The model class itself, the grouped one for a grouped config."""
     import transformers

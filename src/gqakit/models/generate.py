@@ -24,7 +24,7 @@ class GenerateOptions(RunOptions):
 
 @takes(GenerateOptions)
 def generate(model: str | Path, prompt: str, options: GenerateOptions) -> str:
-    """The model's continuation of a prompt; greedy at temperature 0.
+    """The model's continuation of a prompt, or its answer to it; greedy at temperature 0.
 
     Args:
         model: directory or hub name, source or converted.
@@ -36,11 +36,14 @@ def generate(model: str | Path, prompt: str, options: GenerateOptions) -> str:
     """
     import torch
 
+    from gqakit.models.architectures import architecture, writes_text
     from gqakit.models.rounding import check_cache_types, rounded_cache
     from gqakit.models.running import load_model, load_tokenizer
     from gqakit.models.source import Source
 
     source = Source.open(model)
+    if not writes_text(source.checkpoint.config):
+        raise UsageError(f"{model} is a {architecture(source.checkpoint.config)}, which writes no text")
     checkpoint, types = source.checkpoint, check_cache_types(options.kv_cache, source.spec)
     tokenizer = load_tokenizer(checkpoint)
     if options.chat:
@@ -56,7 +59,8 @@ def generate(model: str | Path, prompt: str, options: GenerateOptions) -> str:
         choice = {"do_sample": True, "temperature": options.temperature}
     with torch.inference_mode(), rounded_cache(running, source.spec, types):
         ids = running.generate(**inputs, max_new_tokens=options.max_new_tokens, **choice)
-    return tokenizer.decode(ids[0, length:], skip_special_tokens=True)
+    begin = 0 if running.config.is_encoder_decoder else length
+    return tokenizer.decode(ids[0, begin:], skip_special_tokens=True)
 
 
 def as_chat(tokenizer: Any, model: str | Path, message: str) -> str:

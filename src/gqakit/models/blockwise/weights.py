@@ -30,6 +30,9 @@ class Weights:
     Args:
         checkpoint: stock or grouped. dtype, device: of what is filled.
 
+    Attributes:
+        unused: tensors of the checkpoint that no parameter is made of.
+
     Raises:
         CheckpointError: transformers refuses the config, or tensors of the model are missing.
     """
@@ -62,6 +65,7 @@ class Weights:
         converters = [each for each in transforms if isinstance(each, WeightConverter)]
         self._converters = {pattern: each for each in converters for pattern in each.source_patterns}
         self._sources: dict[str, list[tuple[str, str | None]]] = defaultdict(list)
+        self.unused: list[str] = []
         self._group: dict[str, str] = {}  # of each parameter: the first that is made of the same tensors
         prefix = model.base_model_prefix
         for name in _naturally(self.checkpoint.tensors):
@@ -69,6 +73,7 @@ class Weights:
             if renamed not in known and name in known:
                 renamed, pattern = rename_source_key(name, [], [], prefix, known)
             if renamed not in known:
+                self.unused.append(name)
                 continue
             self._sources[renamed].append((name, pattern))
             for target in self._targets(renamed, pattern):

@@ -15,14 +15,15 @@ PHI3 = Family(
     layout="blocks",
     partly_rotary=True,
 )
-_GEMMA = ("attn_logit_softcapping", "query_pre_attn_scalar", "use_bidirectional_attention")
+_GEMMA = ("attn_logit_softcapping", "query_pre_attn_scalar")
+# Transformers' Gemma 2 makes a causal mask whatever `use_bidirectional_attention` says, and asks for none.
 GEMMA2 = Family("gemma2", causal("Gemma2"), handles=_GEMMA)
 GEMMA3 = Family(
     "gemma3_text",
     {"AutoModel": "Gemma3TextModel", "AutoModelForCausalLM": "Gemma3ForCausalLM"},
     key_norm="k_norm",
     query_norm="q_norm",
-    handles=_GEMMA,
+    handles=(*_GEMMA, "use_bidirectional_attention"),
 )
 OLMO2 = Family("olmo2", causal("Olmo2"), key_norm="k_norm", query_norm="q_norm")
 STABLELM = Family(
