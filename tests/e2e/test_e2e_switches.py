@@ -45,18 +45,26 @@ OTHER: dict[str, list[Any]] = {
 """Values of keys that are no switches of two positions."""
 
 
-def changes(family: str) -> Iterator[tuple[str, Any]]:
-    """Each key that a family's code reads, with other values than the matrix has."""
-    kind = getattr(transformers, FAMILIES[family].config)
-    usual = kind().to_dict()
+def changes(family: str) -> Iterator[dict[str, Any]]:
+    """Each key that a family's code reads, with other values than the matrix has; those of its parts too."""
+    data, own = FAMILIES[family], CONFIGS[family]
+    kind = getattr(transformers, data.config)
+    parts = {data.section, *(stack.part for stack in data.stacks)} - {""}
+    yield from _changes(kind, own)
+    for part in sorted(parts):
+        for changed in _changes(type(getattr(kind(**own), part)), own[part]):
+            yield {part: {**own[part], **changed}}
+
+
+def _changes(kind: Any, own: dict[str, Any]) -> Iterator[dict[str, Any]]:
     code = inspect.getsource(
         importlib.import_module(kind.__module__.replace(".configuration_", ".modeling_"))
     )
     read = re.findall(r"config\.([a-z]\w+)|getattr\(\w*\.?config, ['\"](\w+)", code)
-    names = {name for pair in read for name in pair if name} | {"is_causal"}
-    for name in sorted(names - {key for key in names if NO_MATTER.search(key)}):
-        value = CONFIGS[family].get(name, usual.get(name))
-        yield from ((name, other) for other in OTHER.get(name, _others(value)) if other != value)
+    names, usual = {name for pair in read for name in pair if name} | {"is_causal"}, kind().to_dict()
+    for name in sorted(name for name in names if not NO_MATTER.search(name)):
+        value = own.get(name, usual.get(name))
+        yield from ({name: other} for other in OTHER.get(name, _others(value)) if other != value)
 
 
 def _others(value: Any) -> list[Any]:
@@ -76,9 +84,9 @@ def _others(value: Any) -> list[Any]:
 )
 def test_no_switch_is_converted_wrongly(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wrong, made = [], 0
-    for name, value in changes(family):
-        changed = f"{family}, {name} = {value!r}"
-        monkeypatch.setitem(VARIANTS, changed, (family, {name: value}))
+    for change in changes(family):
+        changed = f"{family}, {change}"
+        monkeypatch.setitem(VARIANTS, changed, (family, change))
         error = _error(tmp_path, changed)
         made += error is not None
         if error is not None and error > 1e-3:

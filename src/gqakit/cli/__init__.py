@@ -51,8 +51,8 @@ def _of_transformers(error: Exception) -> str | None:
         return None
     return (
         f"transformers {transformers.__version__} does not run this model: {where.name}: {type(error).__name__}: "
-        f"{str(error)[:300]}. Look at config.json, where transformers takes what its code then cannot compute with; "
-        "--verbose shows where it was"
+        f"{str(error)[:300]}. Look for what its code cannot compute with in config.json; --verbose shows where it was, for "
+        "a report if it runs without gqakit"
     )
 
 
