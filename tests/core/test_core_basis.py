@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -143,3 +145,27 @@ def test_keys_of_a_locked_head_and_scales_of_pairs():
     scales = maps.diagonal(dim1=1, dim2=2)
     assert torch.equal(maps, torch.diag_embed(scales))
     assert torch.equal(*scales.chunk(2, -1))  # both channels of a pair
+
+
+def test_keys_are_balanced_for_queries_of_other_inputs_where_these_are_known():
+    """As in cross attention: what another layer's output asks decides, not what the keys' own inputs would ask."""
+    weights, (moments, _) = layer(), statistics()
+    asked = torch.zeros_like(moments.input)
+    asked[:4, :4] = torch.eye(4, dtype=torch.float64)
+    moments = replace(moments, query=asked)
+    rows = weights.query.augmented()
+    second = (rows @ asked @ rows.mT).reshape(KV, -1, DIM, DIM).sum(1)
+    keys = weights.key.augmented() @ moments.input @ weights.key.augmented().mT
+
+    def cost(by: torch.Tensor) -> torch.Tensor:
+        """Of noise that is alike in all channels of a key, as these queries see it."""
+        undo = torch.linalg.inv(by)
+        energy = (by @ keys @ by.mT).diagonal(dim1=1, dim2=2).sum(1)
+        return energy * (undo.mT @ second @ undo).diagonal(dim1=1, dim2=2).sum(1)
+
+    def basis(known: LayerStatistics, channels: Channels) -> torch.Tensor:
+        return key_basis(weights, READERS, known, channels, cache_type("q4_0"))
+
+    free, rotary, own = Channels.mixing(DIM), Channels.rotary(DIM), replace(moments, query=None)
+    assert (cost(basis(moments, free)) < cost(basis(own, free))).all()
+    assert not torch.allclose(basis(moments, rotary), basis(own, rotary))

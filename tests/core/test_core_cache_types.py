@@ -85,6 +85,7 @@ def test_more_bits_and_smaller_groups_lose_less():
 def test_a_scale_saves_what_fp8_cuts_off():
     rows = torch.tensor([[1.0, -3000.0], [1e-6, 2e-6], [0.0, 0.0]])
     assert cache_type("fp8").stored(rows).tolist() == [[1.0, -448.0], [0.0, 0.0], [0.0, 0.0]]
+    assert cache_type("fp8").stored(-rows).tolist() == [[-1.0, 448.0], [0.0, 0.0], [0.0, 0.0]]
     scaled = cache_type("fp8_per_token_head").stored(rows)
     torch.testing.assert_close(scaled, rows, rtol=2**-4, atol=1e-1)
     assert scaled[0, 1] == -3000

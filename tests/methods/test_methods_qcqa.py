@@ -22,7 +22,7 @@ from gqakit.grouping_methods.partition_search import exact_partitions
 from gqakit.grouping_methods.qcqa.evolution import rng_of
 from gqakit.grouping_methods.qcqa.layer_search import layer_front
 from gqakit.grouping_methods.qcqa.method import QCQA
-from gqakit.grouping_methods.qcqa.rows import canonical, first_rows, num_groups
+from gqakit.grouping_methods.qcqa.rows import Near, canonical, first_rows, num_groups
 from gqakit.planning.allocation import ALLOCATIONS
 from nsga_sensitivity import model_points
 
@@ -238,3 +238,28 @@ def test_without_pymoo_the_error_names_the_extra(monkeypatch):
     with pytest.raises(MissingDependencyError, match=install):
         layer_front(clustered([3, 3], seed=0), free(6), SHORT, seed="0")
     assert METHODS["optimal"].configured({}) == METHODS["optimal"]
+
+
+def test_a_moved_head_joins_a_mate_or_goes_alone_and_whole_groups_merge():
+    rng, near = rng_of("0"), Near.of(clustered([4, 4, 4], 0).numpy())
+    before = canonical(np.tile(np.repeat(np.arange(3), 4), (4000, 1)))
+    moved = near.move(before, 1 / 12, rng)
+    changed = (moved != before).sum(1)
+    labels = [set(row.tolist()) for row in moved]
+    alone = sum(3 in groups for groups in labels)
+    # One head in twelve moves, one in four of them alone: 0.25 per row, so 1 - exp(-0.25) of the rows or a little less.
+    assert 0.15 < alone / len(moved) < 0.3
+    # And in a tenth of the rows the group of one head goes into that of another, which in a third of them is its own.
+    whole = sum(len(groups & {0, 1, 2}) < 3 for groups in labels)
+    assert 0.02 < whole / len(moved) < 0.1
+    assert 0.2 < (changed == 0).mean() < 0.6
+
+
+def test_a_swap_keeps_the_sizes_of_groups():
+    rng, near = rng_of("0"), Near.of(clustered([4, 4, 4], 0).numpy())
+    before = canonical(np.tile(np.repeat(np.arange(3), 4), (1000, 1)))
+    after = near.swap(before, 1 / 12, rng)
+    assert (np.sort(after, axis=1) == np.sort(before, axis=1)).all()
+    assert 0.2 < (after != before).any(1).mean() < 0.8
+    taken = (after != before).sum(0)  # which member comes in a mate's place is drawn: none is left out
+    assert taken.min() > 0.25 * taken.max()

@@ -141,6 +141,21 @@ def test_no_move_or_swap_improves_what_local_search_finds(sizes):
                 assert total(other, cost) >= here - 1e-12
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_the_cost_itself_has_the_last_word(seed):
+    """Where costs have no structure that the stand-in could see, no promising move or swap is left that lowers them."""
+    cost = random_cost(9, seed)
+    sizes = Sizes(1, 7)
+    search_ = LocalSearch(9, cost)
+    found = search_.partition(3, sizes=sizes, rng=random.Random(seed))
+    here = total(found, cost)
+    for head in range(9):
+        for group in range(3):
+            other = Partition.of([*found.labels[:head], group, *found.labels[head + 1 :]])
+            if other.num_groups == 3 and sizes.hold(other):
+                assert total(other, cost) >= here - 1e-12
+
+
 @pytest.mark.parametrize(("num_heads", "num_groups"), [(32, 8), (33, 7), (24, 20), (16, 16), (16, 1)])
 def test_local_search_keeps_to_sizes_with_many_heads(num_heads, num_groups):
     cost = KINDS["plane"](num_heads, 0)
