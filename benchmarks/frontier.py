@@ -88,7 +88,7 @@ MADE_BY = {
 CACHES = {
     "16": ("o", "16 bits"),
     "8": ("s", "8 bits"),
-    "84": ("D", "8 for keys, 4 for values"),
+    "84": ("D", "8 and 4 bits"),
     "4": ("^", "4 bits"),
     "3": ("v", "3 bits"),
 }
@@ -310,9 +310,8 @@ def _points(axes: Any, found: list[tuple[Way, Row]], text: str) -> None:
         at, colour = (row["bytes"], min(times, LARGEST)), MADE_BY[way.weights][0]
         axes.plot(*at, mark, color=colour, clip_on=False)
         if times > LARGEST and bits(way) == "16":
-            axes.annotate(
-                f"{times:.3g} ×", at, (5, -11), textcoords="offset points", color=colour, fontsize=8
-            )
+            where: dict[str, Any] = {"xytext": (0, -13), "textcoords": "offset points", "ha": "center"}
+            axes.annotate(f"{times:.3g} ×", at, **where, color=colour, fontsize=8)
     low = sorted((row["bytes"], ratios(row, whole)[text]) for _, row in found if best(row, found, text))
     axes.plot(*zip(*low, strict=True), "-", color="0.6", zorder=0)
 

@@ -365,6 +365,28 @@ def test_each_checkpoint_is_listed_once_where_heads_are_shown(page: Any) -> None
     assert all("does not run it" in row.inner_text() for row in rounded.all())
 
 
+@pytest.mark.skipif(BROWSER is None, reason="needs an installed Chromium")
+def test_every_control_of_the_page_draws_anew(page: Any) -> None:
+    def changes(act: Callable[[], Any], *drawn: str) -> None:
+        before = {each: page.inner_html(each) for each in drawn}
+        act()
+        for each, html in before.items():
+            page.wait_for_function(
+                "([at, was]) => document.querySelector(at).innerHTML !== was", arg=[each, html]
+            )
+
+    changes(lambda: page.uncheck("#log"), "#quality")
+    changes(lambda: page.select_option("#layer", "3"), "#alike", "#tree")
+    changes(lambda: page.select_option("#side", "values"), "#alike", "#tree")
+    changes(lambda: page.select_option("#shown", "neighbour+aligned 0.25"), "#groups", "#kept", "#errors")
+    changes(lambda: page.fill("#context", "1000"), "#fits")
+    changes(lambda: page.select_option("#engine", page.locator("#engine option").last.inner_text()), "#fits")
+    changes(lambda: page.locator("#quality .role-legend-label text").first.click(force=True), "#quality")
+    assert page.locator("#quality [opacity='0.12']").count() > 0, "a click in the legend singles a way out"
+    text = page.inner_text("#settings")
+    assert all(name in text for name in ("seed", "fingerprint", "versions", "calibrated on"))
+
+
 def test_the_page_is_whole_without_a_network(compared: tuple[Path, str]) -> None:
     text = (compared[0] / PAGE).read_text()
     assert len(text.encode()) < 3_000_000

@@ -73,7 +73,8 @@ def quality(ways: list[str], caches: list[str]) -> dict[str, Any]:
             alt.Tooltip("ratio:Q", title="of the source", format=".1%"),
         ],
     )
-    return _spec((frontier + lines + marks.add_params(chosen)).properties(width="container", height=380))
+    # A legend can be clicked where the first layer that has it is the one with the choice.
+    return _spec((frontier + lines.add_params(chosen) + marks).properties(width="container", height=380))
 
 
 def groups() -> dict[str, Any]:
