@@ -7,7 +7,9 @@ import pytest
 import torch
 from family_models import CONFIGS, build_family, in_matrix, inputs_of, run
 
+from gqakit.calibration.collect import collect_statistics
 from gqakit.conversion.checks import check_runtime, identity_model
+from gqakit.errors import FamilyError
 from gqakit.models.attention_hook import Attending, watched_attention
 from gqakit.models.load import load, use_attention_interface
 from gqakit.models.source import Source
@@ -82,3 +84,17 @@ def test_the_source_is_left_as_it_was(tmp_path: Path) -> None:
     ids = inputs_of("gpt_neox")["input_ids"][:1]
     check_runtime(Source.open(folder), stock, {"input_ids": ids})
     assert all(torch.equal(tensor, before[name]) for name, tensor in stock.state_dict().items())
+
+
+@pytest.mark.parametrize("family", ["bloom", "falcon", "mpnet"])
+def test_calibration_that_sees_no_attention_is_an_error(family: str, tmp_path: Path) -> None:
+    """These refuse to have their attention function set, of which transformers only logs."""
+    source = Source.open(build_family(tmp_path / "source", family))
+    model, batches = load(source.path, dtype=torch.float32), [inputs_of(family)]
+    with pytest.raises(FamilyError, match="its attention was not observed"):
+        collect_statistics(model, source.spec, batches)
+    use_attention_interface(model, source.spec)
+    assert all(
+        float(found.value.abs().sum()) > 0
+        for found in collect_statistics(model, source.spec, batches).values()
+    )

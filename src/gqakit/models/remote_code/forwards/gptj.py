@@ -21,6 +21,7 @@ def forward(self: Any, hidden_states: Tensor, position_ids: Any = None, **kwargs
         first = rotate(states[i][..., :width].transpose(1, 2), *turns).transpose(1, 2)
         states[i] = torch.cat([first, states[i][..., width:]], dim=-1)
     how = {n: v for n, v in kwargs.items() if n in ("layer_past", "attention_mask", "output_attentions")}
+    how["is_causal"] = getattr(self.config, "is_causal", True)  # what no mask means
     out, weights = attend(self, (states[0], states[1], value), self.head_dim**-0.5, self.attn_dropout.p, how)
     return self.resid_dropout(self.out_proj(out)), weights
 
