@@ -74,6 +74,17 @@ def test_the_function_of_a_layer_is_unchanged(bias):
     assert not torch.allclose(moved.value.weight, weights.value.weight)
 
 
+def test_everything_else_of_a_layer_comes_along():
+    weights, (moments, _) = layer(), statistics()
+    sinks = torch.arange(HEADS, dtype=torch.float64)
+    weights = replace(weights, sinks=sinks, key=replace(weights.key, each_alone=True))
+    basis = rounding_basis(weights, READERS, moments, Channels.rotary(DIM), cache_pair("q4_0"))
+    moved = rebased(weights, READERS, basis)
+    assert moved.sinks is sinks
+    assert moved.key.each_alone
+    assert not torch.equal(moved.key.weight, weights.key.weight)
+
+
 def test_a_wrong_map_changes_it():
     weights, (_, inputs) = layer(), statistics()
     mixing = torch.linalg.qr(torch.randn(KV, DIM, DIM, dtype=torch.float64))[0]

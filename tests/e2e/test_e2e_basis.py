@@ -9,10 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 from command import QUICK, SMALL, refused, succeeds
+from family_models import STACKS, VARIANTS, build_family, output_of
 from safetensors.torch import load_file
-from tiny_models import prompt_ids
+from tiny_models import edit_tensors, prompt_ids
 
+import gqakit
+from gqakit.checkpoint import Checkpoint
+from gqakit.models.families import FAMILIES
 from gqakit.models.load import load
+from gqakit.models.source import Source
+from gqakit.planning.make import plan
 from gqakit.planning.plan import Plan
 
 Models = Callable[..., Path]
@@ -51,11 +57,50 @@ def test_a_source_is_prepared_without_loss(model: Models, family: str) -> None:
     assert prepared < plain
 
 
+ALWAYS = {"gpt_oss", "whisper", "bloom"}
+CACHED = [name for name, (kind, *_) in VARIANTS.items() if any(s.cached for s in FAMILIES[kind].stacks)]
+
+
+@pytest.mark.parametrize(
+    "variant", [pytest.param(v, marks=() if v in ALWAYS else pytest.mark.matrix) for v in CACHED]
+)
+def test_every_family_is_prepared_without_loss(variant: str, tmp_path: Path) -> None:
+    """Sinks, biases, fused projections, decoders behind encoders: all that is beside the maps comes along."""
+    source = build_family(tmp_path / "model", variant)
+    how = {"method": "neighbour", "merge": "mean", "format": "grouped", "stacks": STACKS.get(variant, ())}
+    types = "int4/8" if Source.open(source, STACKS.get(variant, ())).spec.head_dim % 8 == 0 else "int4/4"
+    made = plan(source, kv_ratio=1.0, kv_cache=types, progress=False, **how)
+    gqakit.convert(source, tmp_path / "out", plan=made, progress=False, evaluate=False)
+    theirs, ours = output_of(source, variant), output_of(tmp_path / "out", variant)
+    assert float((ours - theirs).abs().max()) < 1e-4 * float(theirs.abs().max())
+    before, after = Checkpoint.open(source), Checkpoint.open(tmp_path / "out")
+    moved = [name for name in before.tensors if not torch.equal(before.load(name), after.load(name))]
+    assert moved
+
+
 def test_a_type_that_hardly_rounds_changes_no_weight(model: Models) -> None:
     source = model("llama", **WIDE)
     succeeds("convert", source, "-o", "out", "--kv-ratio", "0.6", "--kv-cache", "q8_0", *QUICK)
     theirs, ours = (load_file(Path(path, "model.safetensors")) for path in (source, "out"))
     assert all(torch.equal(theirs[name], ours[name]) for name in theirs)
+
+
+def test_keys_with_large_biases_are_prepared_for_eight_bits_too(copy: Models) -> None:
+    source = copy("qwen2", **WIDE)
+
+    def enlarge(tensors: dict[str, torch.Tensor]) -> None:
+        for name, tensor in tensors.items():
+            if name.endswith("k_proj.bias"):
+                tensor.view(-1, 2, 16)[:, :, 3] += 40.0  # one pair of every head
+
+    edit_tensors(source, enlarge)
+    succeeds("convert", source, "-o", "out", "--kv-ratio", "1", "--kv-cache", "q8_0", *QUICK)
+    theirs, ours = (load_file(Path(path, "model.safetensors")) for path in (source, "out"))
+    moved = {name.split(".")[-2] for name in theirs if not torch.equal(theirs[name], ours[name])}
+    assert moved == {"q_proj", "k_proj"}
+    rows = json.loads(succeeds("evaluate", source, "out", *SMALL, "--kv-cache", "q8_0", "--json", "-q").out)
+    plain, prepared = (row["scores"]["kl"] for row in rows["checkpoints"][1:])
+    assert prepared < 0.3 * plain
 
 
 @pytest.mark.parametrize(("types", "bits"), [("q8_0,q4_0", (8.5, 4.5))])

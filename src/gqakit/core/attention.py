@@ -116,5 +116,6 @@ class AttentionWeights:
     def to(self, dtype: torch.dtype) -> AttentionWeights:
         """The same layer in another precision."""
         query, key, value = (part.to(dtype) for part in (self.query, self.key, self.value))
+        maps = None if self.maps is None else NormMaps(self.maps.key.to(dtype), self.maps.query.to(dtype))
         sinks = None if self.sinks is None else self.sinks.to(dtype)
-        return AttentionWeights(query, key, value, self.output.to(dtype), sinks=sinks)
+        return AttentionWeights(query, key, value, self.output.to(dtype), maps, sinks)

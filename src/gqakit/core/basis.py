@@ -8,7 +8,7 @@ rotary embedding a scale and a rotation for each frequency pair. Biases ride alo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jaxtyping import Float
 from torch import Tensor
@@ -48,11 +48,9 @@ def rebased(weights: AttentionWeights, readers: Readers, basis: Basis) -> Attent
         undo = inv(maps)[list(readers.value)]  # B⁻¹, [heads, d, d]
         value = _mapped(maps, value)
         output = (output.double() @ undo).to(output.dtype)  # [heads, width, d]
-    return AttentionWeights(query, key, value, output, weights.maps)
+    return replace(weights, query=query, key=key, value=value, output=output)
 
 
 def _mapped(maps: Tensor, projection: Projection) -> Projection:
     rows = maps @ projection.augmented().double()  # [heads, d, width (+ 1)]
-    return Projection.from_augmented(
-        rows.to(projection.weight.dtype), projection.bias is not None, projection.gain
-    )
+    return projection.with_rows(rows.to(projection.weight.dtype))

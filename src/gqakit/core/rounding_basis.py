@@ -30,10 +30,13 @@ SWEEPS = 2
 _RIDGE = 1e-6
 
 
-def is_coarse(kind: CacheType) -> bool:
-    """Whether a type rounds so much that the basis matters: integers of fewer than 8 bits."""
+def is_coarse(kind: CacheType, *, biased: bool = False) -> bool:
+    """Whether a type rounds so much that the basis matters: integers of fewer than 8 bits, or of 8 for keys with biases.
+
+    Biases make some frequency pairs of keys enormous, and the others of their blocks are rounded in steps of these.
+    """
     plain = kind.plain if isinstance(kind, Rotated) else kind
-    return isinstance(plain, Blocks) and plain.width < 8
+    return isinstance(plain, Blocks) and plain.width < (9 if biased else 8)
 
 
 def rounding_basis(
@@ -51,7 +54,7 @@ def rounding_basis(
         channels: what may be mixed of a key: nothing in a locked head.
         pair: the types.
     """
-    moves = is_coarse(pair.key) and not channels.locked
+    moves = is_coarse(pair.key, biased=weights.key.bias is not None) and not channels.locked
     return Basis(
         key_basis(weights, readers, moments, channels, pair.key) if moves else None,
         value_basis(weights, readers, moments) if is_coarse(pair.value) else None,

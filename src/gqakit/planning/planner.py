@@ -311,7 +311,7 @@ def _cache_record(request: Request, groupings: Sequence[Grouping], spec: ModelSp
         types=types.name,
         engine=engine_of(types, request.options.engine),
         serve=serving(types, request.options.engine),
-        basis=is_coarse(types.key) or is_coarse(types.value),
+        basis=is_coarse(types.key, biased="key" in spec.biased) or is_coarse(types.value),
     )
 
 

@@ -68,7 +68,7 @@ def opened_blocks(
             raise UsageError(
                 f"`max_memory={in_words(running.memory)}` is too small for one block of {checkpoint.path} at a time: its "
                 f"weights in {named} take {in_words(weights)}, {taken}; "
-                f"give at least {in_words(1.01 * needed)}"
+                f"give at least {in_words(1.05 * needed)}"
                 + ("" if running.dtype.itemsize == 2 else ", or `dtype=bfloat16`")
             )
         left = running.host - needed if running.device == "cpu" else running.host
