@@ -236,8 +236,9 @@ def test_block_by_block_they_are_the_whole_model_s(tiny: Path, tmp_path: Path) -
     blocks = Blocks(source.checkpoint, source.spec, states=states)
     numbered = dict(enumerate(batches))
     stream(blocks, numbered, keep=True)
-    found = collect_gradients_by_block(blocks, numbered)
-    assert list(found) == list(whole)
+    found: dict[int, LayerGradients] = {}
+    collect_gradients_by_block(blocks, numbered, found.__setitem__)
+    assert list(found) == list(whole)[::-1]
     for layer, ours in found.items():
         for name in ("value", "query", "key", "distances"):
             torch.testing.assert_close(getattr(ours, name), getattr(whole[layer], name), rtol=1e-4, atol=1e-7)

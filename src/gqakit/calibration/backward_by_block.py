@@ -21,16 +21,18 @@ from gqakit.models.processes import ALONE, Processes
 def collect_gradients_by_block(
     blocks: Blocks,
     batches: Mapping[int, Batch],
+    write: Callable[[int, LayerGradients], None],
     advance: Callable[[int], None] = lambda window: None,
     processes: Processes = ALONE,
     *,
     seed: int = 0,
-) -> dict[int, LayerGradients]:
+) -> None:
     """What `collect_gradients` gives, from hidden states that a forward pass kept at the boundaries of blocks.
 
     Args:
         blocks: after `stream(…, keep=True)` over the same batches.
         batches: by the number of the window.
+        write: takes each layer's gradients as soon as they are complete, the last layer's first; nothing else keeps them.
         advance: called with the window whenever a gradient has passed a block.
         processes: that share the input; each draws for itself, and gets the sums over all of it.
         seed: of what is drawn from the model's output; window `n` draws as batch `n` of the whole model does.
@@ -50,7 +52,6 @@ def collect_gradients_by_block(
                 return sampled_score(Output.of(made), rng)
 
             states.put(_key(window), blocks.gradient_of(window, batch, score))
-    found: dict[int, LayerGradients] = {}
     for index in reversed(range(blocks.count)):
         sums = {layer: GradientSums(spec, layer) for layer in blocks.layers_of(index)}
         with blocks.block(index) as block, reporting(blocks.model, spec, sums), torch.enable_grad():
@@ -62,10 +63,9 @@ def collect_gradients_by_block(
                 states.drop(entering_key(index, window))
                 advance(window)
         for layer in sorted(sums, reverse=True):
-            found[layer] = sums[layer].gradients(processes)
+            write(layer, sums[layer].gradients(processes))
     for window in batches:
         states.drop(_key(window))
-    return dict(sorted(found.items()))
 
 
 def _key(window: int) -> str:

@@ -173,13 +173,10 @@ class _Calibration:
             ):
                 seen: Callable[[int], None] = lambda window: advance(positions_of(batches[window]))  # noqa: E731
                 collect_in_sequence(blocks, batches, write, seen, self.processes, keep=self.gradients)
-                found: dict[int, LayerGradients] = {}
                 if self.gradients:
                     with self._backwards(total) as back:
                         passed: Callable[[int], None] = lambda window: back(positions_of(batches[window]))  # noqa: E731
-                        found = collect_gradients_by_block(blocks, batches, passed, self.processes)
-                for layer, moments in found.items():
-                    write(layer, moments)
+                        collect_gradients_by_block(blocks, batches, write, passed, self.processes)
 
 
 def _warn(source: Source, content: Content, positions: int) -> None:
