@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+import math
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from huggingface_hub import ModelCard
 
 from gqakit.conversion.model_card import model_card, stated_in_card
 from gqakit.evaluation.language import LanguageScores
@@ -57,6 +61,7 @@ def test_front_matter_and_facts(tmp_path: Path) -> None:
         "base_model": 'odd "name"',
         "license": "mit",
         "library_name": "transformers",
+        "pipeline_tag": "text-generation",
         "tags": ["gqakit", "kv-cache"],
     }
     for part in (
@@ -88,6 +93,23 @@ def test_measured_loss_replaces_the_layers_errors(tmp_path: Path) -> None:
     card = model_card(plan(), tmp_path, rows, "some text, 62 predicted tokens")
     assert "On some text, 62 predicted tokens:\n\n" + markdown_table(rows) in card
     assert "| layer |" not in card
+
+
+def test_the_hub_reads_scores_task_and_how_to_load(tmp_path: Path) -> None:
+    scores = LanguageScores(9.5, 0.25, math.inf, 62)
+    rows = [EvaluationRow(name, 2048, 2048.0, 1.0, scores) for name in "ab"]
+    card = ModelCard(model_card(plan(), tmp_path, rows, "some text"))
+    data: Any = card.data
+    assert data.pipeline_tag == "text-generation"
+    found = data.eval_results
+    assert {each.metric_type: each.metric_value for each in found} == {"perplexity": 9.5, "kl": 0.25}
+    assert {(each.dataset_name, each.task_type) for each in found} == {("some text", "text-generation")}
+    (code,) = re.findall(r"```python\n(.*?)```", card.text, flags=re.DOTALL)
+    assert ast.parse(code)
+    assert "import gqakit" in code
+    assert "import gqakit" not in model_card(plan(format="uniform"), tmp_path)
+    (tmp_path / "README.md").write_text("---\npipeline_tag: text2text-generation\n---\n")
+    assert "pipeline_tag: text2text-generation" in model_card(plan(), tmp_path, rows, "some text")
 
 
 @pytest.mark.parametrize(

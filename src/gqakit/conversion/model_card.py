@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import ModelCardData, metadata_load
+from huggingface_hub import EvalResult, ModelCardData, metadata_load
 
 from gqakit import __version__
 from gqakit.conversion.files import CARD_FILE
+from gqakit.evaluation.measures import measures_named
+from gqakit.evaluation.page.content import scores_of
 from gqakit.evaluation.table import EvaluationRow, markdown_table
 from gqakit.models.families import FAMILIES
+from gqakit.models.families.base import Task
 from gqakit.planning.plan import Plan
 
 
@@ -34,7 +38,7 @@ def model_card(
         text: what they were measured on.
         repaired: whether layers were fitted to the source's afterwards.
     """
-    known = {**stated_in_card(source_path), "base_model": plan.source.name}
+    known = {**_evaluated(plan, rows, text), **stated_in_card(source_path), "base_model": plan.source.name}
     licence = known.get("license")
     budget = plan.budget
     counts = [(g.key.num_groups, g.value.num_groups) for g in plan.groupings]
@@ -60,6 +64,7 @@ def model_card(
         "- The whole plan: `gqakit-plan.json`",
         *(f"- Note: {note}" for note in plan.notes),
         "",
+        *_loading(plan),
         "## Measured loss",
         "",
     ]
@@ -76,6 +81,55 @@ def model_card(
             for i, (layer, (k, v)) in enumerate(zip(plan.layers, counts, strict=True))
         ]
     return front_matter(known) + "\n".join(body) + "\n"
+
+
+_PIPELINES: dict[Task, str] = {
+    "text": "text-generation",
+    "embedding": "feature-extraction",
+    "image": "image-feature-extraction",
+    "speech": "automatic-speech-recognition",
+    "translation": "translation",
+    "pair": "zero-shot-image-classification",
+}
+"""What the hub calls the tasks of families, where the source's card does not say."""
+
+
+def _evaluated(plan: Plan, rows: Sequence[EvaluationRow], text: str | None) -> dict[str, Any]:
+    """What a family is for, and the scores of the conversion, as the hub reads them."""
+    family = FAMILIES.get(plan.source.model_type)
+    if family is None:
+        return {}
+    pipeline = _PIPELINES[family.task]
+    if not rows:
+        return {"pipeline_tag": pipeline}
+    measures = measures_named(scores := scores_of(rows[-1]))
+    results = [
+        EvalResult(
+            task_type=pipeline, dataset_type="held-out", dataset_name=text or "held-out data",
+            metric_type=each.name, metric_name=each.title, metric_value=round(scores[each.name], 6),
+        )
+        for each in measures if math.isfinite(scores[each.name])
+    ]  # fmt: skip
+    made = {"model_name": rows[-1].name, "eval_results": results} if results else {}
+    return {"pipeline_tag": pipeline, **made}
+
+
+def _loading(plan: Plan) -> list[str]:
+    """A block of Python that loads it."""
+    family = FAMILIES.get(plan.source.model_type)
+    auto = "AutoModelForCausalLM" if family is not None and family.task == "text" else "AutoModel"
+    ours = ["import gqakit  # or trust_remote_code=True, which runs the code in the checkpoint"]
+    return [
+        "## Loading",
+        "",
+        "```python",
+        *(ours if plan.format == "grouped" else []),
+        f"from transformers import {auto}",
+        "",
+        f'model = {auto}.from_pretrained("path/or/name")',
+        "```",
+        "",
+    ]
 
 
 def _measuring(plan: Plan) -> str:
@@ -115,13 +169,13 @@ _LOADING = {
 }
 
 
-_KEPT = ("base_model", "license", "license_name", "license_link")
+_KEPT = ("base_model", "license", "license_name", "license_link", "pipeline_tag")
 _LISTED = ("base_model", "license")
 """Those that may be a list: a base model may be merged of more than one."""
 
 
 def stated_in_card(directory: Path) -> dict[str, Any]:
-    """`base_model`, `license`, `license_name` and `license_link`, as far as the card in a directory states them."""
+    """`base_model`, `license` and what else is in `_KEPT`, as far as the card in a directory states it."""
     path = directory / CARD_FILE
     if not path.is_file():
         return {}
