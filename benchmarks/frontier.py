@@ -93,12 +93,14 @@ CACHES = {
     "3": ("v", "3 bits"),
 }
 """Mark and name of a cache by the bits of its numbers."""
-SHARES = (2 / 3, 1 / 2, 1 / 3)
+SHARES = (3 / 4, 2 / 3, 1 / 2, 1 / 3)
 UNTRAINED = (
     Way(1, "f16"),
     Way(1, "q8_0"),
+    Way(1, "q8_0", True),
     Way(1, "fp8"),
     Way(1, "q8_0+h,q4_0+h"),
+    Way(1, "q8_0+h,q4_0+h", True),
     Way(1, "q4_0"),
     Way(1, "q4_0+h"),
     Way(1, "q4_0+h", True),
