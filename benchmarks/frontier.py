@@ -101,6 +101,7 @@ UNTRAINED = (
     Way(1, "fp8"),
     Way(1, "q8_0+h,q4_0+h"),
     Way(1, "q8_0+h,q4_0+h", True),
+    Way(1, "q5_1+h,q4_0+h", True),
     Way(1, "q4_0"),
     Way(1, "q4_0+h"),
     Way(1, "q4_0+h", True),
