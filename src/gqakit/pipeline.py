@@ -225,9 +225,9 @@ class Conversion:
             )
             steps.append(f"calibrate on {amount}")
         if self.request is not None and (count := self.request.measured_candidates):
-            most = "up to " if self.request.loss == "corrected" else ""
+            about = "about " if self.request.loss == "corrected" else ""
             steps += [
-                f"measure what {most}{count} candidates lose, on up to {options.measure_tokens:,} tokens each"
+                f"measure what {about}{count} candidates lose, on up to {options.measure_tokens:,} tokens each"
             ]
         steps += ["plan"] if self.plan is None else []
         steps += [] if options.dry_run else [f"write {size}"]
@@ -239,7 +239,7 @@ class Conversion:
         count = 0 if self.request is None else self.request.measured_candidates
         rest = seconds / max(tokens, 1) * min(self.options.measure_tokens, tokens) * count / 2
         if rest > LONG:
-            STEPS.info("Measuring losses will take at most about %s.", duration(rest))
+            STEPS.info("Measuring losses will take about %s.", duration(rest))
 
     def _check_plan(self, plan: Plan) -> None:
         """A plan that is given must be for this model, for the engine that is asked for, and known to this gqakit."""

@@ -24,9 +24,6 @@ from gqakit.planning.candidates import EntryShape
 from gqakit.planning.layer_features import Side
 from gqakit.planning.options import MEASURING, BudgetOptions, PlanOptions
 
-ROUNDS = 8
-"""How often predicted losses are corrected, at most, by measuring what the allocation chooses by them."""
-
 
 @dataclass(frozen=True)
 class Request:
@@ -239,9 +236,9 @@ class Request:
 
     @property
     def measured_candidates(self) -> int:
-        """The most candidates that are measured."""
+        """How many candidates are measured, about: all, or three of each entry where that is what a correction looks at."""
         every = sum(len(shape.counts) - 1 for shape in self.shapes)
-        return {"measured": every, "corrected": min(every, ROUNDS * len(self.shapes))}.get(self.loss, 0)
+        return {"measured": every, "corrected": min(every, 3 * len(self.shapes))}.get(self.loss, 0)
 
     @property
     def tied(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -242,7 +243,8 @@ def _without_weights(checkpoint: Checkpoint, kind: Any, dtype: torch.dtype, devi
     with loading(checkpoint.path):
         config = AutoConfig.from_pretrained(str(checkpoint.path), local_files_only=True)
         config.return_dict = True  # outputs are read by their names
-        config.use_cache = False  # a block may run twice; some heads do not pass on the argument that says so
+        if "use_cache" not in inspect.signature(kind.forward).parameters:
+            config.use_cache = False  # a block may run twice, and such a class does not pass on what says so
         nn.Module.register_parameter = on_meta
         try:
             model = kind._from_config(config, dtype=dtype)

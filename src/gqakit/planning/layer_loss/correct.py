@@ -11,7 +11,9 @@ from gqakit.planning.candidates import EntryCandidates
 from gqakit.planning.layer_features import LayerReader
 from gqakit.planning.layer_loss.measure import Measurement
 from gqakit.planning.layer_loss.predict import Prediction
-from gqakit.planning.request import ROUNDS
+
+ROUNDS = 8
+"""How often, at most, what the allocation chooses is measured and corrects the predictions."""
 
 
 @dataclass(frozen=True)
