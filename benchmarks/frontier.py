@@ -335,7 +335,8 @@ def _legends(both: Any, ways: list[Way]) -> None:
     ]
     envelope = Line2D([], [], color="0.6", label="lower envelope")
     for axes, handles in zip(both, ([*colours, envelope], marks), strict=True):
-        axes.legend(handles=handles, loc="upper right", frameon=False, fontsize=8)
+        where = {"loc": "upper right", "bbox_to_anchor": (1.0, 0.95)}  # below what is named at the upper edge
+        axes.legend(handles=handles, **where, frameon=False, fontsize=8, labelspacing=0.2)
 
 
 def bits(way: Way) -> str:
