@@ -20,10 +20,10 @@ ROUNDS = 8
 class Correction:
     """Predicts all candidates, and measures those that the allocation could choose: what it chooses was measured.
 
-    First one candidate of each entry is measured, the one that is chosen by the predictions. From then on predictions are
-    corrected by what was measured, and taken to be too large by one standard deviation of their logarithmic errors where
-    nothing was measured: what is chosen even so and was not measured is measured next. A candidate is passed over for good
-    only where it loses more than another even by that low estimate. Ends when all that is chosen was measured, or after
+    First the two candidates of each entry are measured that are nearest to what is chosen by the predictions. From then on
+    predictions are corrected by what was measured, and taken to be too large by one standard deviation of their logarithmic
+    errors where nothing was measured: what is chosen even so and was not measured is measured next. So a candidate is passed
+    over only where it would not be chosen even by that low estimate. Ends when all that is chosen was measured, or after
     `ROUNDS` rounds.
 
     Attributes:
