@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -17,8 +16,9 @@ from transformers import AutoConfig, PreTrainedModel
 
 from gqakit.checkpoint import Checkpoint
 from gqakit.errors import CheckpointError
-from gqakit.models.architectures import class_of, family_of
+from gqakit.models.architectures import class_of, family_of, has_no_head
 from gqakit.models.load import is_headless, loading, really_missing
+from gqakit.models.outputs import predicts_tokens
 from gqakit.models.registration import register
 
 
@@ -243,13 +243,15 @@ def _without_weights(checkpoint: Checkpoint, kind: Any, dtype: torch.dtype, devi
     with loading(checkpoint.path):
         config = AutoConfig.from_pretrained(str(checkpoint.path), local_files_only=True)
         config.return_dict = True  # outputs are read by their names
-        if "use_cache" not in inspect.signature(kind.forward).parameters:
-            config.use_cache = False  # a block may run twice, and such a class does not pass on what says so
         nn.Module.register_parameter = on_meta
         try:
             model = kind._from_config(config, dtype=dtype)
         finally:
             nn.Module.register_parameter = own
+    if not (predicts_tokens(model) or has_no_head(checkpoint.config)):
+        model.config.use_cache = (
+            False  # a block may run twice, and some heads do not pass on that no cache is wanted
+        )
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
             module._buffers[name] = buffer.to(device)
