@@ -16,6 +16,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "calibration"))
 from family_models import build_family, inputs_of
 from test_calibration_in_sequence import launch, printed
 from tiny_models import build
+from torch.utils._pytree import register_pytree_node
+from transformers import DynamicCache
 
 import gqakit
 from gqakit.evaluation import runners
@@ -23,6 +25,7 @@ from gqakit.evaluation.agreement import agreement, embed
 from gqakit.evaluation.language import score_language
 from gqakit.evaluation.runners import InSequence, Whole
 from gqakit.models.blockwise.blocks import Blocks
+from gqakit.models.blockwise.calls import Call
 from gqakit.models.source import Source
 
 HOW: dict[str, Any] = {"tokens": 300, "window": 64, "progress": False}
@@ -151,3 +154,18 @@ def test_two_processes_score_and_repair_as_one(made: Path, tmp_path: Path) -> No
         assert layer["error_after"] == pytest.approx(expected.error_after, rel=1e-3)
         assert layer["error_after"] < layer["error_before"]
     assert not [*tmp_path.glob("*.repair")]
+
+
+def test_a_cache_stays_whole_where_torch_knows_how_to_take_it_apart() -> None:
+    """As after an export to ONNX in the same process, which registers transformers' caches."""
+
+    class Known(DynamicCache):
+        pass
+
+    register_pytree_node(Known, lambda cache: ([torch.zeros(2)], None), lambda parts, _: Known())
+    cache = Known()
+    _, call = Call.of((torch.ones(3),), {"past_key_values": cache, "mask": torch.ones(2)})
+    assert any(leaf is cache for leaf in call.leaves)
+    seen: list[object] = []
+    call.on(lambda hidden, past_key_values, mask: seen.append(past_key_values), torch.ones(3))
+    assert seen[0] is cache

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
+from transformers import Cache
 
 from gqakit.errors import GqakitError
 
@@ -36,7 +37,8 @@ class Call:
         """The hidden states that a block was called with, and the rest of the call."""
         by_name, kwargs = not args, dict(kwargs)
         hidden = kwargs.pop("hidden_states") if by_name else args[0]
-        leaves, layout = tree_flatten((args[1:], kwargs))
+        # A cache stays whole, also where an exporter has told torch how to take it apart.
+        leaves, layout = tree_flatten((args[1:], kwargs), is_leaf=lambda part: isinstance(part, Cache))
         return hidden, cls(tuple(leaves), layout, by_name)
 
     def mapped(self, function: Callable[[int, Any], Any]) -> Call:
