@@ -236,7 +236,7 @@ class Request:
 
     @property
     def measured_candidates(self) -> int:
-        """How many candidates are measured, about: all, or three of each entry where that is what a correction looks at."""
+        """About how many candidates are measured: all, or the three of each entry that corrections were seen to look at."""
         every = sum(len(shape.counts) - 1 for shape in self.shapes)
         return {"measured": every, "corrected": min(every, 3 * len(self.shapes))}.get(self.loss, 0)
 

@@ -37,7 +37,7 @@ class Call:
         """The hidden states that a block was called with, and the rest of the call."""
         by_name, kwargs = not args, dict(kwargs)
         hidden = kwargs.pop("hidden_states") if by_name else args[0]
-        # A cache stays whole, also where an exporter has told torch how to take it apart.
+        # A cache stays whole, also where an exporter has registered it with torch, which then takes it apart.
         leaves, layout = tree_flatten((args[1:], kwargs), is_leaf=lambda part: isinstance(part, Cache))
         return hidden, cls(tuple(leaves), layout, by_name)
 

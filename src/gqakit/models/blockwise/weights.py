@@ -248,10 +248,9 @@ def _without_weights(checkpoint: Checkpoint, kind: Any, dtype: torch.dtype, devi
             model = kind._from_config(config, dtype=dtype)
         finally:
             nn.Module.register_parameter = own
+    # A block may run twice, and some heads do not pass on that no cache is wanted.
     if not (predicts_tokens(model) or has_no_head(checkpoint.config)):
-        model.config.use_cache = (
-            False  # a block may run twice, and some heads do not pass on that no cache is wanted
-        )
+        model.config.use_cache = False
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
             module._buffers[name] = buffer.to(device)
