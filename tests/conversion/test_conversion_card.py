@@ -133,3 +133,18 @@ def test_the_licence_comes_from_the_front_matter_alone(
     card = model_card(plan(), tmp_path)
     assert ("license:" in card) is (licence is not None)
     assert (licence or "whose card states none") in card
+
+
+@pytest.mark.parametrize(
+    ("kind", "auto", "pipeline"),
+    [
+        ("LlamaForCausalLM", "AutoModelForCausalLM", "text-generation"),
+        ("LlamaForSequenceClassification", "AutoModelForSequenceClassification", "text-classification"),
+        ("LlamaModel", "AutoModel", "feature-extraction"),
+    ],
+)
+def test_the_class_that_loads_it_is_the_source_s(tmp_path: Path, kind: str, auto: str, pipeline: str) -> None:
+    (tmp_path / "config.json").write_text(f'{{"model_type": "llama", "architectures": ["{kind}"]}}')
+    card = model_card(plan(), tmp_path)
+    assert f"model = {auto}.from_pretrained(" in card
+    assert ModelCard(card).data.get("pipeline_tag") == pipeline

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from collections.abc import Sequence
@@ -16,8 +17,9 @@ from gqakit.conversion.files import CARD_FILE
 from gqakit.evaluation.measures import measures_named
 from gqakit.evaluation.page.content import scores_of
 from gqakit.evaluation.table import EvaluationRow, markdown_table
+from gqakit.models.architectures import architecture, auto_classes
 from gqakit.models.families import FAMILIES
-from gqakit.models.families.base import Task
+from gqakit.models.families.base import Family, Task
 from gqakit.planning.plan import Plan
 
 
@@ -38,7 +40,11 @@ def model_card(
         text: what they were measured on.
         repaired: whether layers were fitted to the source's afterwards.
     """
-    known = {**_evaluated(plan, rows, text), **stated_in_card(source_path), "base_model": plan.source.name}
+    known = {
+        **_evaluated(plan, source_path, rows, text),
+        **stated_in_card(source_path),
+        "base_model": plan.source.name,
+    }
     licence = known.get("license")
     budget = plan.budget
     counts = [(g.key.num_groups, g.value.num_groups) for g in plan.groupings]
@@ -64,7 +70,7 @@ def model_card(
         "- The whole plan: `gqakit-plan.json`",
         *(f"- Note: {note}" for note in plan.notes),
         "",
-        *_loading(plan),
+        *_loading(plan, source_path),
         "## Measured loss",
         "",
     ]
@@ -91,15 +97,36 @@ _PIPELINES: dict[Task, str] = {
     "translation": "translation",
     "pair": "zero-shot-image-classification",
 }
-"""What the hub calls the tasks of families, where the source's card does not say."""
+_OF_HEADS = {
+    "AutoModelForMaskedLM": "fill-mask",
+    "AutoModelForSequenceClassification": "text-classification",
+    "AutoModelForTokenClassification": "token-classification",
+    "AutoModelForQuestionAnswering": "question-answering",
+    "AutoModelForImageClassification": "image-classification",
+}
+"""What the hub calls the tasks of families, and of other heads on their bodies, where the source's card does not say."""
 
 
-def _evaluated(plan: Plan, rows: Sequence[EvaluationRow], text: str | None) -> dict[str, Any]:
-    """What a family is for, and the scores of the conversion, as the hub reads them."""
+def _auto_class(family: Family, source_path: Path) -> str:
+    """The auto class of transformers that loads the class that the source is; its family's usual one without a config."""
+    path = source_path / "config.json"
+    config = json.loads(path.read_bytes()) if path.is_file() else {"model_type": family.model_type}
+    kind = architecture(config)
+    names = [name for name, made in auto_classes(family, kind).items() if made == kind]
+    return next((name for name in names if name != "AutoModel"), "AutoModel")
+
+
+def _evaluated(
+    plan: Plan, source_path: Path, rows: Sequence[EvaluationRow], text: str | None
+) -> dict[str, Any]:
+    """What the model is for, and the scores of the conversion, as the hub reads them."""
     family = FAMILIES.get(plan.source.model_type)
     if family is None:
         return {}
-    pipeline = _PIPELINES[family.task]
+    auto = _auto_class(family, source_path)
+    pipeline = _OF_HEADS.get(auto, _PIPELINES[family.task])
+    if auto == "AutoModel" and family.task == "text":
+        pipeline = "feature-extraction"
     if not rows:
         return {"pipeline_tag": pipeline}
     measures = measures_named(scores := scores_of(rows[-1]))
@@ -114,10 +141,10 @@ def _evaluated(plan: Plan, rows: Sequence[EvaluationRow], text: str | None) -> d
     return {"pipeline_tag": pipeline, **made}
 
 
-def _loading(plan: Plan) -> list[str]:
-    """A block of Python that loads it."""
+def _loading(plan: Plan, source_path: Path) -> list[str]:
+    """A block of Python that loads it, as the class that the source is."""
     family = FAMILIES.get(plan.source.model_type)
-    auto = "AutoModelForCausalLM" if family is not None and family.task == "text" else "AutoModel"
+    auto = "AutoModel" if family is None else _auto_class(family, source_path)
     ours = ["import gqakit  # or trust_remote_code=True, which runs the code in the checkpoint"]
     return [
         "## Loading",
