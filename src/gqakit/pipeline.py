@@ -227,7 +227,7 @@ class Conversion:
         if self.request is not None and (count := self.request.measured_candidates):
             about = "about " if self.request.loss == "corrected" else ""
             steps += [
-                f"measure what {about}{count} candidates lose, on up to {options.measure_tokens:,} tokens each"
+                f"measure losses of {about}{count} candidates, on up to {options.measure_tokens:,} tokens each"
             ]
         steps += ["plan"] if self.plan is None else []
         steps += [] if options.dry_run else [f"write {size}"]
